@@ -10,20 +10,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0.dev0"
-
-_ESTIMATORS = {
-    "FeatureStatistics": "statistics",
-    "FloorPredictor": "floor",
-    "AffineCalibrator": "calibration",
-    "PowerLawCalibrator": "calibration",
-    "SparseAutoencoder": "sparse_autoencoder",
-    "ActivationExtractor": "language_models",
-    "ActivationStore": "language_models",
-}
-
-__all__ = ["__version__", *_ESTIMATORS]  # noqa: PLE0604 - the names are strings
-
 if TYPE_CHECKING:
     from geofloor.calibration import AffineCalibrator, PowerLawCalibrator
     from geofloor.floor import FloorPredictor
@@ -31,12 +17,34 @@ if TYPE_CHECKING:
     from geofloor.sparse_autoencoder import SparseAutoencoder
     from geofloor.statistics import FeatureStatistics
 
+__version__ = "0.1.0.dev0"
+__all__ = [
+    "ActivationExtractor",
+    "ActivationStore",
+    "AffineCalibrator",
+    "FeatureStatistics",
+    "FloorPredictor",
+    "PowerLawCalibrator",
+    "SparseAutoencoder",
+    "__version__",
+]
+
+_MODULE_OF = {
+    "ActivationExtractor": "language_models",
+    "ActivationStore": "language_models",
+    "AffineCalibrator": "calibration",
+    "FeatureStatistics": "statistics",
+    "FloorPredictor": "floor",
+    "PowerLawCalibrator": "calibration",
+    "SparseAutoencoder": "sparse_autoencoder",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name in _ESTIMATORS:
-        return getattr(importlib.import_module(f"geofloor.{_ESTIMATORS[name]}"), name)
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"geofloor.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module 'geofloor' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ESTIMATORS])
+    return sorted({*globals(), *_MODULE_OF})

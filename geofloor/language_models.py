@@ -2,15 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import copy
+import functools
+import hashlib
+import inspect
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from numbers import Integral
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils._set_output import _get_output_config
+
+from geofloor._training.checkpoints import atomic_path, write_json
+from geofloor._training.devices import resolve_device
+from geofloor._training.progress import progress_bar
+
+_LOOK_AHEAD = 64  # batches that are sorted by length together
+_WINDOW_BYTES = 2**27  # and no more than this of activations, since rows leave in the order they came
+_TEXTS_AT_ONCE = 64
+_MODEL_DTYPES = ("auto", "float32", "float16", "bfloat16")
+_STORE_DTYPES = ("float32", "float16")
+_FORMAT = "geofloor activations"
+_MANIFEST, _PARTIAL_MANIFEST = "manifest.json", "manifest.partial.json"
+_OPEN_SHARDS = 64  # each open memory map holds a file descriptor
+# What `from_pretrained` of a tokenizer shares with that of a model.
+_SHARED_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "gguf_file",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
 
 
-def token_blocks(
-    texts: Iterable[str], tokenizer: Any, *, length: int, max_blocks: int | None = None
-) -> np.ndarray:
+def _check_count(name: str, value: Any, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+        raise ValueError(f"{name}={value!r} must be an integer of at least {minimum}.")
+
+
+# Text to tokens
+
+
+def token_blocks(texts: Iterable[str], tokenizer: Any, *, length: int, max_blocks: int | None = None) -> np.ndarray:
     """Tokenise texts, join them with the end-of-text token and cut the stream into blocks.
 
     Parameters
@@ -33,22 +79,1011 @@ def token_blocks(
     ------
     ValueError
         If `length` is below 2, the tokenizer has no end-of-text token, or the texts give no block.
+
+    Notes
+    -----
+    No special token is added but the end-of-text token after each document, so a block may begin
+    anywhere in a document, as in the pre-training of most causal language models.
+
+    Examples
+    --------
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> from transformers import PreTrainedTokenizerFast
+    >>> from geofloor.language_models import token_blocks
+    >>> words = Tokenizer(models.WordLevel({"<end>": 0, "a": 1, "b": 2}, unk_token="<end>"))
+    >>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
+    >>> token_blocks(["a b", "b", "a a a"], tokenizer, length=4)
+    array([[1, 2, 0, 2],
+           [0, 1, 1, 1]])
     """
-    if length < 2:
-        raise ValueError(f"length={length!r}: a block needs at least 2 tokens.")
+    _check_count("length", length, 2)
+    if max_blocks is not None:
+        _check_count("max_blocks", max_blocks, 1)
+    if isinstance(texts, str):
+        raise ValueError(f"texts={texts[:40]!r} is one text; put it in a list.")
     if tokenizer.eos_token_id is None:
         raise ValueError("tokenizer has no eos_token, which separates documents; set tokenizer.eos_token.")
+    encode = _encoder(tokenizer)
+    wanted = np.inf if max_blocks is None else max_blocks * length
     blocks: list[np.ndarray] = []
     rest = np.empty(0, dtype=np.int64)
-    for text in texts:
-        ids = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-        rest = np.concatenate([rest, np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int64)])
-        n_whole = len(rest) // length
-        if n_whole:
-            blocks.append(rest[: n_whole * length].reshape(n_whole, length))
-            rest = rest[n_whole * length :]
-        if max_blocks is not None and sum(map(len, blocks)) >= max_blocks:
+    n_tokens = 0
+    texts = iter(texts)
+    while n_tokens < wanted:
+        chunk: list[str] = []
+        n_bytes = 0
+        # A character is at most four bytes, hence four tokens: less than what is wanted is safe to read at once.
+        while len(chunk) < _TEXTS_AT_ONCE and n_bytes < wanted - n_tokens:
+            text = next(texts, None)
+            if text is None:
+                break
+            chunk.append(text)
+            n_bytes += 4 * len(text) + 1
+        if not chunk:
             break
-    if not blocks:
+        ids = [np.asarray([*document, tokenizer.eos_token_id], dtype=np.int64) for document in encode(chunk)]
+        n_tokens += sum(map(len, ids))
+        stream = np.concatenate([rest, *ids])
+        n_whole = len(stream) // length
+        blocks.append(stream[: n_whole * length].reshape(n_whole, length))
+        rest = stream[n_whole * length :]
+    if not any(map(len, blocks)):
         raise ValueError(f"texts hold fewer than length={length} tokens; give more text or shorter blocks.")
     return np.concatenate(blocks)[:max_blocks]
+
+
+def _encoder(tokenizer: Any) -> Any:
+    """A function from a list of texts to their token ids, whole and without special tokens."""
+    bare = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+    if getattr(tokenizer, "is_fast", False):
+        # Past the wrapper is half as much time again; one call through it clears the truncation and
+        # padding that an earlier call may have left on the backend.
+        tokenizer("", **bare)
+        backend = tokenizer.backend_tokenizer
+        return lambda texts: [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
+    return lambda texts: tokenizer(texts, **bare)["input_ids"]
+
+
+def _rows(X: Any, text_column: str) -> Iterable[Any]:
+    """What `X` is made of: an iterable of texts or of token-id sequences, as yet unchecked."""
+    datasets = sys.modules.get("datasets")  # whoever has one of its objects has imported it
+    if datasets is not None and isinstance(X, (datasets.Dataset, datasets.IterableDataset)):
+        columns = X.column_names or list(next(iter(X), {}))  # a stream may not know them
+        for column in ("input_ids", text_column):
+            if column in columns:
+                return (row[column] for row in X.select_columns([column]))
+        if not columns:
+            return ()
+        raise ValueError(
+            f"X has the columns {columns}, and neither 'input_ids' nor text_column={text_column!r}; set text_column."
+        )
+    if hasattr(X, "__array__"):
+        array = np.asarray(X)
+        if (array.ndim == 2 and array.dtype.kind in "iu") or (array.ndim == 1 and array.dtype.kind in "OUT"):
+            return array
+        raise ValueError(
+            f"X is an array of shape {array.shape} and dtype {array.dtype}; token ids are integers of shape "
+            "(n_sequences, seq_len), texts are strings of shape (n_sequences,)."
+        )
+    if isinstance(X, Sequence) and not isinstance(X, (str, bytes)):
+        return X
+    remedy = ""
+    if isinstance(X, (str, bytes)):
+        remedy = " Put the text in a list."
+    elif isinstance(X, Mapping):
+        remedy = " Choose one entry of the mapping, such as X['train'] or X['input_ids']."
+    elif isinstance(X, Iterator):
+        remedy = " An iterator can be read but once: use list(X), or datasets.IterableDataset.from_generator."
+    raise ValueError(
+        f"X is a {type(X).__name__}; give a list, array or Series of texts, token ids (a 2-D integer array or a list "
+        f"of 1-D integer sequences), or a datasets.Dataset or IterableDataset.{remedy}"
+    )
+
+
+def _checked(rows: Iterable[Any], n_vocabulary: int) -> Iterator[str | np.ndarray]:
+    """The rows, all texts or all int64 token ids of the vocabulary; an error names the row."""
+    texts = None
+    for index, row in enumerate(rows):
+        is_text = isinstance(row, str)
+        texts = is_text if texts is None else texts
+        if is_text != texts:
+            kind = "a text" if texts else "a sequence of token ids"
+            raise ValueError(f"X[{index}]={row!r:.60} is not {kind}, as X[0] is; leave it out or convert it.")
+        yield row if is_text else _token_ids(row, index, n_vocabulary)
+
+
+def _token_ids(row: Any, index: int, n_vocabulary: int) -> np.ndarray:
+    try:
+        ids = np.asarray(row)
+    except ValueError:  # ragged
+        ids = np.empty((0, 0))
+    if ids.ndim == 1 and ids.size == 0:
+        return np.empty(0, dtype=np.int64)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ValueError(f"X[{index}]={row!r:.60} is neither a text nor a 1-D sequence of integer token ids.")
+    lowest, highest = int(ids.min()), int(ids.max())
+    if lowest < 0 or highest >= n_vocabulary:
+        raise ValueError(
+            f"X[{index}] holds the token id {lowest if lowest < 0 else highest}, outside the model's vocabulary of "
+            f"0 to {n_vocabulary - 1}; use the tokenizer that the model was trained with."
+        )
+    return ids.astype(np.int64)
+
+
+# Tokens to activations
+
+
+class _BlockReached(Exception):  # noqa: N818 - it stops a forward pass that went well
+    def __init__(self, hidden: torch.Tensor):
+        super().__init__()
+        self.hidden = hidden
+
+
+class _Window(NamedTuple):
+    """Sequences that are sorted into batches together."""
+
+    first: int  # index in X of the first one
+    sequences: list[np.ndarray]
+    n_rows: int
+
+
+def _find_blocks(model: Any) -> tuple[str, int]:
+    """Name and length of the list of blocks of a transformers base model."""
+    kind = getattr(model.config, "model_type", type(model).__name__)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"model is of type {kind!r}, an encoder and a decoder; pass one of them, such as model.get_encoder()."
+        )
+    n_blocks = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == n_blocks
+    ]
+    # Lists inside a block (experts, say) are not lists of blocks.
+    found = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    if len(found) != 1 or not n_blocks:
+        what = f"the lists {found}, any of which may be" if found else "no list of modules that is"
+        raise ValueError(
+            f"model is of type {kind!r}, which has {what} its num_hidden_layers={n_blocks} blocks; pass the language "
+            "model inside it, or a model of another type."
+        )
+    return found[0], n_blocks
+
+
+class ActivationExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """The residual stream of a language model after one of its blocks, one row a token.
+
+    The forward pass stops at that block, batches are made of sequences of about the same length,
+    and everything streams. Nothing is learnt from data: `fit` loads and checks the model, and
+    `transform` does so too where `fit` was not called.
+
+    Parameters
+    ----------
+    model : PreTrainedModel, str or path-like
+        A causal language model or encoder of ``transformers``, or a name on its hub or a folder to
+        load one from (without its head). An object is left as it is: neither moved to another
+        device nor converted, and in training mode again if it was.
+    layer : int
+        Index of the block whose output is taken, from 0; negative indices count from the last
+        block. See Notes for how others number layers.
+    tokenizer : PreTrainedTokenizerBase, str, path-like or None, default=None
+        What turns texts into token ids, with the special tokens it adds on its own. With None, and a
+        model given by name, the one of that name. Token ids need none.
+    text_column : str, default="text"
+        Column of a ``datasets.Dataset`` that holds the text. A column ``input_ids`` goes first.
+    pooling : {None, "mean", "last"}, default=None
+        None gives one row a token; ``"mean"`` and ``"last"`` give one row a sequence, of the positions
+        that are left after `skip_first`.
+    skip_first : int, default=1
+        Positions left out at the start of each sequence. In most language models the first one is an
+        attention sink, whose norm can be hundreds of times that of any other token and would dominate
+        every second moment. For encoders that pool into their first token use 0.
+    max_length : int or None, default=512
+        Sequences are cut to this many tokens, and in any case to what the model has positions for.
+        Use `token_blocks` to lose nothing of longer texts.
+    batch_size : int, default=8
+        Sequences a forward pass.
+    device : str, default="auto"
+        Where a model given by name runs: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<index>"`` or
+        ``"mps"``. A model object runs where it is, and another device is an error.
+    dtype : {"float32", "float16", "bfloat16", "auto"}, default="float32"
+        Precision that a model given by name is loaded and run in; ``"auto"`` is that of its files. The
+        activations are float32 in any case.
+    model_kwargs : dict or None, default=None
+        More arguments for ``from_pretrained``, such as ``{"revision": "step1000"}`` or
+        ``{"gguf_file": "model.Q4_1.gguf"}``; the tokenizer gets those it knows. They win over `device`
+        and `dtype`.
+    verbose : int, default=0
+        Above 0, progress in sequences is written to standard error.
+
+    Attributes
+    ----------
+    model_ : PreTrainedModel
+        The base model that runs, without its head. Left out of pickles if it was loaded by name.
+    tokenizer_ : PreTrainedTokenizerBase or None
+        The tokenizer.
+    n_layers_ : int
+        Number of blocks.
+    layer_ : int
+        Index of the block, from 0.
+    block_name_ : str
+        Name of that block within `model_`, such as ``"layers.3"``.
+    max_length_ : int or None
+        Tokens that a sequence is cut to.
+    device_ : str
+        Device that `model_` takes its input on.
+
+    See Also
+    --------
+    ActivationStore : Activations on disk.
+    token_blocks : Blocks of equal length out of texts.
+    SparseAutoencoder : What usually comes next.
+
+    Notes
+    -----
+    With :math:`h_0` the embedding, a residual network is :math:`h_{l+1} = h_l + f_l(h_l)`, and this
+    gives :math:`h_{layer + 1}`. In ``transformers`` that is ``hidden_states[layer + 1]`` with
+    ``output_hidden_states=True``, except after the last block, where ``hidden_states[-1]`` has been
+    through the final normalisation of the model and this has not. "Layer 12" of a model means, counted
+    from 0 as here, as in TransformerLens' ``blocks.12.hook_resid_post`` or as in SAELens, the output of
+    its thirteenth block, ``hidden_states[13]``; who reads ``hidden_states[12]`` wants ``layer=11``.
+
+    The values for a sequence depend on what it is batched with, but for rounding only. The same input
+    and settings give the same bits on the same CPU with the same number of threads.
+
+    `sklearn.base.clone` shares the model object, which is never changed, in place of copying it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    >>> from geofloor import ActivationExtractor
+    >>> config = GPTNeoXConfig(
+    ...     vocab_size=32, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32
+    ... )
+    >>> tokens = np.arange(60).reshape(4, 15) % 32
+    >>> extractor = ActivationExtractor(GPTNeoXForCausalLM(config), layer=1)
+    >>> extractor.fit_transform(tokens).shape
+    (56, 16)
+    >>> extractor.set_params(pooling="mean").transform(tokens).shape
+    (4, 16)
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        layer: int,
+        *,
+        tokenizer: Any = None,
+        text_column: str = "text",
+        pooling: str | None = None,
+        skip_first: int = 1,
+        max_length: int | None = 512,
+        batch_size: int = 8,
+        device: str = "auto",
+        dtype: str = "float32",
+        model_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+    ):
+        self.model = model
+        self.layer = layer
+        self.tokenizer = tokenizer
+        self.text_column = text_column
+        self.pooling = pooling
+        self.skip_first = skip_first
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
+        self.model_kwargs = model_kwargs
+        self.verbose = verbose
+
+    def fit(self, X: Any = None, y: Any = None) -> ActivationExtractor:
+        """Load the model and check it against the parameters.
+
+        Parameters
+        ----------
+        X : object, default=None
+            Not looked at.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : ActivationExtractor
+            The extractor.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of its range, the model has no such layer or no list of blocks, or
+            the tokenizer knows more tokens than the model.
+        """
+        _check_count("skip_first", self.skip_first, 0)
+        _check_count("batch_size", self.batch_size, 1)
+        if self.max_length is not None:
+            _check_count("max_length", self.max_length, self.skip_first + 1)
+        if self.pooling not in (None, "mean", "last"):
+            raise ValueError(f"pooling={self.pooling!r} must be None, 'mean' or 'last'.")
+        if self.dtype not in _MODEL_DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} must be one of {_MODEL_DTYPES}.")
+        if isinstance(self.layer, bool) or not isinstance(self.layer, Integral):
+            raise ValueError(f"layer={self.layer!r} must be an integer.")
+
+        source = (self.model, self.tokenizer, self.device, self.dtype, copy.copy(self.model_kwargs))
+        if getattr(self, "_source", None) != source:  # going through the layers of a model loads it once
+            self.model_: Any = self._load_model()
+            self.tokenizer_: Any = self._load_tokenizer()
+            self._source = source
+        config = self.model_.config.get_text_config()
+        blocks, n_layers = _find_blocks(self.model_)
+        if not -n_layers <= self.layer < n_layers:
+            raise ValueError(
+                f"layer={self.layer} is not there: the model has {n_layers} blocks, 0 to {n_layers - 1} "
+                f"(or -{n_layers} to -1)."
+            )
+        self.n_layers_: int = n_layers
+        self.layer_: int = int(self.layer) % n_layers
+        self.block_name_: str = f"{blocks}.{self.layer_}"
+        embedding = self.model_.get_input_embeddings().weight
+        self._n_vocabulary: int = embedding.shape[0]
+        self.device_: str = str(embedding.device)
+        if self.tokenizer_ is not None and len(self.tokenizer_) > self._n_vocabulary:
+            raise ValueError(
+                f"tokenizer does not match the model: it has {len(self.tokenizer_)} tokens, and the model embeds "
+                f"{self._n_vocabulary}; use the tokenizer that the model was trained with."
+            )
+        limits = [self.max_length, getattr(config, "max_position_embeddings", None)]
+        limits.append(getattr(self.tokenizer_, "model_max_length", None))
+        known = [int(limit) for limit in limits if limit is not None and 0 < limit < sys.maxsize]
+        self.max_length_: int | None = min(known, default=None)
+        self._n_features_out: int = config.hidden_size
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Activations of all tokens, or of all sequences with `pooling`, in memory.
+
+        Parameters
+        ----------
+        X : list, array or Series of str; int array of shape (n_sequences, seq_len); list of 1-D int \
+                sequences; or datasets.Dataset or IterableDataset
+            Texts or token ids. A dataset is read row by row.
+
+        Returns
+        -------
+        activations : ndarray of shape (n_tokens, d_model) or (n_sequences, d_model), float32
+            Rows in the order of the tokens in `X`, without padding and skipped positions.
+
+        Raises
+        ------
+        ValueError
+            If `X` is empty, of another kind, leaves no position, needs a tokenizer that is not there or
+            has token ids that the model does not embed; or if activations are not finite.
+        """
+        activations = np.concatenate(list(self.iter_batches(X)))
+        by_token = isinstance(X, pd.Series) and self.pooling is None
+        if by_token and _get_output_config("transform", self)["dense"] == "pandas":
+            return pd.DataFrame(activations)  # the index of X counts sequences, not tokens
+        return activations
+
+    def iter_batches(self, X: Any) -> Iterator[np.ndarray]:
+        """Stream the rows of `transform`, in the same order.
+
+        Parameters
+        ----------
+        X : texts, token ids or dataset
+            As in `transform`. What is in memory is checked to its end before the first forward pass.
+
+        Yields
+        ------
+        activations : ndarray of shape (n_rows, d_model), float32
+            At least one row, and no more than about 128 MiB, or a single batch.
+        """
+        self.fit()
+        return self._stream(self._windows(X))
+
+    def _stream(self, windows: Iterator[_Window]) -> Iterator[np.ndarray]:
+        for window in windows:
+            yield from self._activations(window)
+
+    def transform_to_store(
+        self, X: Any, path: str | os.PathLike[str], *, shard_tokens: int = 65_536, dtype: str = "float32"
+    ) -> ActivationStore:
+        """Stream the rows of `transform` to a folder, so that they need not fit into memory.
+
+        Interrupted, the same call goes on after the last complete shard, and gives the bits of a run
+        that was never interrupted. On a finished store it changes nothing.
+
+        Parameters
+        ----------
+        X : texts, token ids or dataset
+            As in `transform`.
+        path : path-like
+            Folder for the store; made if needed.
+        shard_tokens : int, default=65_536
+            Rows a file. One such shard is held in memory.
+        dtype : {"float32", "float16"}, default="float32"
+            What is stored. float16 halves the space, and has 11 significant bits and no number above
+            65,504.
+
+        Returns
+        -------
+        store : ActivationStore
+            The finished store.
+
+        Raises
+        ------
+        ValueError
+            As in `transform`, and if `path` holds a store of other settings, of another input or of
+            another model.
+
+        Notes
+        -----
+        What was stored before is recognised by the settings, by a digest of the token ids, and by
+        computing again the last batches that are there.
+        """
+        _check_count("shard_tokens", shard_tokens, 1)
+        if dtype not in _STORE_DTYPES:
+            raise ValueError(f"dtype={dtype!r} must be one of {_STORE_DTYPES}.")
+        self.fit()
+        settings = {
+            "model": os.fspath(self.model)
+            if self._by_name()
+            else (self.model.name_or_path or type(self.model).__name__),
+            "layer": self.layer_,
+            "n_layers": self.n_layers_,
+            "skip_first": self.skip_first,
+            "pooling": self.pooling,
+            "max_length": self.max_length_,
+            "batch_size": self.batch_size,
+            "shard_tokens": shard_tokens,
+        }
+        writer = _StoreWriter(Path(path), settings, width=self._n_features_out, dtype=dtype, shard_tokens=shard_tokens)
+        for window in self._windows(X):
+            if writer.wants(window):
+                for rows in self._activations(window):
+                    writer.add(rows)
+        return writer.finish()
+
+    def _by_name(self) -> bool:
+        return isinstance(self.model, (str, os.PathLike))
+
+    def _load_model(self) -> Any:
+        from transformers import AutoModel, PreTrainedModel
+
+        if self._by_name():
+            options = dict(self.model_kwargs or {})
+            if "torch_dtype" not in options:
+                options.setdefault("dtype", self.dtype)
+            device = resolve_device(self.device)
+            model = AutoModel.from_pretrained(os.fspath(self.model), **options)
+            return model if "device_map" in options else model.to(device)
+        if not isinstance(self.model, PreTrainedModel):
+            raise ValueError(
+                f"model={type(self.model).__name__} object must be a transformers PreTrainedModel, or the name or "
+                "path of one."
+            )
+        if self.model_kwargs:
+            raise ValueError(f"model_kwargs={self.model_kwargs!r} are for a model given by name, not for an object.")
+        if self.device != "auto":
+            wanted, actual = resolve_device(self.device), self.model.device
+            if wanted.type != actual.type or wanted.index not in (None, actual.index):
+                raise ValueError(
+                    f"device={self.device!r}, but the model is on {str(actual)!r}; move it yourself with "
+                    f"model.to({self.device!r}), or use device='auto'."
+                )
+        return self.model.base_model
+
+    def _load_tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        self._why_no_tokenizer = "none was given"
+        if self.tokenizer is not None and not isinstance(self.tokenizer, (str, os.PathLike)):
+            return self.tokenizer
+        if self.tokenizer is None and not self._by_name():
+            return None
+        options = {key: value for key, value in (self.model_kwargs or {}).items() if key in _SHARED_OPTIONS}
+        if self.tokenizer is not None:
+            options = {
+                key: value for key, value in options.items() if key not in ("gguf_file", "revision", "subfolder")
+            }
+            return AutoTokenizer.from_pretrained(os.fspath(self.tokenizer), **options)
+        try:
+            return AutoTokenizer.from_pretrained(os.fspath(self.model), **options)
+        except (OSError, ValueError, KeyError, ImportError) as error:  # token ids need none
+            self._why_no_tokenizer = f"none could be loaded from model={os.fspath(self.model)!r} ({error})"
+            return None
+
+    def _windows(self, X: Any) -> Iterator[_Window]:
+        """Check what can be checked of `X` at once, and return its sequences in windows."""
+        rows = _rows(X, self.text_column)
+        total = len(X) if hasattr(X, "__len__") else None
+        if total == 0:
+            raise ValueError("X is empty: it holds no sequence.")
+        if isinstance(rows, (list, tuple, np.ndarray)):
+            deque(_checked(rows, self._n_vocabulary), maxlen=0)
+            if isinstance(rows[0], str):
+                self._need_tokenizer()
+        return self._iter_windows(_checked(rows, self._n_vocabulary), total)
+
+    def _iter_windows(self, rows: Iterator[str | np.ndarray], total: int | None) -> Iterator[_Window]:
+        budget = _WINDOW_BYTES // (4 * self._n_features_out)
+        n_sequences = n_rows = 0
+        with progress_bar("activations", total=total, unit="sequence", verbose=self.verbose) as bar:
+            while chunk := list(islice(rows, _LOOK_AHEAD * self.batch_size)):
+                window: list[np.ndarray] = []
+                n_window = 0
+                for ids in self._cut(chunk, n_sequences):
+                    kept = max(len(ids) - self.skip_first, 0)
+                    if self.pooling is not None:
+                        if not kept:
+                            raise ValueError(
+                                f"X[{n_sequences + len(window)}] has {len(ids)} tokens, none to pool after "
+                                f"skip_first={self.skip_first}; leave the sequence out or lower skip_first."
+                            )
+                        kept = 1
+                    if n_window >= budget and len(window) % self.batch_size == 0:
+                        yield _Window(n_sequences, window, n_window)
+                        bar.update(len(window))
+                        n_sequences, n_rows = n_sequences + len(window), n_rows + n_window
+                        window, n_window = [], 0
+                    window.append(ids)
+                    n_window += kept
+                yield _Window(n_sequences, window, n_window)
+                bar.update(len(window))
+                n_sequences, n_rows = n_sequences + len(window), n_rows + n_window
+        if not n_sequences:
+            raise ValueError("X is empty: it holds no sequence.")
+        if not n_rows:
+            raise ValueError(
+                f"X leaves no activations: none of its {n_sequences} sequences has more than "
+                f"skip_first={self.skip_first} tokens."
+            )
+
+    def _need_tokenizer(self) -> Any:
+        if self.tokenizer_ is None:
+            raise ValueError(
+                f"X holds texts and tokenizer={self.tokenizer!r}: {self._why_no_tokenizer}; set tokenizer."
+            )
+        return self.tokenizer_
+
+    def _cut(self, chunk: list[Any], first: int) -> Iterable[np.ndarray]:
+        """Token ids of a chunk of rows, none longer than allowed; `first` is the index of the first row."""
+        if not isinstance(chunk[0], str):
+            return (ids[: self.max_length_] for ids in chunk)
+        options: dict[str, Any] = {"return_attention_mask": False, "verbose": False}
+        if self.max_length_ is not None:
+            options |= {"truncation": True, "max_length": self.max_length_}
+        ids = self._need_tokenizer()(chunk, **options)["input_ids"]
+        return (_token_ids(row, index, self._n_vocabulary) for index, row in enumerate(ids, start=first))
+
+    def _activations(self, window: _Window) -> Iterator[np.ndarray]:
+        """Rows of one window, in order; padding is little, since like lengths go together."""
+        lengths = np.array([len(ids) for ids in window.sequences])
+        used = np.flatnonzero(lengths > self.skip_first)
+        counts = np.maximum(lengths - self.skip_first, 0) if self.pooling is None else np.ones_like(lengths)
+        starts = np.cumsum(counts) - counts
+        order = used[np.argsort(-lengths[used], kind="stable")]
+        sorted_already = bool((np.diff(order) > 0).all())  # as blocks of one length are
+        ordered = np.empty((0 if sorted_already else window.n_rows, self._n_features_out), dtype=np.float32)
+        for begin in range(0, len(order), self.batch_size):
+            members = order[begin : begin + self.batch_size]
+            rows = self._pool(*self._residual_stream([window.sequences[i] for i in members]))
+            if not bool(torch.isfinite(rows).all()):
+                indices = ", ".join(str(window.first + i) for i in sorted(members))
+                raise ValueError(
+                    f"activations after layer={self.layer_} of the batch of sequences X[{indices}] are not finite; "
+                    "check the weights, or run the model in a dtype with more range, such as float32."
+                )
+            values = rows.to("cpu", torch.float32).numpy()
+            if sorted_already:
+                yield values
+                continue
+            for i, piece in zip(members, np.split(values, np.cumsum(counts[members])[:-1]), strict=True):
+                ordered[starts[i] : starts[i] + counts[i]] = piece
+        if len(ordered):
+            yield ordered
+
+    def _residual_stream(self, sequences: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states (n, seq_len, d_model) after the block, and the mask of true tokens."""
+        model, config = self.model_, self.model_.config.get_text_config()
+        lengths = np.array([len(ids) for ids in sequences])
+        pad = getattr(config, "pad_token_id", None)  # some models count positions from it
+        pad = pad if isinstance(pad, int) and 0 <= pad < self._n_vocabulary else 0
+        ids = np.full((len(sequences), lengths.max()), pad, dtype=np.int64)
+        for row, sequence in zip(ids, sequences, strict=True):
+            row[: len(sequence)] = sequence
+        mask = torch.from_numpy(np.arange(ids.shape[1]) < lengths[:, None]).to(self.device_)
+        inputs: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(self.device_)}
+        accepted = inspect.signature(model.forward).parameters
+        if "attention_mask" in accepted:
+            inputs["attention_mask"] = mask.long()
+        if "use_cache" in accepted:
+            inputs["use_cache"] = False
+
+        def stop(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+            raise _BlockReached(output if isinstance(output, torch.Tensor) else output[0])
+
+        # All of it for each batch: between batches the model is the caller's.
+        training = [module for module in model.modules() if module.training]
+        handle = model.get_submodule(self.block_name_).register_forward_hook(stop)
+        try:
+            model.eval()
+            with torch.inference_mode():
+                model(**inputs)
+        except _BlockReached as reached:
+            hidden = reached.hidden
+        else:
+            raise ValueError(f"the forward pass of model type {config.model_type!r} never ran '{self.block_name_}'.")
+        finally:
+            handle.remove()
+            for module in training:
+                module.training = True
+        if hidden.shape != (*ids.shape, self._n_features_out):
+            raise ValueError(
+                f"'{self.block_name_}' of model type {config.model_type!r} gives hidden states of shape "
+                f"{tuple(hidden.shape)}, not (n_sequences, seq_len, d_model) = {(*ids.shape, self._n_features_out)}."
+            )
+        return hidden, mask.to(hidden.device)
+
+    def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Rows of tokens or of sequences, out of what is neither padding nor skipped."""
+        with torch.inference_mode():
+            hidden, mask = hidden[:, self.skip_first :], mask[:, self.skip_first :]
+            if self.pooling is None:
+                return hidden[mask]
+            counts = mask.sum(1)
+            if self.pooling == "last":
+                return hidden[torch.arange(len(hidden), device=hidden.device), counts - 1]
+            return hidden.float().masked_fill(~mask[..., None], 0.0).sum(1) / counts[:, None]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if self._by_name():  # loaded again where it is needed
+            state = {key: value for key, value in state.items() if key not in ("model_", "tokenizer_", "_source")}
+        return state
+
+    def __sklearn_clone__(self) -> ActivationExtractor:
+        shell = copy.copy(self)
+        shell.model = shell.tokenizer = None
+        shared = {"model": self.model, "tokenizer": self.tokenizer}
+        return super(ActivationExtractor, shell).__sklearn_clone__().set_params(**shared)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.input_tags.string = True
+        tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False  # two-dimensional input is token ids, no table of features
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+
+# Activations on disk
+
+
+class ActivationStore:
+    """Activations on disk, used like an array that is read only where it is looked at.
+
+    `ActivationExtractor.transform_to_store` writes it.
+
+    Parameters
+    ----------
+    path : path-like
+        Folder of the store.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    shape : tuple of (int, int)
+        Number of rows and d_model.
+    dtype : numpy.dtype
+        float32 or float16.
+    manifest : dict
+        What the store holds and where it came from: ``shape``, ``dtype``, ``settings`` of the
+        extraction, ``input_sha256`` of the token ids, and ``shards``, each with its ``file``, ``rows``,
+        ``bytes`` and ``sha256``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no finished store at `path`, or a shard is missing.
+    ValueError
+        If the manifest is not one, or a shard is truncated.
+
+    Notes
+    -----
+    Shards are ``.npy`` files, opened as memory maps and without pickle; ``manifest.json`` is written
+    last, so that a folder with one is complete. Opening checks that every shard is there and of the
+    right size; `verify` reads them all.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from transformers import GPTNeoXConfig, GPTNeoXModel
+    >>> from geofloor import ActivationExtractor
+    >>> config = GPTNeoXConfig(
+    ...     vocab_size=32, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32
+    ... )
+    >>> tokens = np.arange(60).reshape(4, 15) % 32
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = ActivationExtractor(GPTNeoXModel(config), layer=1).transform_to_store(tokens, folder)
+    ...     store.shape, store[[5, 3]].shape, [len(rows) for rows in store.iter_batches(40)]
+    ((56, 16), (2, 16), [40, 16])
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self._open(Path(path), _MANIFEST)
+
+    def _open(self, path: Path, name: str) -> None:
+        self.path = path
+        if not (path / name).is_file():
+            begun = (path / _PARTIAL_MANIFEST).is_file()
+            hint = " Its extraction was interrupted; call transform_to_store again." if begun else ""
+            raise FileNotFoundError(f"There is no finished activation store at '{path}'.{hint}")
+        try:
+            self.manifest = json.loads((path / name).read_text(encoding="utf-8"))
+            if self.manifest["format"] != _FORMAT:
+                raise KeyError("format")
+            self.shape: tuple[int, int] = (int(self.manifest["shape"][0]), int(self.manifest["shape"][1]))
+            self.dtype = np.dtype(self.manifest["dtype"])
+            self._shards = [
+                (path / Path(shard["file"]).name, int(shard["rows"]), int(shard["bytes"]), str(shard["sha256"]))
+                for shard in self.manifest["shards"]
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"'{path / name}' is not the manifest of an activation store.") from error
+        self._bounds = np.cumsum([0, *(rows for _, rows, _, _ in self._shards)])
+        if self._bounds[-1] != self.shape[0]:
+            raise ValueError(f"'{path / name}' is inconsistent: its shards do not add up to {self.shape[0]} rows.")
+        for file, _, size, _ in self._shards:
+            if not file.is_file():
+                raise FileNotFoundError(f"The shard '{file}' is missing; extract the activations again.")
+            if file.stat().st_size != size:
+                raise ValueError(
+                    f"The shard '{file}' has {file.stat().st_size} bytes in place of {size}; remove the folder and "
+                    "extract the activations again."
+                )
+        self._map = functools.lru_cache(_OPEN_SHARDS)(self._load)
+
+    @classmethod
+    def _partial(cls, path: Path) -> ActivationStore:
+        store = cls.__new__(cls)
+        store._open(path, _PARTIAL_MANIFEST)
+        return store
+
+    def _load(self, index: int) -> np.ndarray:
+        file, rows, _, _ = self._shards[index]
+        try:
+            shard = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"The shard '{file}' is not a .npy file ({error}).") from error
+        if shard.shape != (rows, self.shape[1]) or shard.dtype != self.dtype:
+            raise ValueError(f"The shard '{file}' holds {shard.dtype} of shape {shard.shape}: not what was written.")
+        return shard
+
+    @property
+    def ndim(self) -> int:
+        """Always 2."""
+        return 2
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        if isinstance(key, tuple):  # store[rows, columns], columns no more than a slice
+            rows, *columns = key
+            if not all(column is Ellipsis or isinstance(column, slice) for column in columns):
+                raise IndexError("columns of an ActivationStore can be chosen by a slice only.")
+            if rows is Ellipsis or isinstance(rows, (int, np.integer)):
+                return self[:][key] if rows is Ellipsis else self[rows][tuple(columns)]
+            return self[rows][(slice(None), *columns)]
+        if key is Ellipsis:
+            key = slice(None)
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            return self._contiguous(start, stop) if step == 1 else self._gather(np.arange(start, stop, step))
+        index = np.asarray(key)
+        if index.dtype == bool:
+            if index.shape != (len(self),):
+                raise IndexError(f"a mask of shape {index.shape} does not fit {len(self)} rows.")
+            return self._gather(np.flatnonzero(index))
+        if index.size == 0 and index.ndim == 1:
+            index = index.astype(np.int64)
+        if index.dtype.kind not in "iu" or index.ndim > 1:
+            raise IndexError(
+                f"rows are chosen by an integer, a slice, or a 1-D array of integers or bools, not {key!r}."
+            )
+        index = index.astype(np.int64)
+        outside = (index < -len(self)) | (index >= len(self))
+        if outside.any():
+            raise IndexError(f"row {index[outside].flat[0]} is out of bounds for {len(self)} rows.")
+        rows = self._gather(np.atleast_1d(index) % max(len(self), 1))
+        return rows[0] if index.ndim == 0 else rows
+
+    def _contiguous(self, start: int, stop: int) -> np.ndarray:
+        rows = np.empty((max(stop - start, 0), self.shape[1]), dtype=self.dtype)
+        for shard in range(len(self._shards)):
+            low, high = max(start, self._bounds[shard]), min(stop, self._bounds[shard + 1])
+            if low < high:
+                offset = self._bounds[shard]
+                rows[low - start : high - start] = self._map(shard)[low - offset : high - offset]
+        return rows
+
+    def _gather(self, index: np.ndarray) -> np.ndarray:
+        rows = np.empty((len(index), self.shape[1]), dtype=self.dtype)
+        order = np.argsort(index, kind="stable")  # each shard is read from its beginning to its end
+        bounds = np.searchsorted(index[order], self._bounds)
+        for shard in np.flatnonzero(np.diff(bounds)):
+            members = order[bounds[shard] : bounds[shard + 1]]
+            rows[members] = self._map(int(shard))[index[members] - self._bounds[shard]]
+        return rows
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("an ActivationStore lies on disk and can't be an array without being copied.")
+        return np.asarray(self[:], dtype=dtype)
+
+    def iter_batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        """Read all rows in order.
+
+        Parameters
+        ----------
+        batch_size : int
+            Rows a batch; the last one may have fewer.
+
+        Yields
+        ------
+        activations : ndarray of shape (batch_size, d_model)
+            Rows, in memory.
+        """
+        _check_count("batch_size", batch_size, 1)
+        return (self[start : start + batch_size] for start in range(0, len(self), batch_size))
+
+    def verify(self) -> None:
+        """Read every shard and compare its SHA-256 with the manifest's.
+
+        Raises
+        ------
+        ValueError
+            If a shard was altered; the message names it.
+        """
+        for file, _, _, sha256 in self._shards:
+            if _sha256(file) != sha256:
+                raise ValueError(
+                    f"The shard '{file}' was altered after it was written; remove the folder and extract the "
+                    "activations again."
+                )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}('{self.path}', shape={self.shape}, dtype={self.dtype})"
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class _StoreWriter:
+    """Cuts rows into shards and knows what an earlier, interrupted run has stored of them."""
+
+    def __init__(self, path: Path, settings: dict[str, Any], *, width: int, dtype: str, shard_tokens: int):
+        self.path = path
+        self.digest = hashlib.sha256()  # of the token ids so far
+        self.window_sha256 = ""  # of the token ids up to the end of the window that is being added
+        self.position = 0  # rows that have gone by
+        self.manifest: dict[str, Any] = {
+            "format": _FORMAT,
+            "version": 1,
+            "shape": [0, width],
+            "dtype": dtype,
+            "settings": settings,
+            "input_sha256": None,
+            "shards": [],
+        }
+        self.complete = (path / _MANIFEST).exists()
+        self.stored: ActivationStore | None = None
+        if self.complete:
+            self.stored = ActivationStore(path)
+        elif (path / _PARTIAL_MANIFEST).exists():
+            self.stored = ActivationStore._partial(path)
+        if self.stored is not None:
+            there = {
+                **self.stored.manifest["settings"],
+                "d_model": self.stored.shape[1],
+                "dtype": str(self.stored.dtype),
+            }
+            here = {**settings, "d_model": width, "dtype": dtype}
+            other = [f"{key}={there.get(key)!r} in place of {value!r}" for key, value in here.items()
+                     if there.get(key) != value]  # fmt: skip
+            if other:
+                raise self._refused(f"was made with {', '.join(other)}")
+            self.manifest = self.stored.manifest
+        self.n_stored = 0 if self.stored is None else len(self.stored)
+        self.buffer = np.empty((shard_tokens, width), dtype=dtype)
+        self.filled = 0
+
+    def _refused(self, reason: str) -> ValueError:
+        return ValueError(f"The activation store at '{self.path}' {reason}; remove that folder or use another path.")
+
+    def wants(self, window: _Window) -> bool:
+        """Whether to compute the rows of this window: not if all are stored, and more come after them.
+
+        The last of the stored rows are computed again: if the input or the model has changed, it shows.
+        """
+        for ids in window.sequences:
+            self.digest.update(len(ids).to_bytes(8, "little") + ids.astype("<i8").tobytes())
+        end = self.position + window.n_rows
+        if not window.n_rows or end < self.n_stored:
+            self.position = end
+            return False
+        self.window_sha256 = self.digest.hexdigest()
+        if self.position < self.n_stored and self.window_sha256 != self.manifest["shards"][-1]["input_sha256"]:
+            raise self._refused("was made from another input")
+        return True
+
+    def add(self, rows: np.ndarray) -> None:
+        n_known = min(max(self.n_stored - self.position, 0), len(rows))
+        if n_known and self.stored is not None:
+            known = self.stored[self.position : self.position + n_known].astype(np.float32)
+            # Threads and devices round differently. Medians, since a few dimensions can dwarf the others.
+            if np.median(np.abs(rows[:n_known] - known)) > 0.01 * np.median(np.abs(known)):
+                raise self._refused("was made by a model with other weights")
+        self.position += len(rows)
+        rows = rows[n_known:]
+        if len(rows) and self.complete:
+            raise self._refused("was made from another, shorter input")
+        while len(rows):
+            fitting = rows[: len(self.buffer) - self.filled]
+            target = self.buffer[self.filled : self.filled + len(fitting)]
+            with np.errstate(over="ignore"):
+                target[...] = fitting
+            if target.dtype == np.float16 and not np.isfinite(target).all():
+                raise ValueError(
+                    f"dtype='float16' cannot hold activations as large as {np.abs(fitting).max():.3g}; use 'float32'."
+                )
+            self.filled += len(fitting)
+            rows = rows[len(fitting) :]
+            if self.filled == len(self.buffer):
+                self._write()
+
+    def _write(self) -> None:
+        shards = self.manifest["shards"]
+        file = self.path / f"shard-{len(shards):05d}.npy"
+        with atomic_path(file) as temporary:
+            with open(temporary, "wb") as stream:
+                np.save(stream, self.buffer[: self.filled], allow_pickle=False)
+            sha256, size = _sha256(temporary), temporary.stat().st_size
+        shards.append(
+            {
+                "file": file.name,
+                "rows": self.filled,
+                "bytes": size,
+                "sha256": sha256,
+                "input_sha256": self.window_sha256,
+            }
+        )
+        self.manifest["shape"][0] += self.filled
+        self.filled = 0
+        write_json(self.path / _PARTIAL_MANIFEST, self.manifest)
+
+    def finish(self) -> ActivationStore:
+        if self.position < self.n_stored:
+            raise self._refused("was made from another, longer input")
+        if self.complete:
+            if self.digest.hexdigest() != self.manifest["input_sha256"]:
+                raise self._refused("was made from another input")
+            return ActivationStore(self.path)
+        if self.filled:
+            self._write()
+        self.manifest["input_sha256"] = self.digest.hexdigest()
+        write_json(self.path / _MANIFEST, self.manifest)
+        (self.path / _PARTIAL_MANIFEST).unlink(missing_ok=True)
+        return ActivationStore(self.path)

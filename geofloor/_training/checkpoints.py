@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 _HEADER = "geofloor"
+_UMASK = os.umask(0)  # it can only be read by setting it
+os.umask(_UMASK)
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], content: str) -> str:
@@ -28,7 +30,7 @@ def _digest(tensors: Mapping[str, torch.Tensor], content: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(torch.uint8).numpy() if tensor.ndim else tensor.reshape(1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -42,6 +44,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Any:
     temporary = Path(name)
     try:
         yield temporary
+        temporary.chmod(0o666 & ~_UMASK)  # a private temporary file becomes an ordinary one
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

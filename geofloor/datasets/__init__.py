@@ -1,5 +1,6 @@
 """Data that comes with the library, or that every installation has."""
 
 from geofloor.datasets._corpus import Document, load_local_corpus
+from geofloor.datasets._paper import load_paper_tables
 
-__all__ = ["Document", "load_local_corpus"]
+__all__ = ["Document", "load_local_corpus", "load_paper_tables"]

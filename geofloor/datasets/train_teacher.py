@@ -31,8 +31,8 @@ from geofloor._training.checkpoints import (
     write_tensors,
 )
 from geofloor._training.progress import progress_bar
+from geofloor._training.sampling import epoch_rows
 from geofloor._training.schedules import warmup_cosine
-from geofloor._training.seeds import step_generator
 from geofloor.datasets._corpus import load_local_corpus
 from geofloor.language_models import token_blocks
 
@@ -113,14 +113,6 @@ def new_model(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -
         return GPTNeoXForCausalLM(config)
 
 
-def batch_rows(n_blocks: int, batch: int, step: int, seed: int) -> np.ndarray:
-    """Rows of one step: every epoch is a fresh permutation, found from the step alone."""
-    steps_per_epoch = n_blocks // batch
-    epoch, within = divmod(step, steps_per_epoch)
-    order = step_generator(seed, epoch).permutation(n_blocks)
-    return np.sort(order[within * batch : (within + 1) * batch])
-
-
 def next_token_loss(model: torch.nn.Module, tokens: np.ndarray) -> torch.Tensor:
     """Mean cross-entropy of the next token, in nats."""
     ids = torch.from_numpy(tokens.astype(np.int64))
@@ -170,7 +162,7 @@ def train(options: argparse.Namespace, model: GPTNeoXForCausalLM, blocks: np.nda
             factor = warmup_cosine(step, n_steps=options.steps, warmup_steps=options.warmup, final=0.05)
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * factor
-            rows = batch_rows(len(blocks), options.batch, step, options.seed)
+            rows = epoch_rows(len(blocks), options.batch, step, options.seed)
             loss = next_token_loss(model, blocks[rows])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,0 +1,28 @@
+"""Measuring functions against each other on a machine that does other things too."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def side_by_side(functions: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[str, float]:
+    """Median seconds of each function; their repetitions alternate, so that a slow moment hits all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        function()  # imports, caches and the memory allocator settle
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def report(name: str, ratio: float, target: float, at_most: bool = True) -> None:
+    """Print a measured ratio, its target and whether it meets it."""
+    met = ratio <= target if at_most else ratio >= target
+    bound = f"at {'most' if at_most else 'least'} {target:g}"
+    print(f"{name}: {ratio:.3g} (target: {bound}), {'meets' if met else 'MISSES'}")

@@ -1,0 +1,70 @@
+"""Sphinx configuration: ``sphinx-build -W --keep-going docs docs/_build/html``."""
+
+import geofloor
+
+project = "geofloor"
+author = "The geofloor developers"
+copyright = author
+release = geofloor.__version__
+version = ".".join(release.split(".")[:2])
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "numpydoc",
+    "sphinx_gallery.gen_gallery",
+]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "auto_examples/*.ipynb", "auto_examples/*.py"]
+default_role = "py:obj"
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # types stand in the docstrings
+numpydoc_show_class_members = False  # the class template lists a class's own methods
+numpydoc_class_members_toctree = False
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "auto_examples",
+    # What is listed without being run: scripts that are no plot_*.py, and those whose name says that they are slow.
+    "filename_pattern": r"[\\/]plot_(?!\w*slow)\w*\.py$",
+    "abort_on_example_error": True,
+    "doc_module": ("geofloor",),
+    "backreferences_dir": "api/generated/backreferences",
+    "reference_url": {"geofloor": None},
+    "download_all_examples": False,
+    "show_memory": False,
+    "show_signature": False,
+    "write_computation_times": False,
+    "remove_config_comments": True,
+    "thumbnail_size": (400, 280),
+}
+
+html_theme = "pydata_sphinx_theme"
+html_title = "geofloor"
+html_static_path = ["_static"]
+html_css_files = ["geofloor.css"]
+html_show_sourcelink = False
+html_theme_options = {
+    "logo": {"text": "geofloor"},
+    "navbar_align": "left",
+    "navbar_end": ["theme-switcher"],
+    "show_prev_next": False,
+    "show_toc_level": 2,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+html_sidebars = {"index": [], "paper": []}
+
+
+def _skip_generated(app, what, name, obj, skip, options):
+    """Leave out what nobody wrote: scikit-learn's request setters and the fields of named tuples."""
+    is_request = name.startswith("set_") and name.endswith("_request")
+    return True if is_request or type(obj).__name__ == "_tuplegetter" else None
+
+
+def setup(app):
+    app.connect("autodoc-skip-member", _skip_generated)

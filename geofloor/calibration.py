@@ -1,0 +1,342 @@
+"""From hidden-space floors to observed losses in nats per token: Eq. 3, and its rival Eq. 4."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import statsmodels.api as sm
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize_scalar, nnls
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+
+class AffineCalibrator(RegressorMixin, BaseEstimator):
+    r"""Calibrate predicted floors to observed losses: observed = C · floor + B, with C ≥ 0.
+
+    Parameters
+    ----------
+    baseline : float or None, default=None
+        B, in nats per token: what a student loses for reasons other than its width, measured on a
+        control run. With None it is fitted with the slope.
+
+    Attributes
+    ----------
+    slope_ : float or ndarray of shape (n_terms,)
+        C, in nats per unit of the floor; never negative. An array where `fit` saw several columns.
+    baseline_ : float
+        B, in nats per token.
+    r2_ : float
+        R² on the runs fitted, about their mean, whether or not the baseline is fixed.
+    results_ : statsmodels.regression.linear_model.RegressionResultsWrapper
+        The least-squares fit. A term whose slope would be negative enters it as zeros; with a fixed
+        baseline its response is observed − B.
+    n_features_in_ : int
+        Number of terms.
+
+    See Also
+    --------
+    FloorPredictor : Predicts the floors.
+    PowerLawCalibrator : Uses the width alone.
+
+    Notes
+    -----
+    This is Eq. 3 of [1]_. The paper states that B is fixed at 0.586, the loss of a student as wide as
+    the teacher, but its R² = 0.993 is reached only with both parameters fitted; with B fixed it is
+    0.982. Moreover such a student still drops features if the critical width is larger, so a baseline
+    taken from it contains part of the floor.
+
+    References
+    ----------
+    .. [1] Sarkar and Deka (2026), "Geometric Limits of Knowledge Distillation", arXiv:2604.04037,
+       Section 6.3.
+
+    Examples
+    --------
+    >>> from geofloor import AffineCalibrator
+    >>> floors = [0.0795, 0.0400, 0.0111, 0.0016, 0.0001]
+    >>> observed = [1.320, 1.008, 0.733, 0.652, 0.586]
+    >>> free = AffineCalibrator().fit(floors, observed)
+    >>> f"C = {free.slope_:.3f}, B = {free.baseline_:.4f}, R2 = {free.r2_:.4f}"
+    'C = 8.964, B = 0.6226, R2 = 0.9927'
+    >>> fixed = AffineCalibrator(baseline=0.586).fit(floors, observed)
+    >>> f"C = {fixed.slope_:.3f}, R2 = {fixed.r2_:.3f}"
+    'C = 9.566, R2 = 0.982'
+    >>> predicted, interval = fixed.predict([0.02], return_interval=True)
+    >>> predicted.round(3), interval.round(2)
+    (array([0.777]), array([[0.66, 0.89]]))
+    """
+
+    def __init__(self, baseline: float | None = None) -> None:
+        self.baseline = baseline
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> AffineCalibrator:
+        """Fit slope, and baseline if it is free, by least squares with a slope of at least zero.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_runs,) or (n_runs, n_terms)
+            Predicted floors of the runs, in hidden-space units; several predictions as columns.
+        y : array-like of shape (n_runs,)
+            Observed losses, in nats per token.
+
+        Returns
+        -------
+        self : AffineCalibrator
+            The fitted calibrator.
+
+        Raises
+        ------
+        ValueError
+            If values are not finite, lengths differ, the baseline is not finite, or a free baseline
+            is to be fitted to one run.
+        """
+        floors, observed = validate_data(self, _as_columns(X), y, dtype=np.float64, y_numeric=True)
+        observed = observed.astype(np.float64)
+        free = self.baseline is None
+        if self.baseline is not None and not np.isfinite(self.baseline):
+            raise ValueError(f"baseline={self.baseline!r} must be a finite loss in nats per token, or None to fit it.")
+        if free and len(observed) < 2:
+            raise ValueError(
+                "baseline=None is fitted with the slope and needs two runs, but n_samples = 1; "
+                "give a second run or a baseline."
+            )
+        response = observed - (self.baseline or 0.0)
+        if free:  # the baseline takes up the means
+            slopes, _ = nnls(floors - floors.mean(axis=0), response - response.mean())
+        else:
+            slopes, _ = nnls(floors, response)
+        # Terms held at zero stay in the design as zeros, so that parameters keep their places and
+        # statsmodels, which warns of it, finds the rank that remains.
+        self._active = slopes > 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.results_ = sm.OLS(response, self._design(floors)).fit()
+        slopes = self.results_.params[1:] if free else self.results_.params
+        self.slope_ = float(slopes[0]) if len(slopes) == 1 else np.asarray(slopes)
+        self.baseline_ = float(self.results_.params[0] if self.baseline is None else self.baseline)
+        residual = np.square(observed - self._line(floors)).sum()
+        total = np.square(observed - observed.mean()).sum()
+        self.r2_ = float(1.0 - residual / total) if total > 0 else float("nan")
+        return self
+
+    def predict(self, X: ArrayLike, *, return_interval: bool = False, level: float = 0.95) -> Any:
+        """Loss of students with these predicted floors.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_widths,) or (n_widths, n_terms)
+            Predicted floors, in hidden-space units.
+        return_interval : bool, default=False
+            Whether to return a prediction interval for the loss of one more run as well.
+        level : float, default=0.95
+            Its probability, between 0 and 1.
+
+        Returns
+        -------
+        predicted : ndarray of shape (n_widths,)
+            Predicted loss, in nats per token.
+        interval : ndarray of shape (n_widths, 2)
+            Lower and upper end, if `return_interval`. With as many parameters as runs there is no
+            residual to judge by, and the ends are −inf and inf.
+
+        Raises
+        ------
+        ValueError
+            If values are not finite, the number of terms differs from the fit's, or `level` is
+            outside (0, 1).
+        """
+        check_is_fitted(self)
+        floors = validate_data(self, _as_columns(X), dtype=np.float64, reset=False)
+        predicted = self._line(floors)
+        if not return_interval:
+            return predicted
+        if not 0 < level < 1:
+            raise ValueError(f"level={level!r} must be a probability between 0 and 1.")
+        if self.results_.df_resid < 1:
+            return predicted, np.tile([-np.inf, np.inf], (len(predicted), 1))
+        forecast = self.results_.get_prediction(self._design(floors))
+        return predicted, forecast.conf_int(obs=True, alpha=1 - level) + (self.baseline or 0.0)
+
+    def decompose(self, X: ArrayLike, y: ArrayLike) -> pd.DataFrame:
+        """Split observed losses into what width explains and the baseline, as in Table 5.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_runs,) or (n_runs, n_terms)
+            Predicted floors, in hidden-space units.
+        y : array-like of shape (n_runs,)
+            Observed losses, in nats per token.
+
+        Returns
+        -------
+        table : DataFrame of shape (n_runs, 5)
+            ``observed``, ``geometric`` (C · floor), ``baseline``, ``residual`` (what neither
+            explains), all in nats per token, and ``percent_geometric``, which is
+            100 · (observed − baseline) / observed as in the paper's table.
+
+        Raises
+        ------
+        ValueError
+            As `fit` does.
+        """
+        check_is_fitted(self)
+        floors, observed = validate_data(self, _as_columns(X), y, dtype=np.float64, reset=False, y_numeric=True)
+        predicted = self._line(floors)
+        return pd.DataFrame(
+            {
+                "observed": observed,
+                "geometric": predicted - self.baseline_,
+                "baseline": self.baseline_,
+                "residual": observed - predicted,
+                "percent_geometric": 100.0 * (observed - self.baseline_) / observed,
+            }
+        )
+
+    def _design(self, floors: np.ndarray) -> np.ndarray:
+        active = floors * self._active
+        return sm.add_constant(active, has_constant="add") if self.baseline is None else active
+
+    def _line(self, floors: np.ndarray) -> np.ndarray:
+        return floors @ np.atleast_1d(self.slope_) + self.baseline_
+
+
+class PowerLawCalibrator(RegressorMixin, BaseEstimator):
+    r"""Fit the observed loss as a power law of width, :math:`a\,d^{-\gamma} + c`.
+
+    It knows nothing of features, which makes it the rival that `FloorPredictor` has to beat.
+
+    Attributes
+    ----------
+    scale_ : float
+        a, in nats per token; never negative.
+    exponent_ : float
+        γ, between 0.001 and 10.
+    offset_ : float
+        c, in nats per token.
+    r2_ : float
+        R² on the runs fitted.
+
+    See Also
+    --------
+    AffineCalibrator : Uses predicted floors.
+
+    Notes
+    -----
+    Eq. 4 of [1]_, fitted by least squares. For a given γ the best a and c are linear least squares,
+    so the search is over γ alone.
+
+    References
+    ----------
+    .. [1] Sarkar and Deka (2026), "Geometric Limits of Knowledge Distillation", arXiv:2604.04037.
+
+    Examples
+    --------
+    >>> from geofloor import PowerLawCalibrator
+    >>> law = PowerLawCalibrator().fit([128, 256, 512, 768, 1024], [1.320, 1.008, 0.733, 0.652, 0.586])
+    >>> f"{law.scale_:.3f} * d^-{law.exponent_:.4f} + {law.offset_:.4f}, R2 = {law.r2_:.3f}"
+    '11.593 * d^-0.4688 + 0.1319, R2 = 0.998'
+    """
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> PowerLawCalibrator:
+        """Fit the three parameters by least squares.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_runs,) or (n_runs, 1)
+            Widths of the students, in dimensions.
+        y : array-like of shape (n_runs,)
+            Observed losses, in nats per token.
+
+        Returns
+        -------
+        self : PowerLawCalibrator
+            The fitted law.
+
+        Raises
+        ------
+        ValueError
+            If widths are not positive, values are not finite, or there are fewer than three widths.
+        """
+        widths, observed = validate_data(self, _as_columns(X), y, dtype=np.float64, y_numeric=True)
+        observed = observed.astype(np.float64)
+        logs = self._log_widths(widths)
+        if len(np.unique(logs)) < 3:
+            raise ValueError(
+                f"X has {len(np.unique(logs))} different widths (n_samples = {len(logs)}), "
+                "but a power law with an offset has 3 parameters; give at least 3 widths."
+            )
+
+        def solve(log_exponent: float) -> tuple[float, float, float]:
+            return _scale_and_offset(logs, observed, np.exp(log_exponent))
+
+        # The residual may have more than one minimum, so a grid brackets the search.
+        grid = np.linspace(np.log(1e-3), np.log(10.0), 400)
+        best = int(np.argmin([solve(g)[2] for g in grid]))
+        bracket = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
+        found = minimize_scalar(
+            lambda g: solve(g)[2], bounds=bracket, method="bounded", options={"xatol": 1e-12, "maxiter": 500}
+        )
+        self.exponent_ = float(np.exp(found.x))
+        self.scale_, self.offset_, residual = solve(found.x)
+        total = np.square(observed - observed.mean()).sum()
+        self.r2_ = float(1.0 - residual / total) if total > 0 else float("nan")
+        return self
+
+    def predict(self, X: ArrayLike) -> np.ndarray:
+        """Loss at each width.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_widths,) or (n_widths, 1)
+            Widths of the students, in dimensions.
+
+        Returns
+        -------
+        predicted : ndarray of shape (n_widths,)
+            Predicted loss, in nats per token.
+
+        Raises
+        ------
+        ValueError
+            If a width is not positive.
+        """
+        check_is_fitted(self)
+        widths = validate_data(self, _as_columns(X), dtype=np.float64, reset=False)
+        return self.scale_ * np.exp(-self.exponent_ * self._log_widths(widths)) + self.offset_
+
+    def _log_widths(self, widths: np.ndarray) -> np.ndarray:
+        if widths.shape[1] != 1:
+            raise ValueError(f"X has {widths.shape[1]} columns; a power law of width takes one column of widths.")
+        if not (widths > 0).all():
+            raise ValueError(f"X holds the width {widths.min():g}; widths must be above 0.")
+        return np.log(widths[:, 0])
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.input_tags.positive_only = True
+        return tags
+
+
+def _as_columns(X: Any) -> Any:
+    """Leave everything to scikit-learn's validation but a vector, which becomes one column."""
+    if hasattr(X, "columns") or np.ndim(X) != 1:
+        return X
+    return np.asarray(X).reshape(-1, 1)
+
+
+def _scale_and_offset(logs: np.ndarray, observed: np.ndarray, exponent: float) -> tuple[float, float, float]:
+    """Best a ≥ 0 and c for a given exponent, and the squared residual they leave."""
+    # Relative to the narrowest width the basis stays near 1, whatever the exponent.
+    basis = np.exp(-exponent * (logs - logs.min()))
+    centred = basis - basis.mean()
+    scale = max(float(centred @ observed) / float(centred @ centred), 0.0)
+    offset = float(observed.mean() - scale * basis.mean())
+    residual = float(np.square(observed - scale * basis - offset).sum())
+    return scale * float(np.exp(exponent * logs.min())), offset, residual

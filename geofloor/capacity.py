@@ -1,0 +1,218 @@
+"""How many sparse features a dimension can carry: Eq. 1 and the exact thresholds behind it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import ndtr
+
+CapacityMethod = str | Callable[[float], float]
+
+# 1 for features of one sign, 2 for both: the tails beyond the threshold that hold noise.
+_N_TAILS = {"minimax": 2.0, "minimax_nonnegative": 1.0}
+METHODS = ("asymptotic", *_N_TAILS)
+
+
+class NonMonotoneCapacityWarning(UserWarning):
+    """Eq. 1 was evaluated at a sparsity where it falls as sparsity rises."""
+
+
+def capacity(alpha: ArrayLike, method: CapacityMethod = "asymptotic") -> Any:
+    r"""Features per dimension g(α) that a space can hold at sparsity α.
+
+    Parameters
+    ----------
+    alpha : float or array-like
+        Sparsity, the probability that a feature is inactive, in [0, 1).
+    method : {"asymptotic", "minimax", "minimax_nonnegative"} or callable, default="asymptotic"
+        - ``"asymptotic"``: Eq. 1 of the paper.
+        - ``"minimax"``: the exact threshold for features of either sign.
+        - ``"minimax_nonnegative"``: the exact threshold for features that are never negative, such
+          as the codes of a sparse autoencoder.
+        - a callable from sparsity to features per dimension.
+
+    Returns
+    -------
+    capacity : float or ndarray of the shape of `alpha`, float64
+        Features per dimension.
+
+    Raises
+    ------
+    ValueError
+        If `alpha` has a value outside [0, 1), or `method` is unknown or returns what is no capacity.
+
+    Warns
+    -----
+    NonMonotoneCapacityWarning
+        If Eq. 1 is asked for between 0 and 1 − 1/e, where it is not monotone.
+
+    Notes
+    -----
+    Eq. 1 of [1]_ is
+
+    .. math:: g(\alpha) = \frac{1}{(1-\alpha)\,\ln\frac{1}{1-\alpha}},
+
+    an asymptotic form for α near 1. It has its minimum, e, at α = 1 − 1/e ≈ 0.632 and diverges as
+    α → 0; the paper's g(0) = 1 is a convention, kept here.
+
+    The threshold that it approximates is 1/M(ε) with ε = 1 − α and, for c = 2 (either sign) or c = 1
+    (non-negative) [2]_,
+
+    .. math::
+
+        M(\varepsilon) = \inf_\tau\; \varepsilon(1+\tau^2)
+            + (1-\varepsilon)\,c\,[(1+\tau^2)\Phi(-\tau) - \tau\varphi(\tau)].
+
+    It is 1 at α = 0 and increases with α, with no special case.
+
+    References
+    ----------
+    .. [1] Sarkar and Deka (2026), "Geometric Limits of Knowledge Distillation", arXiv:2604.04037.
+    .. [2] Donoho, Johnstone and Montanari (2013), "Accurate prediction of phase transitions in
+       compressed sensing via a connection to minimax denoising", IEEE Trans. Inf. Theory 59(6).
+
+    Examples
+    --------
+    >>> from geofloor.capacity import capacity
+    >>> round(capacity(0.992), 2)
+    25.89
+    >>> capacity([0.9, 0.99], method="minimax_nonnegative").round(2)
+    array([ 3.77, 19.15])
+    """
+    sparsity = _check_alpha(alpha)
+    if callable(method):
+        values = np.vectorize(method, otypes=[float])(sparsity) if sparsity.size else sparsity
+        if not (np.isfinite(values).all() and (values > 0).all()):
+            raise ValueError(f"method={method!r} must return finite features per dimension above 0, got {values!r}.")
+    elif method == "asymptotic":
+        values = _asymptotic(sparsity)
+    elif method in _N_TAILS:
+        values = 1.0 / _minimax_risk(1.0 - sparsity, _N_TAILS[method])
+    else:
+        raise ValueError(f"method={method!r} is unknown; use one of {METHODS} or a callable.")
+    return float(values) if values.ndim == 0 else values
+
+
+def critical_width(n_features: ArrayLike, alpha: ArrayLike, method: CapacityMethod = "asymptotic") -> Any:
+    """Width d* = F/g(α) from which on Eq. 2 drops no feature.
+
+    Parameters
+    ----------
+    n_features : int or array-like of int
+        Number of features F.
+    alpha : float or array-like
+        Sparsity, in [0, 1).
+    method : str or callable, default="asymptotic"
+        As in `capacity`.
+
+    Returns
+    -------
+    width : float or ndarray
+        Critical width, in dimensions; not rounded.
+
+    Raises
+    ------
+    ValueError
+        If `n_features` is negative or not finite, or as `capacity` does.
+
+    Examples
+    --------
+    >>> from geofloor.capacity import critical_width
+    >>> round(critical_width(28665, alpha=1 - 218.3 / 28665))
+    1065
+    """
+    count = _check_non_negative(n_features, "n_features")
+    width = count / capacity(alpha, method)
+    return float(width) if np.ndim(width) == 0 else width
+
+
+def kept_features(width: ArrayLike, alpha: ArrayLike, method: CapacityMethod = "asymptotic") -> Any:
+    """Features F_S = ⌊d·g(α)⌋ that a student of width d keeps.
+
+    Parameters
+    ----------
+    width : float or array-like
+        Width d of the student, in dimensions.
+    alpha : float or array-like
+        Sparsity, in [0, 1).
+    method : str or callable, default="asymptotic"
+        As in `capacity`.
+
+    Returns
+    -------
+    count : int or ndarray of int64
+        Features kept; it is not capped at the number there are.
+
+    Raises
+    ------
+    ValueError
+        If `width` is negative or not finite, or as `capacity` does.
+
+    Examples
+    --------
+    >>> from geofloor.capacity import kept_features
+    >>> kept_features([128, 256], alpha=0.9924)
+    array([3451, 6903])
+    """
+    return floor_count(_check_non_negative(width, "width") * capacity(alpha, method))
+
+
+def floor_count(features: Any) -> Any:
+    """Whole features in a real number of them, as an int64 that cannot overflow."""
+    count = np.floor(np.minimum(features, 2.0**62)).astype(np.int64)
+    return int(count) if count.ndim == 0 else count
+
+
+def _asymptotic(sparsity: np.ndarray) -> np.ndarray:
+    if np.any((sparsity > 0) & (sparsity < 1 - np.exp(-1) - 1e-12)):
+        warnings.warn(
+            "Eq. 1 falls with sparsity below alpha = 1 - 1/e = 0.632, where it is no capacity; "
+            "use method='minimax_nonnegative' or 'minimax', which hold everywhere.",
+            NonMonotoneCapacityWarning,
+            stacklevel=3,
+        )
+    log_density = np.log1p(-sparsity)
+    with np.errstate(divide="ignore"):
+        return np.where(sparsity == 0, 1.0, -1.0 / ((1.0 - sparsity) * log_density))
+
+
+def _minimax_risk(density: np.ndarray, n_tails: float) -> np.ndarray:
+    """M(ε), at the threshold τ where its derivative vanishes.
+
+    τ is the root of h(τ) = (1 − ε)·c·[φ(τ) − τΦ(−τ)] − ετ, which is convex and decreasing, so that
+    Newton's steps from τ = 0 approach it from below without a safeguard.
+    """
+    tau = np.zeros_like(density)
+    for _ in range(200):
+        tail, bell = ndtr(-tau), np.exp(-0.5 * tau**2) / np.sqrt(2 * np.pi)
+        excess = n_tails * (1 - density) * (bell - tau * tail) - density * tau
+        slope = n_tails * (1 - density) * tail + density
+        step = excess / slope
+        tau = tau + step
+        if np.all(np.abs(step) <= 1e-14 * (1 + tau)):
+            break
+    tail, bell = ndtr(-tau), np.exp(-0.5 * tau**2) / np.sqrt(2 * np.pi)
+    return density * (1 + tau**2) + n_tails * (1 - density) * ((1 + tau**2) * tail - tau * bell)
+
+
+def _check_alpha(alpha: ArrayLike) -> np.ndarray:
+    sparsity = np.asarray(alpha, dtype=np.float64)
+    wrong = ~((sparsity >= 0) & (sparsity < 1))
+    if wrong.any():
+        raise ValueError(
+            f"alpha={sparsity[wrong].flat[0]:g} is no sparsity; give the probability that a feature is inactive, "
+            "at least 0 and below 1."
+        )
+    return sparsity
+
+
+def _check_non_negative(value: ArrayLike, name: str) -> np.ndarray:
+    array = np.asarray(value, dtype=np.float64)
+    wrong = ~((array >= 0) & np.isfinite(array))
+    if wrong.any():
+        raise ValueError(f"{name}={array[wrong].flat[0]:g} must be finite and not negative.")
+    return array

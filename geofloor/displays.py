@@ -1,0 +1,795 @@
+"""Figures: one Display class each, in scikit-learn's manner.
+
+The constructor stores, ``from_*`` computes and draws, and ``plot`` draws on given axes or new ones.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from geofloor.capacity import METHODS, CapacityMethod, NonMonotoneCapacityWarning, capacity, kept_features
+from geofloor.statistics import PowerLawTail, power_law_tail
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, told apart with any colour vision; with the dashes, in grey as well.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DASHES = ("-", (0, (5, 1.5)), (0, (4, 1.2, 1, 1.2)), (0, (1.2, 1)), (0, (8, 1.5, 1, 1.5)), (0, (2.5, 1)))
+_INK = "#222222"
+_FAINT = "#8a8a8a"
+_MAX_DRAWN = 2000  # points of a spectrum; more would only make the file larger
+_HIDDEN_UNITS = "hidden-space units"
+_METHOD_LABELS = {
+    "asymptotic": "Eq. 1",
+    "minimax": "exact, either sign",
+    "minimax_nonnegative": "exact, non-negative",
+}
+
+
+class FloorDisplay:
+    """Loss floor over student width, for one predictor or several.
+
+    Parameters
+    ----------
+    widths : array-like of shape (n_widths,)
+        Widths of students, in dimensions.
+    floors : array-like of shape (n_widths,), or mapping of str to such arrays
+        Floor at each width; a mapping has a label for each curve.
+    critical_widths : float or mapping of str to float, default=None
+        Critical width d* of each curve, drawn as a dotted vertical. Labels are those of `floors`.
+    observed_widths : array-like of shape (n_runs,), default=None
+        Widths of measured students.
+    observed : array-like of shape (n_runs,), default=None
+        Their losses, in the unit of `floors`.
+    unit : str, default="hidden-space units"
+        Unit of floors and observed losses, for the label of the axis.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes drawn on.
+    figure_ : matplotlib Figure
+        Figure of the axes.
+    lines_ : list of matplotlib Line2D
+        One line a curve.
+    critical_lines_ : list of matplotlib Line2D
+        Verticals at the critical widths that lie within the axes.
+    observed_line_ : matplotlib Line2D or None
+        The observed points.
+
+    See Also
+    --------
+    FloorDisplay.from_predictor : Compute the floors and draw them.
+    geofloor.FloorPredictor : Predicts the floors.
+
+    Notes
+    -----
+    A critical width that lies more than half the range beyond the widths is named, with an arrow,
+    and not drawn: the axis stays with the widths asked for.
+
+    Examples
+    --------
+    >>> from geofloor.displays import FloorDisplay
+    >>> display = FloorDisplay(widths=[128, 256, 512], floors=[0.0795, 0.04, 0.0111], critical_widths=600.0)
+    >>> display.plot()
+    <geofloor.displays.FloorDisplay object at ...>
+    >>> display.ax_.get_xlabel()
+    'student width d (dimensions)'
+    """
+
+    def __init__(
+        self,
+        *,
+        widths: ArrayLike,
+        floors: ArrayLike | Mapping[str, ArrayLike],
+        critical_widths: float | Mapping[str, float] | None = None,
+        observed_widths: ArrayLike | None = None,
+        observed: ArrayLike | None = None,
+        unit: str = _HIDDEN_UNITS,
+    ) -> None:
+        self.widths = widths
+        self.floors = floors
+        self.critical_widths = critical_widths
+        self.observed_widths = observed_widths
+        self.observed = observed
+        self.unit = unit
+
+    @classmethod
+    def from_predictor(
+        cls,
+        predictor: Any,
+        widths: ArrayLike,
+        *,
+        observed_widths: ArrayLike | None = None,
+        observed: ArrayLike | None = None,
+        unit: str = _HIDDEN_UNITS,
+        ax: Axes | None = None,
+        line_kwargs: dict[str, Any] | None = None,
+    ) -> FloorDisplay:
+        """Predict the floor at each width and draw it.
+
+        Parameters
+        ----------
+        predictor : estimator, or mapping of str to estimators
+            Fitted, with a ``predict`` from widths to floors: a `FloorPredictor`, a
+            `PowerLawCalibrator`, or a pipeline of a frozen predictor and an `AffineCalibrator`.
+            Its ``critical_width_`` is drawn where it has one.
+        widths : array-like of shape (n_widths,)
+            Widths of students, in dimensions.
+        observed_widths : array-like of shape (n_runs,), default=None
+            Widths of measured students.
+        observed : array-like of shape (n_runs,), default=None
+            Their losses, in the unit of the predictions.
+        unit : str, default="hidden-space units"
+            Unit of floors and observed losses.
+        ax : matplotlib Axes, default=None
+            Axes to draw on; by default those of a new figure.
+        line_kwargs : dict, default=None
+            Keyword arguments for the ``plot`` call of every curve.
+
+        Returns
+        -------
+        display : FloorDisplay
+            The display, drawn.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from geofloor import FloorPredictor
+        >>> from geofloor.displays import FloorDisplay
+        >>> predictor = FloorPredictor(alpha=0.99).fit(1 / np.arange(1, 1001) ** 2)
+        >>> display = FloorDisplay.from_predictor(predictor, np.arange(1, 61))
+        >>> display.lines_[0].get_ydata().shape
+        (60,)
+        """
+        predictors = _labelled(predictor)
+        floors = {label: each.predict(widths) for label, each in predictors.items()}
+        critical = {
+            label: each.critical_width_ for label, each in predictors.items() if hasattr(each, "critical_width_")
+        }
+        display = cls(
+            widths=np.asarray(widths),
+            floors=floors,
+            critical_widths=critical or None,
+            observed_widths=observed_widths,
+            observed=observed,
+            unit=unit,
+        )
+        return display.plot(ax=ax, line_kwargs=line_kwargs)
+
+    def plot(self, ax: Axes | None = None, *, line_kwargs: dict[str, Any] | None = None) -> FloorDisplay:
+        """Draw the floors, the critical widths and the observed points.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw on; by default those of a new figure.
+        line_kwargs : dict, default=None
+            Keyword arguments for the ``plot`` call of every curve.
+
+        Returns
+        -------
+        self : FloorDisplay
+            The display.
+
+        Raises
+        ------
+        ValueError
+            If only one of `observed_widths` and `observed` was given, or a critical width has a
+            label that no curve has.
+        """
+        curves = _labelled(self.floors)
+        critical = {} if self.critical_widths is None else _labelled(self.critical_widths)
+        unknown = sorted(set(critical) - set(curves))
+        if unknown:
+            raise ValueError(f"critical_widths has the labels {unknown}, floors only {sorted(curves)}; use the same.")
+        if (self.observed_widths is None) != (self.observed is None):
+            raise ValueError("observed_widths and observed belong together; give both or neither.")
+
+        self.ax_ = _axes(ax)
+        self.figure_ = self.ax_.figure
+        self.lines_, self.critical_lines_, self.observed_line_ = [], [], None
+        widths = np.asarray(self.widths, dtype=np.float64)
+        narrowest, widest = widths.min(), widths.max()
+        for index, (label, floors) in enumerate(curves.items()):
+            color = _COLORS[index % len(_COLORS)]
+            name = ", ".join(filter(None, [label, f"d* = {critical[label]:,.0f}" if label in critical else ""]))
+            style = {
+                "color": color,
+                "linestyle": _DASHES[index % len(_DASHES)],
+                "marker": "o" if len(widths) <= 12 and self.observed is None else None,
+                "label": name or "predicted",
+            }
+            self.lines_ += self.ax_.plot(widths, np.asarray(floors), **{**style, **(line_kwargs or {})})
+            if label not in critical:
+                continue
+            if critical[label] <= widest + 0.5 * (widest - narrowest):
+                self.critical_lines_.append(
+                    self.ax_.axvline(critical[label], color=color, linestyle=":", linewidth=1.2, zorder=1)
+                )
+            if len(curves) == 1:
+                inside = bool(self.critical_lines_)
+                self.ax_.text(
+                    critical[label] if inside else 1.0,
+                    1.0,
+                    f"d* = {critical[label]:,.0f}" + ("" if inside else " →"),
+                    transform=self.ax_.get_xaxis_transform() if inside else self.ax_.transAxes,
+                    ha="center" if inside else "right",
+                    va="bottom",
+                    fontsize="small",
+                    color=color,
+                )
+        if self.observed is not None:
+            (self.observed_line_,) = self.ax_.plot(
+                np.asarray(self.observed_widths),
+                np.asarray(self.observed),
+                linestyle="none",
+                marker="o",
+                markersize=5.5,
+                markerfacecolor="white",
+                color=_INK,
+                label="observed",
+                zorder=3,
+            )
+        if len(curves) > 1 or self.observed is not None:
+            self.ax_.legend(frameon=False, fontsize="small")
+        if self.ax_.get_yscale() == "linear":  # zero belongs to the axis, and stays visible above the frame
+            low, high = self.ax_.get_ylim()
+            self.ax_.set_ylim(bottom=low if self.ax_.dataLim.y0 < 0 else -0.03 * high)
+        self.ax_.set(xlabel="student width d (dimensions)", ylabel=f"loss floor L* ({self.unit})")
+        return self
+
+
+class SpectrumDisplay:
+    """Importance over rank, on logarithmic axes: what a student of each width keeps and what it drops.
+
+    Parameters
+    ----------
+    importances : array-like of shape (n_features,)
+        Importances, in any order. Zeros have no place on a logarithmic axis and are left out.
+    tail : PowerLawTail, default=None
+        Power law of the largest importances, drawn as a dashed line.
+    kept : mapping of float to int, default=None
+        Features kept at each width, drawn as verticals.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes drawn on.
+    figure_ : matplotlib Figure
+        Figure of the axes.
+    line_ : matplotlib Line2D
+        The spectrum; of more than 2,000 features, as many at log-spaced ranks.
+    tail_line_ : matplotlib Line2D or None
+        The power law.
+    kept_lines_ : list of matplotlib Line2D
+        One vertical for each width that drops features.
+
+    See Also
+    --------
+    SpectrumDisplay.from_importances : Fit the tail, compute the kept features and draw.
+    SpectrumDisplay.from_statistics : The same from fitted `FeatureStatistics`.
+    geofloor.statistics.power_law_tail : Fits the power law.
+
+    Notes
+    -----
+    Importances with density p(I) ∝ I^−β have, at rank r of a tail of k features that starts at I₀,
+    the importance I₀ (r/k)^(−1/(β − 1)): a straight line of slope −1/(β − 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from geofloor.displays import SpectrumDisplay
+    >>> display = SpectrumDisplay(importances=1 / np.arange(1, 101), kept={4: 30}).plot()
+    >>> display.ax_.get_xscale(), len(display.kept_lines_)
+    ('log', 1)
+    """
+
+    def __init__(
+        self,
+        *,
+        importances: ArrayLike,
+        tail: PowerLawTail | None = None,
+        kept: Mapping[float, int] | None = None,
+    ) -> None:
+        self.importances = importances
+        self.tail = tail
+        self.kept = kept
+
+    @classmethod
+    def from_importances(
+        cls,
+        importances: ArrayLike,
+        *,
+        widths: ArrayLike | None = None,
+        alpha: float | None = None,
+        capacity: CapacityMethod = "asymptotic",
+        fit_tail: bool = True,
+        ax: Axes | None = None,
+    ) -> SpectrumDisplay:
+        """Fit the tail, compute what each width keeps, and draw.
+
+        Parameters
+        ----------
+        importances : array-like of shape (n_features,)
+            Importances, in any order.
+        widths : array-like of shape (n_widths,), default=None
+            Widths whose boundary between kept and dropped features is drawn.
+        alpha : float, default=None
+            Sparsity, in [0, 1); needed with `widths`.
+        capacity : {"asymptotic", "minimax", "minimax_nonnegative"} or callable, default="asymptotic"
+            Features per dimension, as in `geofloor.capacity.capacity`.
+        fit_tail : bool, default=True
+            Whether to fit and draw the power law of the largest importances.
+        ax : matplotlib Axes, default=None
+            Axes to draw on; by default those of a new figure.
+
+        Returns
+        -------
+        display : SpectrumDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        ValueError
+            If `widths` are given without `alpha`, or as `power_law_tail` and `capacity` do.
+        """
+        kept = None
+        if widths is not None:
+            if alpha is None:
+                raise ValueError("alpha=None: what a width keeps depends on the sparsity; give alpha with widths.")
+            kept = {width: kept_features(width, alpha, capacity) for width in np.asarray(widths).tolist()}
+        tail = power_law_tail(importances) if fit_tail else None
+        return cls(importances=importances, tail=tail, kept=kept).plot(ax=ax)
+
+    @classmethod
+    def from_statistics(
+        cls,
+        statistics: Any,
+        *,
+        widths: ArrayLike | None = None,
+        ax: Axes | None = None,
+    ) -> SpectrumDisplay:
+        """Draw the spectrum of measured features, with the tail and the capacity they were measured with.
+
+        Parameters
+        ----------
+        statistics : FeatureStatistics
+            Fitted statistics.
+        widths : array-like of shape (n_widths,), default=None
+            Widths whose boundary between kept and dropped features is drawn.
+        ax : matplotlib Axes, default=None
+            Axes to draw on; by default those of a new figure.
+
+        Returns
+        -------
+        display : SpectrumDisplay
+            The display, drawn.
+        """
+        importances = statistics.table_[:, 0]
+        kept = None
+        if widths is not None:
+            kept = {
+                width: kept_features(width, statistics.alpha_, statistics.capacity)
+                for width in np.asarray(widths).tolist()
+            }
+        tail = PowerLawTail(
+            exponent=statistics.tail_exponent_,
+            interval=statistics.tail_exponent_interval_,
+            start=statistics.tail_start_,
+            n_tail=int(np.count_nonzero(importances > statistics.tail_start_)),
+        )
+        return cls(importances=importances, tail=tail, kept=kept).plot(ax=ax)
+
+    def plot(self, ax: Axes | None = None, *, line_kwargs: dict[str, Any] | None = None) -> SpectrumDisplay:
+        """Draw the spectrum, its tail and what each width keeps.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw on; by default those of a new figure.
+        line_kwargs : dict, default=None
+            Keyword arguments for the ``plot`` call of the spectrum.
+
+        Returns
+        -------
+        self : SpectrumDisplay
+            The display.
+
+        Raises
+        ------
+        ValueError
+            If no importance is above zero.
+        """
+        importances = np.sort(np.asarray(self.importances, dtype=np.float64))[::-1]
+        n_positive = int(np.count_nonzero(importances > 0))
+        if n_positive == 0:
+            raise ValueError("importances has no value above zero, so there is no spectrum to draw.")
+        ranks = np.arange(1, n_positive + 1)
+        if n_positive > _MAX_DRAWN:
+            ranks = np.unique(np.rint(np.geomspace(1, n_positive, _MAX_DRAWN)).astype(int))
+
+        self.ax_ = _axes(ax)
+        self.figure_ = self.ax_.figure
+        style = {"color": _COLORS[0], "linewidth": 1.8, "label": "features"}
+        (self.line_,) = self.ax_.loglog(ranks, importances[ranks - 1], **{**style, **(line_kwargs or {})})
+
+        self.tail_line_ = None
+        if self.tail is not None and self.tail.n_tail > 0:
+            ends = np.array([1.0, self.tail.n_tail])
+            law = self.tail.start * (ends / self.tail.n_tail) ** (-1.0 / (self.tail.exponent - 1.0))
+            low, high = self.tail.interval
+            (self.tail_line_,) = self.ax_.loglog(
+                ends,
+                law,
+                color=_COLORS[1],
+                linestyle=_DASHES[1],
+                label=f"power law, β = {self.tail.exponent:.2f} [{low:.2f}, {high:.2f}]",
+            )
+            self.ax_.legend(frameon=False, fontsize="small", loc="lower left")
+
+        self.kept_lines_ = []
+        for width, count in sorted((self.kept or {}).items()):
+            if not 0 < count < len(importances):
+                continue
+            self.kept_lines_.append(self.ax_.axvline(count, color=_FAINT, linestyle=":", linewidth=1.0, zorder=1))
+            self.ax_.text(
+                count,
+                1.01,
+                f"d = {width:,g}",
+                transform=self.ax_.get_xaxis_transform(),
+                rotation=90,
+                ha="center",
+                va="bottom",
+                fontsize="x-small",
+                color=_INK,
+            )
+        self.ax_.set(xlabel="rank of the feature", ylabel=f"importance ({_HIDDEN_UNITS})")
+        return self
+
+
+class CapacityDisplay:
+    """Features per dimension over sparsity, for Eq. 1 and the exact thresholds (Figure 1 of the paper).
+
+    Parameters
+    ----------
+    alphas : array-like of shape (n_alphas,)
+        Sparsities, in [0, 1).
+    capacities : mapping of str to array-like of shape (n_alphas,)
+        Features per dimension, by method. Other names than those of `geofloor.capacity.capacity`
+        stand in the legend as they are.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes drawn on. Their x coordinate is α; the scale is that of log(1 − α).
+    figure_ : matplotlib Figure
+        Figure of the axes.
+    lines_ : dict of str to matplotlib Line2D
+        The curve of each method. That of Eq. 1 starts at its minimum, α = 1 − 1/e.
+    non_monotone_line_ : matplotlib Line2D or None
+        The part of Eq. 1 below its minimum, where it is no capacity, drawn faintly.
+
+    See Also
+    --------
+    CapacityDisplay.from_methods : Compute the capacities and draw them.
+    geofloor.capacity.capacity : Features per dimension.
+
+    Examples
+    --------
+    >>> from geofloor.displays import CapacityDisplay
+    >>> display = CapacityDisplay.from_methods()
+    >>> sorted(display.lines_)
+    ['asymptotic', 'minimax', 'minimax_nonnegative']
+    """
+
+    def __init__(self, *, alphas: ArrayLike, capacities: Mapping[str, ArrayLike]) -> None:
+        self.alphas = alphas
+        self.capacities = capacities
+
+    @classmethod
+    def from_methods(
+        cls,
+        methods: Sequence[str] = METHODS,
+        *,
+        alphas: ArrayLike | None = None,
+        ax: Axes | None = None,
+    ) -> CapacityDisplay:
+        """Compute features per dimension with each method and draw them.
+
+        Parameters
+        ----------
+        methods : sequence of str, default=("asymptotic", "minimax", "minimax_nonnegative")
+            Methods of `geofloor.capacity.capacity`.
+        alphas : array-like of shape (n_alphas,), default=None
+            Sparsities, in [0, 1). By default 0 to 0.999, evenly spaced in log(1 − α).
+        ax : matplotlib Axes, default=None
+            Axes to draw on; by default those of a new figure.
+
+        Returns
+        -------
+        display : CapacityDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        ValueError
+            If a method is unknown or a sparsity is outside [0, 1).
+        """
+        sparsities = 1.0 - np.geomspace(1.0, 1e-3, 301) if alphas is None else np.asarray(alphas, dtype=np.float64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NonMonotoneCapacityWarning)  # the figure shows what it warns of
+            capacities = {method: capacity(sparsities, method) for method in methods}
+        return cls(alphas=sparsities, capacities=capacities).plot(ax=ax)
+
+    def plot(self, ax: Axes | None = None, *, line_kwargs: dict[str, Any] | None = None) -> CapacityDisplay:
+        """Draw features per dimension over sparsity.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw on; by default those of a new figure.
+        line_kwargs : dict, default=None
+            Keyword arguments for the ``plot`` call of every curve.
+
+        Returns
+        -------
+        self : CapacityDisplay
+            The display.
+        """
+        self.ax_ = _axes(ax)
+        self.figure_ = self.ax_.figure
+        self.lines_, self.non_monotone_line_ = {}, None
+        alphas = np.asarray(self.alphas, dtype=np.float64)
+        highest = 1.0
+        for index, (method, values) in enumerate(self.capacities.items()):
+            style = {
+                "color": _COLORS[index % len(_COLORS)],
+                "linestyle": _DASHES[index % len(_DASHES)],
+                "label": _METHOD_LABELS.get(method, method),
+                **(line_kwargs or {}),
+            }
+            drawn = np.asarray(values, dtype=np.float64)
+            holds = np.ones_like(alphas, dtype=bool)
+            if method == "asymptotic":
+                holds = alphas >= 1.0 - np.exp(-1.0)
+                below = ~holds & (alphas > 0.0)  # at 0 the paper's convention, a point apart from the curve
+                faint = {**style, "linestyle": ":", "alpha": 0.6, "label": "_no capacity"}
+                (self.non_monotone_line_,) = self.ax_.plot(alphas[below], drawn[below], **faint)
+            (self.lines_[method],) = self.ax_.plot(alphas[holds], drawn[holds], **style)
+            highest = max(highest, drawn[holds].max(initial=1.0))
+
+        self.ax_.set_xscale("function", functions=(_sparsity_to_axis, _axis_to_sparsity))
+        self.ax_.set_yscale("log")
+        self.ax_.set_ylim(0.9, 1.3 * highest)
+        ticks = [tick for tick in (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999) if tick <= alphas.max()]
+        self.ax_.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        self.ax_.yaxis.set_major_formatter("{x:g}")
+        self.ax_.legend(frameon=False, fontsize="small", loc="upper left")
+        self.ax_.set(xlabel="sparsity α", ylabel="capacity g(α) (features per dimension)")
+        return self
+
+
+class CalibrationDisplay:
+    """Observed loss over predicted floor, with the fitted line (Figure 7 of the paper).
+
+    Parameters
+    ----------
+    floors : array-like of shape (n_runs,)
+        Predicted floors of the runs, in hidden-space units.
+    observed : array-like of shape (n_runs,)
+        Observed losses, in nats per token.
+    grid : array-like of shape (n_grid,), default=None
+        Floors at which the line is given.
+    line : array-like of shape (n_grid,), default=None
+        Calibrated loss at each floor of the grid, in nats per token.
+    interval : array-like of shape (n_grid, 2), default=None
+        Its prediction interval; drawn if it is finite.
+    level : float, default=None
+        Probability of the interval, for the legend.
+    widths : array-like of shape (n_runs,), default=None
+        Width of each run, written beside its point.
+    label : str, default=None
+        What the legend says of the line.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes drawn on.
+    figure_ : matplotlib Figure
+        Figure of the axes.
+    points_ : matplotlib Line2D
+        The runs.
+    line_ : matplotlib Line2D or None
+        The fitted line.
+    band_ : matplotlib PolyCollection or None
+        The prediction interval.
+
+    See Also
+    --------
+    CalibrationDisplay.from_calibrator : Compute line and interval and draw them.
+    geofloor.AffineCalibrator : Fits the line.
+
+    Examples
+    --------
+    >>> from geofloor import AffineCalibrator
+    >>> from geofloor.displays import CalibrationDisplay
+    >>> floors, observed = [0.0795, 0.0400, 0.0111, 0.0016, 0.0001], [1.320, 1.008, 0.733, 0.652, 0.586]
+    >>> calibrator = AffineCalibrator().fit(floors, observed)
+    >>> display = CalibrationDisplay.from_calibrator(calibrator, floors, observed)
+    >>> display.label
+    'C = 8.96, B = 0.623, R² = 0.993'
+    """
+
+    def __init__(
+        self,
+        *,
+        floors: ArrayLike,
+        observed: ArrayLike,
+        grid: ArrayLike | None = None,
+        line: ArrayLike | None = None,
+        interval: ArrayLike | None = None,
+        level: float | None = None,
+        widths: ArrayLike | None = None,
+        label: str | None = None,
+    ) -> None:
+        self.floors = floors
+        self.observed = observed
+        self.grid = grid
+        self.line = line
+        self.interval = interval
+        self.level = level
+        self.widths = widths
+        self.label = label
+
+    @classmethod
+    def from_calibrator(
+        cls,
+        calibrator: Any,
+        floors: ArrayLike,
+        observed: ArrayLike,
+        *,
+        widths: ArrayLike | None = None,
+        level: float | None = 0.95,
+        ax: Axes | None = None,
+    ) -> CalibrationDisplay:
+        """Draw runs beside the line that a calibrator fitted.
+
+        Parameters
+        ----------
+        calibrator : AffineCalibrator
+            Fitted, with one term. The runs need not be those that it was fitted on.
+        floors : array-like of shape (n_runs,)
+            Predicted floors of the runs, in hidden-space units.
+        observed : array-like of shape (n_runs,)
+            Observed losses, in nats per token.
+        widths : array-like of shape (n_runs,), default=None
+            Width of each run, written beside its point.
+        level : float or None, default=0.95
+            Probability of the prediction interval, between 0 and 1; None draws none.
+        ax : matplotlib Axes, default=None
+            Axes to draw on; by default those of a new figure.
+
+        Returns
+        -------
+        display : CalibrationDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        ValueError
+            If the calibrator has more than one term.
+        """
+        if calibrator.n_features_in_ != 1:
+            raise ValueError(f"calibrator has {calibrator.n_features_in_} terms; a line over the floor needs one.")
+        grid = np.linspace(0.0, 1.05 * float(np.max(floors)), 101)
+        interval = None
+        if level is None:
+            line = calibrator.predict(grid)
+        else:
+            line, interval = calibrator.predict(grid, return_interval=True, level=level)
+        label = f"C = {calibrator.slope_:.2f}, B = {calibrator.baseline_:.3f}, R² = {calibrator.r2_:.3f}"
+        display = cls(
+            floors=floors,
+            observed=observed,
+            grid=grid,
+            line=line,
+            interval=interval,
+            level=level,
+            widths=widths,
+            label=label.replace("-", "−"),
+        )
+        return display.plot(ax=ax)
+
+    def plot(self, ax: Axes | None = None, *, line_kwargs: dict[str, Any] | None = None) -> CalibrationDisplay:
+        """Draw the runs, the line and its interval.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw on; by default those of a new figure.
+        line_kwargs : dict, default=None
+            Keyword arguments for the ``plot`` call of the line.
+
+        Returns
+        -------
+        self : CalibrationDisplay
+            The display.
+        """
+        self.ax_ = _axes(ax)
+        self.figure_ = self.ax_.figure
+        self.line_, self.band_ = None, None
+        floors, observed = np.asarray(self.floors, dtype=np.float64), np.asarray(self.observed, dtype=np.float64)
+        if self.grid is not None and self.line is not None:
+            style = {"color": _COLORS[0], "linewidth": 1.8, "label": self.label}
+            (self.line_,) = self.ax_.plot(
+                np.asarray(self.grid), np.asarray(self.line), **{**style, **(line_kwargs or {})}
+            )
+            if self.interval is not None and np.isfinite(self.interval).all():
+                low, high = np.asarray(self.interval).T
+                self.band_ = self.ax_.fill_between(
+                    np.asarray(self.grid),
+                    low,
+                    high,
+                    color=self.line_.get_color(),
+                    alpha=0.14,
+                    linewidth=0,
+                    label="prediction interval" if self.level is None else f"{self.level:.0%} prediction interval",
+                )
+            if self.label or self.band_ is not None:
+                self.ax_.legend(frameon=False, fontsize="small", loc="upper left")
+        (self.points_,) = self.ax_.plot(
+            floors,
+            observed,
+            linestyle="none",
+            marker="o",
+            markersize=5.5,
+            markerfacecolor="white",
+            color=_INK,
+            zorder=3,
+        )
+        if self.widths is not None:
+            from matplotlib.patheffects import withStroke
+
+            for width, floor, loss in zip(np.asarray(self.widths).tolist(), floors, observed, strict=True):
+                self.ax_.annotate(
+                    f"d = {width:,g}",
+                    (floor, loss),
+                    xytext=(6, -3),
+                    textcoords="offset points",
+                    va="top",
+                    fontsize="x-small",
+                    color=_INK,
+                    path_effects=[withStroke(linewidth=2, foreground="white")],  # legible where the line runs
+                )
+        self.ax_.set_ylim(bottom=0.0)
+        self.ax_.set(xlabel=f"predicted floor L* ({_HIDDEN_UNITS})", ylabel="observed loss (nats per token)")
+        return self
+
+
+def _axes(ax: Axes | None) -> Axes:
+    """The given axes or new ones, without the frame's idle sides."""
+    import matplotlib.pyplot as plt
+
+    if ax is None:
+        _, ax = plt.subplots(figsize=(4.8, 3.4), layout="constrained")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def _labelled(values: Any) -> Mapping[str, Any]:
+    return values if isinstance(values, Mapping) else {"": values}
+
+
+def _sparsity_to_axis(alpha: np.ndarray) -> np.ndarray:
+    return -np.log10(np.clip(1.0 - np.asarray(alpha, dtype=np.float64), 1e-12, None))
+
+
+def _axis_to_sparsity(position: np.ndarray) -> np.ndarray:
+    return 1.0 - 10.0 ** -np.asarray(position, dtype=np.float64)

@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.optimize import curve_fit, nnls
+from sklearn.exceptions import NotFittedError
+
+from geofloor import AffineCalibrator, PowerLawCalibrator
+
+# Tables 2 and 3 of the paper.
+WIDTHS = np.array([128, 256, 512, 768, 1024])
+FLOORS = np.array([0.0795, 0.0400, 0.0111, 0.0016, 0.0001])
+OBSERVED = np.array([1.320, 1.008, 0.733, 0.652, 0.586])
+
+
+def test_free_baseline_is_ordinary_least_squares():
+    fitted = AffineCalibrator().fit(FLOORS, OBSERVED)
+    line = stats.linregress(FLOORS, OBSERVED)
+    assert fitted.slope_ == pytest.approx(line.slope)
+    assert fitted.baseline_ == pytest.approx(line.intercept)
+    assert fitted.r2_ == pytest.approx(line.rvalue**2)
+    assert (round(fitted.slope_, 3), round(fitted.baseline_, 4), round(fitted.r2_, 4)) == (8.964, 0.6226, 0.9927)
+
+
+def test_fixed_baseline_leaves_the_slope_alone_to_be_fitted():
+    fitted = AffineCalibrator(baseline=0.586).fit(FLOORS, OBSERVED)
+    assert fitted.slope_ == pytest.approx(FLOORS @ (OBSERVED - 0.586) / (FLOORS @ FLOORS))
+    assert (round(fitted.slope_, 3), round(fitted.r2_, 3)) == (9.566, 0.982)
+    assert fitted.baseline_ == 0.586
+    four = AffineCalibrator(baseline=0.586).fit(FLOORS[:4], OBSERVED[:4])
+    assert round(four.r2_, 3) == 0.976
+
+
+def test_a_line_through_the_origin_fails_as_the_paper_says():
+    fitted = AffineCalibrator(baseline=0.0).fit(FLOORS, OBSERVED)
+    assert (round(fitted.slope_, 2), round(fitted.r2_, 3)) == (19.20, -1.983)
+
+
+@pytest.mark.parametrize("baseline", [None, 2.0])
+def test_a_falling_line_has_slope_zero(baseline):
+    fitted = AffineCalibrator(baseline=baseline).fit([1.0, 2.0, 3.0], [3.0, 2.0, 1.5])
+    assert fitted.slope_ == 0
+    assert fitted.baseline_ == pytest.approx(np.mean([3.0, 2.0, 1.5]) if baseline is None else baseline)
+    _, interval = fitted.predict([1.0, 9.0], return_interval=True)
+    assert np.isfinite(interval).all()
+
+
+@given(st.integers(0, 10_000))
+def test_several_terms_are_non_negative_least_squares(seed):
+    rng = np.random.default_rng(seed)
+    floors, observed = rng.normal(size=(12, 3)), rng.normal(size=12)
+    fitted = AffineCalibrator(baseline=0.0).fit(floors, observed)
+    np.testing.assert_allclose(fitted.slope_, nnls(floors, observed)[0], atol=1e-8)
+
+
+def test_prediction_interval_is_the_students_t_one():
+    fitted = AffineCalibrator().fit(FLOORS, OBSERVED)
+    predicted, interval = fitted.predict([0.02], return_interval=True, level=0.9)
+    n, x = len(FLOORS), FLOORS
+    scale = np.sqrt(np.square(OBSERVED - fitted.predict(x)).sum() / (n - 2))
+    spread = scale * np.sqrt(1 + 1 / n + (0.02 - x.mean()) ** 2 / np.square(x - x.mean()).sum())
+    half = stats.t.ppf(0.95, n - 2) * spread
+    np.testing.assert_allclose(interval, [[predicted[0] - half, predicted[0] + half]])
+
+
+def test_without_residual_freedom_the_interval_is_unbounded():
+    fitted = AffineCalibrator().fit([1.0, 2.0], [1.0, 3.0])
+    predicted, interval = fitted.predict([3.0], return_interval=True)
+    assert predicted == pytest.approx([5.0])
+    assert interval.tolist() == [[-np.inf, np.inf]]
+
+
+def test_intervals_cover_new_runs_as_often_as_they_say(rng):
+    covered = []
+    for _ in range(400):
+        x, new = rng.random(6), rng.random(1)
+        fitted = AffineCalibrator(baseline=0.5).fit(x, 2 * x + 0.5 + 0.1 * rng.normal(size=6))
+        _, ((low, high),) = fitted.predict(new, return_interval=True, level=0.8)
+        covered.append(low <= 2 * new[0] + 0.5 + 0.1 * rng.normal() <= high)
+    assert stats.binomtest(sum(covered), len(covered), 0.8).pvalue > 1e-4
+
+
+def test_decompose_is_table_5():
+    table = AffineCalibrator(baseline=0.586).fit(FLOORS, OBSERVED).decompose(FLOORS, OBSERVED)
+    np.testing.assert_allclose(table["geometric"] + table["baseline"] + table["residual"], OBSERVED)
+    np.testing.assert_array_equal(table["percent_geometric"].round(1)[:4], [55.6, 41.9, 20.1, 10.1])
+
+
+def test_a_vector_of_floors_equals_one_column():
+    vector = AffineCalibrator().fit(FLOORS, OBSERVED)
+    column = AffineCalibrator().fit(FLOORS[:, np.newaxis], OBSERVED)
+    np.testing.assert_array_equal(vector.predict(FLOORS), column.predict(FLOORS[:, np.newaxis]))
+
+
+def test_affine_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="give a second run or a baseline"):
+        AffineCalibrator().fit([1.0], [1.0])
+    with pytest.raises(ValueError, match="baseline=nan"):
+        AffineCalibrator(baseline=np.nan).fit(FLOORS, OBSERVED)
+    with pytest.raises(ValueError, match="level=1.5"):
+        AffineCalibrator().fit(FLOORS, OBSERVED).predict(FLOORS, return_interval=True, level=1.5)
+    with pytest.raises(ValueError, match="contains NaN"):
+        AffineCalibrator().fit([1.0, np.nan], [1.0, 2.0])
+    with pytest.raises(NotFittedError):
+        AffineCalibrator().predict(FLOORS)
+
+
+def test_power_law_is_equation_4():
+    law = PowerLawCalibrator().fit(WIDTHS, OBSERVED)
+    assert (round(law.scale_, 3), round(law.exponent_, 4), round(law.offset_, 4)) == (11.593, 0.4688, 0.1319)
+    assert round(law.r2_, 3) == 0.998
+    reference, _ = curve_fit(lambda d, a, g, c: a * d**-g + c, WIDTHS, OBSERVED, p0=[10, 0.5, 0.1])
+    np.testing.assert_allclose([law.scale_, law.exponent_, law.offset_], reference, rtol=1e-4)
+
+
+@given(st.floats(0.5, 50), st.floats(0.05, 3), st.floats(-1, 1))
+def test_power_law_finds_the_law_it_is_shown(scale, exponent, offset):
+    losses = scale * WIDTHS**-exponent + offset
+    law = PowerLawCalibrator().fit(WIDTHS[:, np.newaxis], losses)
+    np.testing.assert_allclose(law.predict([64, 2048]), scale * np.array([64, 2048.0]) ** -exponent + offset, rtol=1e-4)
+
+
+def test_power_law_of_rising_losses_is_flat():
+    law = PowerLawCalibrator().fit(WIDTHS, OBSERVED[::-1])
+    np.testing.assert_allclose(law.predict(WIDTHS), OBSERVED.mean())
+
+
+def test_power_law_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="2 different widths"):
+        PowerLawCalibrator().fit([1, 2, 2], [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="width 0"):
+        PowerLawCalibrator().fit([0, 1, 2], [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="2 columns"):
+        PowerLawCalibrator().fit(np.ones((4, 2)), np.ones(4))

@@ -1,0 +1,162 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import make_pipeline
+
+from geofloor import AffineCalibrator, FloorPredictor
+from geofloor.capacity import capacity
+
+importance_arrays = arrays(np.float64, st.integers(1, 60), elements=st.floats(0, 1e3))
+sparsities = st.one_of(st.just(0.0), st.floats(0.64, 0.9999))
+
+
+def brute_force(importances, alpha, width, second_moments=None):
+    """Eq. 2, term by term."""
+    moments = np.ones(len(importances)) if second_moments is None else second_moments
+    ranked = sorted(zip(importances, moments, strict=True), reverse=True)
+    kept = math.floor(width * capacity(alpha))
+    return math.fsum(importance * moment for importance, moment in ranked[kept:])
+
+
+@given(importance_arrays, sparsities, st.lists(st.integers(0, 80), min_size=1, max_size=5))
+def test_predict_is_equation_2(importances, alpha, widths):
+    predicted = FloorPredictor(alpha=alpha).fit(importances).predict(widths)
+    expected = [brute_force(importances, alpha, width) for width in widths]
+    np.testing.assert_allclose(predicted, expected, rtol=1e-12, atol=1e-300)
+
+
+@given(st.data(), sparsities)
+def test_second_moments_are_charged_and_importances_rank(data, alpha):
+    importances = data.draw(importance_arrays)
+    moments = data.draw(arrays(np.float64, len(importances), elements=st.floats(0, 10)))
+    predictor = FloorPredictor(alpha=alpha).fit(importances, second_moments=moments)
+    widths = np.arange(10)
+    expected = [brute_force(importances, alpha, width, moments) for width in widths]
+    np.testing.assert_allclose(predictor.predict(widths), expected, rtol=1e-12, atol=1e-300)
+
+
+@given(importance_arrays, sparsities, st.randoms(use_true_random=False))
+def test_order_does_not_matter(importances, alpha, random):
+    shuffled = np.array(random.sample(list(importances), len(importances)))
+    widths = np.arange(20)
+    a, b = (FloorPredictor(alpha=alpha).fit(values) for values in (importances, shuffled))
+    np.testing.assert_array_equal(a.predict(widths), b.predict(widths))
+    np.testing.assert_array_equal(a.importances_, np.sort(importances)[::-1])
+
+
+@given(importance_arrays, sparsities, st.floats(0, 1e3))
+def test_min_width_is_the_smallest_that_meets_the_target(importances, alpha, target):
+    predictor = FloorPredictor(alpha=alpha).fit(importances)
+    width = predictor.min_width(target)
+    assert predictor.predict([width])[0] <= target
+    assert width == 0 or predictor.predict([width - 1])[0] > target
+
+
+@pytest.mark.parametrize("method", ["asymptotic", "minimax", "minimax_nonnegative", lambda alpha: 3.0])
+def test_floor_vanishes_from_the_critical_width_on(rng, method):
+    predictor = FloorPredictor(alpha=0.9, capacity=method).fit(rng.random(100))
+    width = math.ceil(predictor.critical_width_)
+    assert predictor.critical_width_ == pytest.approx(100 / capacity(0.9, method))
+    assert predictor.predict([width, 10 * width]).tolist() == [0, 0]
+    assert predictor.predict([predictor.critical_width_ - 1])[0] > 0
+    assert predictor.min_width(0) == width
+
+
+def test_every_form_of_the_same_features_gives_the_same_floor(rng):
+    importances, rates = rng.random(50), rng.random(50) * 0.1
+    table = np.column_stack([importances, rates, rng.random(50)])
+    frame = pd.DataFrame({"mean": table[:, 2], "firing_rate": rates, "importance": importances})
+    widths = [1, 5, 9]
+    expected = FloorPredictor(alpha=1 - rates.mean()).fit(importances).predict(widths)
+    for form in (table, frame):
+        np.testing.assert_array_equal(FloorPredictor().fit(form).predict(widths), expected)
+    alpha = 1 - rates.mean()
+    for form in (importances.tolist(), importances[:, np.newaxis], pd.Series(importances), frame[["importance"]]):
+        np.testing.assert_array_equal(FloorPredictor(alpha).fit(form).predict(widths), expected)
+
+
+def test_given_sparsity_wins_over_the_tables():
+    table = np.array([[1.0, 0.5, 1.0]])
+    assert FloorPredictor(alpha=0.9).fit(table).alpha_ == 0.9
+
+
+def test_widths_in_a_column_and_floors_in_a_column(rng):
+    predictor = FloorPredictor(alpha=0.9).fit(rng.random(30))
+    widths = np.array([1, 2, 3])
+    np.testing.assert_array_equal(predictor.predict(widths[:, np.newaxis]), predictor.predict(widths))
+    np.testing.assert_array_equal(predictor.transform(widths), predictor.predict(widths)[:, np.newaxis])
+    framed = clone(predictor).set_output(transform="pandas").fit(rng.random(30)).transform(widths)
+    assert list(framed.columns) == ["floor"]
+
+
+def test_a_callers_array_is_left_alone(rng):
+    importances = rng.random(10)
+    before = importances.copy()
+    FloorPredictor(alpha=0.9).fit(importances)
+    np.testing.assert_array_equal(importances, before)
+
+
+def test_a_frozen_predictor_feeds_a_calibrator(rng):
+    predictor = FloorPredictor(alpha=0.9).fit(rng.random(100))
+    widths = np.array([2, 4, 8, 12])
+    losses = 3.0 * predictor.predict(widths) + 0.5
+    forecast = make_pipeline(FrozenEstimator(predictor), AffineCalibrator()).fit(widths, losses)
+    np.testing.assert_allclose(forecast.predict([3, 6]), 3.0 * predictor.predict([3, 6]) + 0.5)
+
+
+def test_an_unfrozen_predictor_in_the_middle_of_a_pipeline_is_refused(rng):
+    with pytest.raises(ValueError, match="FrozenEstimator"):
+        make_pipeline(FloorPredictor(alpha=0.9), AffineCalibrator()).fit(rng.random(10), rng.random(10))
+
+
+@pytest.mark.parametrize(
+    ("importances", "message"),
+    [
+        ([1.0, np.nan], "importances contains NaN"),
+        ([1.0, np.inf], "importances contains infinity"),
+        ([1.0, -1.0], "Negative values in data"),
+        ([], "importances is empty"),
+        (np.ones((4, 2)), r"importances has shape \(4, 2\)"),
+        (pd.DataFrame({"a": [1.0], "b": [2.0]}), "without 'importance'"),
+        (np.array([[1.0, -0.1, 1.0]]), "Negative values in data"),
+    ],
+)
+def test_bad_importances_are_named(importances, message):
+    with pytest.raises(ValueError, match=message):
+        FloorPredictor(alpha=0.9).fit(importances)
+
+
+def test_other_bad_arguments_are_named(rng):
+    with pytest.raises(ValueError, match="alpha=None needs a feature table"):
+        FloorPredictor().fit([1.0])
+    with pytest.raises(ValueError, match="alpha=1.5 is no sparsity"):
+        FloorPredictor(alpha=1.5).fit([1.0])
+    with pytest.raises(ValueError, match="second_moments has 2 values for 1"):
+        FloorPredictor(alpha=0.9).fit([1.0], second_moments=[1.0, 2.0])
+    predictor = FloorPredictor(alpha=0.9).fit([1.0])
+    with pytest.raises(ValueError, match="Negative values in data passed to.*widths"):
+        predictor.predict([-1])
+    with pytest.raises(ValueError, match="floor=-1"):
+        predictor.min_width(-1)
+    with pytest.raises(NotFittedError):
+        FloorPredictor(alpha=0.9).predict([1])
+
+
+def test_the_theory_loads_neither_torch_nor_transformers():
+    script = (
+        "import sys, geofloor;"
+        "geofloor.FloorPredictor(alpha=0.992).fit([3.0, 2.0, 1.0]).predict([1]);"
+        "print([name for name in ('torch', 'transformers', 'matplotlib', 'statsmodels') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
