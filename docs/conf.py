@@ -1,5 +1,9 @@
 """Sphinx configuration: ``sphinx-build -W --keep-going docs docs/_build/html``."""
 
+import re
+
+from sphinx.ext import autosummary
+
 import geofloor
 
 project = "geofloor"
@@ -18,8 +22,10 @@ extensions = [
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "auto_examples/*.ipynb", "auto_examples/*.py"]
 default_role = "py:obj"
+smartquotes = False  # default="auto" is code
 
 autosummary_generate = True
+autosummary.WELL_KNOWN_ABBREVIATIONS += ("Eq.",)  # does not end the sentence that stands in an overview
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # types stand in the docstrings
 numpydoc_show_class_members = False  # the class template lists a class's own methods
@@ -30,6 +36,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "auto_examples",
     # What is listed without being run: scripts that are no plot_*.py, and those whose name says that they are slow.
     "filename_pattern": r"[\\/]plot_(?!\w*slow)\w*\.py$",
+    "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
     "doc_module": ("geofloor",),
     "backreferences_dir": "api/generated/backreferences",
@@ -66,5 +73,16 @@ def _skip_generated(app, what, name, obj, skip, options):
     return True if is_request or type(obj).__name__ == "_tuplegetter" else None
 
 
+_LITERAL_OR_FITTED = re.compile(r"(``.+?``|`.+?`)|(?<![\w.])([A-Za-z]\w*)_(?=[\s,.;:)\]]|$)")
+
+
+def _escape_fitted(app, what, name, obj, options, lines):
+    """Keep ``n_features_`` in a docstring's plain text from being read as a link, which its underscore makes it."""
+    for index, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            lines[index] = _LITERAL_OR_FITTED.sub(lambda found: found[1] or found[2] + r"\_", line)
+
+
 def setup(app):
+    app.connect("autodoc-process-docstring", _escape_fitted, priority=900)  # after numpydoc
     app.connect("autodoc-skip-member", _skip_generated)

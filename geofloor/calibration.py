@@ -151,7 +151,7 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
             outside (0, 1).
         """
         check_is_fitted(self)
-        floors = validate_data(self, _as_columns(X), dtype=np.float64, reset=False)
+        floors = validate_data(self, self._columns(X), dtype=np.float64, reset=False)
         predicted = self._line(floors)
         if not return_interval:
             return predicted
@@ -185,7 +185,7 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
             As `fit` does.
         """
         check_is_fitted(self)
-        floors, observed = validate_data(self, _as_columns(X), y, dtype=np.float64, reset=False, y_numeric=True)
+        floors, observed = validate_data(self, self._columns(X), y, dtype=np.float64, reset=False, y_numeric=True)
         predicted = self._line(floors)
         return pd.DataFrame(
             {
@@ -196,6 +196,9 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
                 "percent_geometric": 100.0 * (observed - self.baseline_) / observed,
             }
         )
+
+    def _columns(self, X: Any) -> Any:
+        return _as_columns(X) if self.n_features_in_ == 1 else X
 
     def _design(self, floors: np.ndarray) -> np.ndarray:
         active = floors * self._active
@@ -325,10 +328,10 @@ class PowerLawCalibrator(RegressorMixin, BaseEstimator):
 
 
 def _as_columns(X: Any) -> Any:
-    """Leave everything to scikit-learn's validation but a vector, which becomes one column."""
-    if hasattr(X, "columns") or np.ndim(X) != 1:
-        return X
-    return np.asarray(X).reshape(-1, 1)
+    """Turn a vector into one column; everything else is left to scikit-learn's validation."""
+    if isinstance(X, list | tuple | np.ndarray | pd.Series) and np.ndim(X) == 1:
+        return np.asarray(X).reshape(-1, 1)
+    return X
 
 
 def _scale_and_offset(logs: np.ndarray, observed: np.ndarray, exponent: float) -> tuple[float, float, float]:

@@ -148,13 +148,13 @@ class FloorDisplay:
         >>> display.lines_[0].get_ydata().shape
         (60,)
         """
-        predictors = _labelled(predictor)
+        predictors, widths = _labelled(predictor), np.asarray(widths)
         floors = {label: each.predict(widths) for label, each in predictors.items()}
         critical = {
             label: each.critical_width_ for label, each in predictors.items() if hasattr(each, "critical_width_")
         }
         display = cls(
-            widths=np.asarray(widths),
+            widths=widths,
             floors=floors,
             critical_widths=critical or None,
             observed_widths=observed_widths,
@@ -239,10 +239,10 @@ class FloorDisplay:
             )
         if len(curves) > 1 or self.observed is not None:
             self.ax_.legend(frameon=False, fontsize="small")
-        if self.ax_.get_yscale() == "linear":  # zero belongs to the axis, and stays visible above the frame
-            low, high = self.ax_.get_ylim()
-            self.ax_.set_ylim(bottom=low if self.ax_.dataLim.y0 < 0 else -0.03 * high)
-        self.ax_.set(xlabel="student width d (dimensions)", ylabel=f"loss floor L* ({self.unit})")
+        # Zero belongs to the axis; limits that are set would stand in the way of a logarithmic scale.
+        self.ax_.update_datalim([(narrowest, 0.0)], updatex=False)
+        self.ax_.autoscale_view()
+        self.ax_.set(xlabel="student width d (dimensions)", ylabel=f"floor L* ({self.unit})")
         return self
 
 
@@ -568,11 +568,11 @@ class CapacityDisplay:
         self.ax_.set_xscale("function", functions=(_sparsity_to_axis, _axis_to_sparsity))
         self.ax_.set_yscale("log")
         self.ax_.set_ylim(0.9, 1.3 * highest)
-        ticks = [tick for tick in (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999) if tick <= alphas.max()]
+        ticks = [tick for tick in (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999) if tick <= alphas.max()]
         self.ax_.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
         self.ax_.yaxis.set_major_formatter("{x:g}")
-        self.ax_.legend(frameon=False, fontsize="small", loc="upper left")
-        self.ax_.set(xlabel="sparsity α", ylabel="capacity g(α) (features per dimension)")
+        self.ax_.legend(frameon=False, fontsize="small")
+        self.ax_.set(xlabel="sparsity α", ylabel="features per dimension, g(α)")
         return self
 
 

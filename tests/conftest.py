@@ -1,8 +1,12 @@
 import matplotlib
 import numpy as np
 import pytest
+from hypothesis import settings
 
 matplotlib.use("Agg")
+# How long an example takes says nothing here: machines are shared.
+settings.register_profile("geofloor", deadline=None)
+settings.load_profile("geofloor")
 
 
 @pytest.fixture
