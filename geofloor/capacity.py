@@ -158,12 +158,8 @@ def kept_features(width: ArrayLike, alpha: ArrayLike, method: CapacityMethod = "
     >>> kept_features([128, 256], alpha=0.9924)
     array([3451, 6903])
     """
-    return floor_count(_check_non_negative(width, "width") * capacity(alpha, method))
-
-
-def floor_count(features: Any) -> Any:
-    """Whole features in a real number of them, as an int64 that cannot overflow."""
-    count = np.floor(np.minimum(features, 2.0**62)).astype(np.int64)
+    kept = np.floor(_check_non_negative(width, "width") * capacity(alpha, method))
+    count = np.minimum(kept, 2.0**62).astype(np.int64)  # what an integer can hold
     return int(count) if count.ndim == 0 else count
 
 

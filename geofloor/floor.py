@@ -11,7 +11,7 @@ from sklearn.utils import Tags, check_array
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from geofloor.capacity import CapacityMethod, capacity, floor_count
+from geofloor.capacity import CapacityMethod, capacity
 
 
 class FloorPredictor(TransformerMixin, BaseEstimator):
@@ -256,7 +256,7 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         return int(width) if width.ndim == 0 else width
 
     def _kept(self, widths: np.ndarray) -> np.ndarray:
-        return np.minimum(floor_count(widths * self.capacity_), self.n_features_)
+        return np.floor(np.minimum(widths * self.capacity_, self.n_features_)).astype(np.int64)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Name of the column that `transform` gives.
@@ -302,9 +302,7 @@ def _read_importances(importances: Any) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _read_column(values: Any, name: str) -> np.ndarray:
     """A float64 vector of finite, non-negative values out of one dimension or one column."""
-    array = check_array(
-        values, dtype=np.float64, ensure_2d=False, allow_nd=True, ensure_min_samples=0, input_name=name
-    )
+    array = check_array(values, dtype=np.float64, ensure_2d=False, allow_nd=True, ensure_min_samples=0, input_name=name)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:

@@ -413,10 +413,10 @@ class ActivationExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
             raise ValueError(f"layer={self.layer!r} must be an integer.")
 
         source = (self.model, self.tokenizer, self.device, self.dtype, copy.copy(self.model_kwargs))
-        if getattr(self, "_source", None) != source:  # going through the layers of a model loads it once
+        changed = getattr(self, "_source", None) != source  # going through the layers of a model loads it once
+        if changed:
             self.model_: Any = self._load_model()
             self.tokenizer_: Any = self._load_tokenizer()
-            self._source = source
         config = self.model_.config.get_text_config()
         blocks, n_layers = _find_blocks(self.model_)
         if not -n_layers <= self.layer < n_layers:
@@ -427,7 +427,8 @@ class ActivationExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         self.n_layers_: int = n_layers
         self.layer_: int = int(self.layer) % n_layers
         self.block_name_: str = f"{blocks}.{self.layer_}"
-        embedding = self.model_.get_input_embeddings().weight
+        embedding = (self.model_ if self._by_name() else self.model).get_input_embeddings().weight
+        self._takes_mask: bool = "attention_mask" in inspect.signature(self.model_.forward).parameters
         self._n_vocabulary: int = embedding.shape[0]
         self.device_: str = str(embedding.device)
         if self.tokenizer_ is not None and len(self.tokenizer_) > self._n_vocabulary:
@@ -440,9 +441,12 @@ class ActivationExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         known = [int(limit) for limit in limits if limit is not None and 0 < limit < sys.maxsize]
         self.max_length_: int | None = min(known, default=None)
         self._n_features_out: int = config.hidden_size
+        if changed:
+            self._residual_stream([np.zeros(2, dtype=np.int64)])  # a model that can't do it says so here
+            self._source = source
         return self
 
-    def transform(self, X: Any) -> np.ndarray:
+    def transform(self, X: Any) -> np.ndarray | pd.DataFrame:
         """Activations of all tokens, or of all sequences with `pooling`, in memory.
 
         Parameters
@@ -528,17 +532,16 @@ class ActivationExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         if dtype not in _STORE_DTYPES:
             raise ValueError(f"dtype={dtype!r} must be one of {_STORE_DTYPES}.")
         self.fit()
+        name = self.model if self._by_name() else self.model.name_or_path
         settings = {
-            "model": os.fspath(self.model)
-            if self._by_name()
-            else (self.model.name_or_path or type(self.model).__name__),
+            "model": os.fspath(name or type(self.model).__name__),
             "layer": self.layer_,
             "n_layers": self.n_layers_,
-            "skip_first": self.skip_first,
+            "skip_first": int(self.skip_first),
             "pooling": self.pooling,
             "max_length": self.max_length_,
-            "batch_size": self.batch_size,
-            "shard_tokens": shard_tokens,
+            "batch_size": int(self.batch_size),
+            "shard_tokens": int(shard_tokens),
         }
         writer = _StoreWriter(Path(path), settings, width=self._n_features_out, dtype=dtype, shard_tokens=shard_tokens)
         for window in self._windows(X):
@@ -590,11 +593,17 @@ class ActivationExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
                 key: value for key, value in options.items() if key not in ("gguf_file", "revision", "subfolder")
             }
             return AutoTokenizer.from_pretrained(os.fspath(self.tokenizer), **options)
+        name = os.fspath(self.model)
         try:
-            return AutoTokenizer.from_pretrained(os.fspath(self.model), **options)
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
         except (OSError, ValueError, KeyError, ImportError) as error:  # token ids need none
-            self._why_no_tokenizer = f"none could be loaded from model={os.fspath(self.model)!r} ({error})"
+            self._why_no_tokenizer = f"none could be loaded from model={name!r} ({error})"
             return None
+        # Where there are no files, transformers may make a tokenizer of special tokens alone.
+        if len(tokenizer) - len(tokenizer.get_added_vocab()) < 2:
+            self._why_no_tokenizer = f"model={name!r} comes without a vocabulary"
+            return None
+        return tokenizer
 
     def _windows(self, X: Any) -> Iterator[_Window]:
         """Check what can be checked of `X` at once, and return its sequences in windows."""
@@ -620,8 +629,8 @@ class ActivationExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
                     if self.pooling is not None:
                         if not kept:
                             raise ValueError(
-                                f"X[{n_sequences + len(window)}] has {len(ids)} tokens, none to pool after "
-                                f"skip_first={self.skip_first}; leave the sequence out or lower skip_first."
+                                f"X[{n_sequences + len(window)}] has {len(ids)} tokens and skip_first="
+                                f"{self.skip_first} leaves none to pool; leave the sequence out or lower skip_first."
                             )
                         kept = 1
                     if n_window >= budget and len(window) % self.batch_size == 0:
@@ -668,8 +677,12 @@ class ActivationExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         order = used[np.argsort(-lengths[used], kind="stable")]
         sorted_already = bool((np.diff(order) > 0).all())  # as blocks of one length are
         ordered = np.empty((0 if sorted_already else window.n_rows, self._n_features_out), dtype=np.float32)
-        for begin in range(0, len(order), self.batch_size):
-            members = order[begin : begin + self.batch_size]
+        end = 0
+        while end < len(order):
+            members = order[end : end + self.batch_size]
+            if not self._takes_mask:  # then padding would be taken for text
+                members = members[lengths[members] == lengths[members[0]]]
+            end += len(members)
             rows = self._pool(*self._residual_stream([window.sequences[i] for i in members]))
             if not bool(torch.isfinite(rows).all()):
                 indices = ", ".join(str(window.first + i) for i in sorted(members))
@@ -697,10 +710,9 @@ class ActivationExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
             row[: len(sequence)] = sequence
         mask = torch.from_numpy(np.arange(ids.shape[1]) < lengths[:, None]).to(self.device_)
         inputs: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(self.device_)}
-        accepted = inspect.signature(model.forward).parameters
-        if "attention_mask" in accepted:
+        if self._takes_mask:
             inputs["attention_mask"] = mask.long()
-        if "use_cache" in accepted:
+        if "use_cache" in inspect.signature(model.forward).parameters:
             inputs["use_cache"] = False
 
         def stop(module: torch.nn.Module, arguments: Any, output: Any) -> None:
@@ -1001,10 +1013,10 @@ class _StoreWriter:
                 "dtype": str(self.stored.dtype),
             }
             here = {**settings, "d_model": width, "dtype": dtype}
-            other = [f"{key}={there.get(key)!r} in place of {value!r}" for key, value in here.items()
-                     if there.get(key) != value]  # fmt: skip
+            del here["model"]  # the name may be that of a moved folder; the activations tell more
+            other = [f"{key}={there.get(key)!r}, not {here[key]!r}" for key in here if there.get(key) != here[key]]
             if other:
-                raise self._refused(f"was made with {', '.join(other)}")
+                raise self._refused(f"was made with {'; '.join(other)}")
             self.manifest = self.stored.manifest
         self.n_stored = 0 if self.stored is None else len(self.stored)
         self.buffer = np.empty((shard_tokens, width), dtype=dtype)

@@ -29,6 +29,7 @@ from geofloor._sparse_step import (
     project_decoder_gradient,
     reset_latents,
 )
+from geofloor._streams import is_stream
 from geofloor._training.checkpoints import (
     load_optimizer_tensors,
     optimizer_tensors,
@@ -37,7 +38,7 @@ from geofloor._training.checkpoints import (
 )
 from geofloor._training.devices import resolve_device
 from geofloor._training.progress import progress_bar
-from geofloor._training.rows import ArrayRows, StreamRows, is_stream
+from geofloor._training.rows import ArrayRows, StreamRows
 from geofloor._training.seeds import draw_seed, step_generator, torch_generator
 
 _FILE = "geofloor sparse autoencoder"

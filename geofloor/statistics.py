@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,6 +16,7 @@ from sklearn.utils._set_output import _get_output_config  # no public name; what
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
+from geofloor._streams import is_stream
 from geofloor.capacity import CapacityMethod, capacity, critical_width
 
 COLUMNS = ("importance", "firing_rate", "mean")
@@ -446,7 +446,7 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
     def _measure(self, codes: Any, *, reset: bool) -> tuple[np.ndarray, int]:
         """Sums of squares, firings and values of each latent, of shape (3, n_latents), and the tokens summed."""
         totals, n_tokens = np.zeros((3, 1)), 0
-        for batch in codes if _is_stream(codes) else [codes]:
+        for batch in codes if is_stream(codes) else [codes]:
             checked = validate_data(self, batch, reset=reset and n_tokens == 0, accept_sparse="csr", dtype="numeric")
             totals = totals + (_sparse_totals(checked) if sp.issparse(checked) else _dense_totals(checked))
             n_tokens += checked.shape[0]
@@ -478,13 +478,6 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
 
 def _table(totals: np.ndarray, n_tokens: int, alive: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(totals[:, alive].T) / n_tokens
-
-
-def _is_stream(codes: Any) -> bool:
-    """Whether `codes` are batches, rather than one array-like."""
-    if isinstance(codes, list | tuple):
-        return bool(codes) and getattr(codes[0], "ndim", 0) == 2
-    return isinstance(codes, Iterable) and not hasattr(codes, "shape") and not hasattr(codes, "__array__")
 
 
 def _sparse_totals(codes: Any) -> np.ndarray:

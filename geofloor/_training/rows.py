@@ -16,13 +16,6 @@ _SAMPLE_ROWS = 65_536
 _FINGERPRINT_ROWS = 1024
 
 
-def is_stream(X: Any) -> bool:
-    """Whether `X` is an iterable of two-dimensional batches, and not itself an array of rows."""
-    if hasattr(X, "__array__") or hasattr(X, "shape") or not isinstance(X, Iterable) or isinstance(X, str | bytes):
-        return False
-    return not isinstance(X, list | tuple) or (len(X) > 0 and np.ndim(X[0]) == 2)
-
-
 def fingerprint(rows: np.ndarray, n_rows: int | None) -> str:
     """Digest that tells one data set from another, without reading all of it."""
     digest = hashlib.sha256(f"{n_rows}:{rows.shape[1:]}".encode())

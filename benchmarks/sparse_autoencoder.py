@@ -1,0 +1,62 @@
+"""Training steps of SparseAutoencoder beside a plain dense PyTorch loop: autograd, Adam, the same sizes.
+
+python benchmarks/sparse_autoencoder.py
+"""
+
+import numpy as np
+import torch
+from _timing import report, side_by_side
+from torch import nn
+
+from geofloor import SparseAutoencoder
+
+N_STEPS = 4
+
+
+class PlainAutoencoder(nn.Module):
+    """As one would write it first."""
+
+    def __init__(self, n_inputs, n_latents):
+        super().__init__()
+        self.encoder = nn.Linear(n_inputs, n_latents)
+        self.decoder = nn.Linear(n_latents, n_inputs, bias=False)
+        self.bias = nn.Parameter(torch.zeros(n_inputs))
+        self.normalise()
+
+    def normalise(self):
+        with torch.no_grad():
+            self.decoder.weight /= self.decoder.weight.norm(dim=0, keepdim=True)
+
+    def forward(self, x):
+        codes = torch.relu(self.encoder(x - self.bias))
+        return self.decoder(codes) + self.bias, codes
+
+
+def plain_steps(model, optimizer, batches):
+    for x in batches:
+        reconstruction, codes = model(x)
+        loss = (reconstruction - x).square().sum(1).mean() + 8e-4 * codes.sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        model.normalise()
+
+
+for n_inputs, n_latents, batch_size in [(128, 4096, 1024), (512, 8192, 2048), (576, 4608, 1024)]:
+    rng = np.random.default_rng(0)
+    activations = rng.standard_normal((N_STEPS * batch_size, n_inputs), dtype=np.float32)
+    sae = SparseAutoencoder(n_latents, batch_size=batch_size, random_state=0).partial_fit(activations)
+    model = PlainAutoencoder(n_inputs, n_latents)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+    batches = torch.from_numpy(activations).split(batch_size)
+    times = side_by_side(
+        {
+            "plain": lambda: plain_steps(model, optimizer, batches),  # noqa: B023 - called at once
+            "geofloor": lambda: sae.partial_fit(activations),  # noqa: B023
+        },
+        repeats=5,
+    )
+    rate = {name: len(activations) / seconds for name, seconds in times.items()}
+    print(f"{n_inputs} inputs, {n_latents} latents, {batch_size} tokens a step: plain {rate['plain']:,.0f} tokens/s")
+    report("  tokens a second of SparseAutoencoder / plain", rate["geofloor"] / rate["plain"], 1.0, at_most=False)

@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+
+from geofloor._training.checkpoints import (
+    atomic_path,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from geofloor._training.devices import resolve_device
+from geofloor._training.rows import StreamRows
+from geofloor._training.sampling import epoch_rows, steps_per_epoch
+from geofloor._training.schedules import warmup_cosine
+from geofloor._training.seeds import draw_seed, step_generator
+
+
+def test_tensors_and_metadata_come_back(tmp_path):
+    tensors = {"a": torch.randn(3, 4).T, "scalar": torch.tensor(2.0), "empty": torch.zeros(0, 3)}
+    tensors["counts"] = torch.arange(5)
+    write_tensors(tmp_path / "x", tensors, kind="test", metadata={"step": 3, "name": "é"})
+    read, metadata = read_tensors(tmp_path / "x", kind="test")
+    assert metadata == {"step": 3, "name": "é"}
+    for name, tensor in tensors.items():
+        assert torch.equal(read[name], tensor)
+        assert read[name].dtype == tensor.dtype
+
+
+def test_a_failed_write_keeps_the_earlier_file_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"step": 1})
+
+    def write_half():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half a file")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_half()
+    assert path.read_text() == '{\n  "step": 1\n}\n'
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_an_optimizer_goes_on_as_if_never_stored():
+    def run(interrupted):
+        parameter = torch.ones(3, requires_grad=True)
+        optimizer = torch.optim.AdamW([parameter], lr=0.1)
+        for step in range(6):
+            if interrupted and step == 3:
+                stored = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer).items()}
+                optimizer = torch.optim.AdamW([parameter], lr=0.1)
+                load_optimizer_tensors(optimizer, stored)
+            optimizer.zero_grad()
+            (parameter - torch.arange(3)).square().sum().backward()
+            optimizer.step()
+        return parameter.detach()
+
+    assert torch.equal(run(True), run(False))
+
+
+def test_each_epoch_is_a_new_permutation_in_whole_batches():
+    steps = steps_per_epoch(23, 5)
+    assert steps == 4
+    epochs = [[epoch_rows(23, 5, epoch * steps + i, seed=1) for i in range(steps)] for epoch in range(2)]
+    for epoch in epochs:
+        rows = np.concatenate(epoch)
+        assert len(set(rows)) == 20
+        assert set(rows) <= set(range(23))
+    assert not np.array_equal(epochs[0], epochs[1])
+    np.testing.assert_array_equal(epoch_rows(23, 5, 6, seed=1), epochs[1][2])  # from the step alone
+    assert epoch_rows(3, 5, 0, seed=1).tolist() == [0, 1, 2]
+
+
+def test_streams_lose_and_repeat_nothing_but_the_rest():
+    pieces = [np.arange(n * 2, dtype=np.float32).reshape(n, 2) + 100 * i for i, n in enumerate([3, 1, 8, 2])]
+    joined = np.concatenate(pieces * 2)
+    rows = StreamRows(pieces)
+    batches = list(rows.batches(5, n_epochs=2, first_step=0, seed=0))
+    assert rows.n_steps(5, 2) == len(batches) == 5
+    np.testing.assert_array_equal(np.concatenate(batches), joined[:25])
+    later = list(StreamRows(iter(pieces)).batches(5, n_epochs=1, first_step=1, seed=0))
+    np.testing.assert_array_equal(np.concatenate(later), joined[5:10])
+    assert len(next(StreamRows(pieces).batches(50, n_epochs=1, first_step=0, seed=0))) == 14
+
+
+def test_warmup_then_cosine():
+    factors = [warmup_cosine(step, n_steps=110, warmup_steps=10, final=0.1) for step in range(111)]
+    np.testing.assert_allclose(factors[:10], np.arange(1, 11) / 10)
+    np.testing.assert_allclose(factors[10:], 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * np.arange(101) / 100)))
+
+
+def test_seeds():
+    assert draw_seed(3) == draw_seed(3) != draw_seed(4)
+    assert step_generator(0, 1).integers(1000) == step_generator(0, 1).integers(1000)
+    assert step_generator(0, 1).integers(10**9) != step_generator(0, 2).integers(10**9)
+
+
+def test_devices_that_are_not_there_are_named():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(ValueError, match="device='gpu' is not a device"):
+        resolve_device("gpu")
+    with pytest.raises(ValueError, match="device='cuda:99' is not on this machine"):
+        resolve_device("cuda:99")
