@@ -188,6 +188,8 @@ def test_rows_come_in_the_order_of_the_tokens(lengths, batch_size, skip_first, m
     expected = np.concatenate([reference(MODEL, ids, 0, skip_first) for ids in kept])
     np.testing.assert_allclose(np.concatenate(batches), expected, atol=2e-6)
     assert all(len(batch) for batch in batches)
+    if by_window:
+        assert max(map(len, batches)) < 10 + 12 * batch_size
 
 
 def test_negative_layers_count_from_the_last():
@@ -199,6 +201,12 @@ def test_going_through_the_layers_follows_the_parameter():
     extractor = ActivationExtractor(MODEL, 0).fit()
     second = extractor.set_params(layer=1).transform(BLOCKS)
     np.testing.assert_array_equal(second, ActivationExtractor(MODEL, 1).transform(BLOCKS))
+
+
+def test_lists_inside_a_block_are_not_the_blocks():
+    model = gpt_neox()
+    model.gpt_neox.layers[0].mlp.experts = torch.nn.ModuleList(torch.nn.Identity() for _ in range(N_LAYERS))
+    assert ActivationExtractor(model, 0).fit().block_name_ == "layers.0"
 
 
 def test_nothing_runs_beyond_the_layer():
@@ -299,6 +307,11 @@ def test_texts_get_the_special_tokens_of_their_tokenizer():
 def test_refuses_input(X, message):
     with pytest.raises(ValueError, match=message):
         ActivationExtractor(MODEL, 0, tokenizer=word_tokenizer()).iter_batches(X).__next__()
+
+
+def test_input_in_memory_is_checked_to_its_end_at_once():
+    with pytest.raises(ValueError, match=r"X\[10\] holds the token id 40"):
+        ActivationExtractor(MODEL, 0, batch_size=2).iter_batches([*UNEQUAL, [N_VOCABULARY]])  # nothing is drawn from it
 
 
 def test_refuses_texts_without_a_tokenizer():
@@ -470,7 +483,12 @@ def test_transform_needs_no_fit_and_changes_nothing():
 
 
 def test_clones_share_the_model_and_keep_the_settings():
-    extractor = extractor_for_checks().set_output(transform="pandas")
+    def refuse(memo):
+        raise MemoryError("a large model was copied")
+
+    model = gpt_neox()
+    model.__deepcopy__ = refuse
+    extractor = ActivationExtractor(model, 1, batch_size=3).set_output(transform="pandas")
     copy = clone(extractor)
     assert copy.model is extractor.model
     assert copy.get_params() == extractor.get_params()
@@ -685,6 +703,16 @@ def test_a_finished_store_is_kept(stored, tmp_path):
     times = {file.name: file.stat().st_mtime_ns for file in path.iterdir()}
     ActivationExtractor(MODEL, 1).transform_to_store(BLOCKS, path, shard_tokens=16)
     assert {file.name: file.stat().st_mtime_ns for file in path.iterdir()} == times
+
+
+def test_a_finished_store_does_not_grow(tmp_path, monkeypatch):
+    monkeypatch.setattr("geofloor.language_models._LOOK_AHEAD", 1)  # what is added is a window of its own
+    extractor = ActivationExtractor(MODEL, 1, batch_size=5)
+    extractor.transform_to_store(BLOCKS, tmp_path, shard_tokens=16)
+    content = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="another, shorter input"):
+        extractor.transform_to_store(np.tile(BLOCKS, (2, 1)), tmp_path, shard_tokens=16)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == content
 
 
 @pytest.mark.parametrize(

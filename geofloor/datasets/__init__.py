@@ -2,5 +2,6 @@
 
 from geofloor.datasets._corpus import Document, load_local_corpus
 from geofloor.datasets._paper import load_paper_tables
+from geofloor.datasets._teacher import load_teacher
 
-__all__ = ["Document", "load_local_corpus", "load_paper_tables"]
+__all__ = ["Document", "load_local_corpus", "load_paper_tables", "load_teacher"]

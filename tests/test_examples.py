@@ -1,0 +1,88 @@
+"""The main job, as a user runs it, and killed as a machine kills it."""
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from geofloor import SparseAutoencoder
+from geofloor.datasets import load_teacher
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "plan_a_distillation.py"
+SMALL = ["--tokens", "6000", "--expansion", "4", "--epochs", "8", "--length", "64"]
+
+
+def load_example():
+    specification = importlib.util.spec_from_file_location("plan_a_distillation", EXAMPLE)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A plan that was never stopped, and what it printed."""
+    folder = tmp_path_factory.mktemp("plan")
+    command = [sys.executable, str(EXAMPLE), *SMALL, "--output", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
+def test_the_plan_is_eq_2_of_what_was_measured(finished):
+    folder, printed = finished
+    plan = json.loads((folder / "plan.json").read_text())
+    students = plan["students"]
+    assert plan["alpha"] == pytest.approx(1 - plan["mean_l0"] / plan["n_features"])
+    assert plan["critical_width"] == pytest.approx(plan["n_features"] / plan["capacity"])
+    assert students["kept"] == [min(int(w * plan["capacity"]), plan["n_features"]) for w in students["width"]]
+    assert (np.diff(students["floor"]) < 0).all()
+    assert plan["explained_variance"] > 0.3
+    assert f"alpha = {plan['alpha']:.4f}" in printed
+    assert f"at most 10% of the total: {plan['min_width']}" in printed
+    for width in students["width"]:
+        assert any(line.split()[:1] == [str(width)] for line in printed.splitlines())
+    for figure in ("floor.png", "spectrum.png"):
+        assert (folder / figure).read_bytes().startswith(b"\x89PNG")
+
+
+def test_sigkill_at_several_points_loses_nothing(finished, tmp_path):
+    never_stopped, _ = finished
+    command = [sys.executable, str(EXAMPLE), *SMALL, "--output", str(tmp_path)]
+    marks = [tmp_path / "activations", tmp_path / "activations" / "manifest.json", tmp_path / "sae.checkpoint"]
+    for mark in marks:  # killed as soon as each of these is there
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while not mark.exists() and process.poll() is None:
+                pass
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode in (-signal.SIGKILL, 0)
+    subprocess.run(command, capture_output=True, check=True)
+    assert (tmp_path / "plan.json").read_bytes() == (never_stopped / "plan.json").read_bytes()
+    killed, whole = (SparseAutoencoder.load(folder / "sae.safetensors") for folder in (tmp_path, never_stopped))
+    for name in ("encoder_", "encoder_bias_", "decoder_", "decoder_bias_"):
+        np.testing.assert_array_equal(getattr(killed, name), getattr(whole, name))
+
+
+def test_another_model_and_text(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text(EXAMPLE.read_text() * 3)
+    arguments = ["--model", str(load_teacher().path), "--layer", "0", "--text", str(text), "--widths", "8", "32"]
+    arguments += ["--tokens", "3000", "--expansion", "2", "--epochs", "4", "--output", str(tmp_path / "plan")]
+    load_example().main(arguments)
+    printed = capsys.readouterr().out
+    assert "measured after block 0" in printed
+    plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    assert plan["students"]["width"] == [8, 32]
+
+
+def test_settings_that_do_not_fit_what_is_there_are_refused(finished):
+    folder, _ = finished
+    command = [sys.executable, str(EXAMPLE), *SMALL, "--output", str(folder), "--l1-coefficient", "0.5"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "other values of l1_coefficient" in result.stderr
