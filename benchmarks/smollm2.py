@@ -29,8 +29,8 @@ parser.add_argument("--layer", type=int, default=15)
 parser.add_argument("--train-tokens", type=int, default=220_000)
 parser.add_argument("--test-tokens", type=int, default=20_000)
 parser.add_argument("--expansion", type=int, default=8)
-parser.add_argument("--epochs", type=int, default=6)
-parser.add_argument("--l1-coefficient", type=float, default=4.0)
+parser.add_argument("--epochs", type=int, default=5)
+parser.add_argument("--l1-coefficient", type=float, default=1.0)
 parser.add_argument("--only-extract", action="store_true")
 options = parser.parse_args()
 
@@ -61,7 +61,7 @@ sae = SparseAutoencoder(
     expansion=options.expansion,
     l1_coefficient=options.l1_coefficient,
     normalization="mean_norm",
-    learning_rate=1e-3,
+    learning_rate=3e-3,
     warmup_steps=50,
     decay_fraction=0.3,
     batch_size=1024,

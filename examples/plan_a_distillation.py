@@ -98,6 +98,7 @@ def measure(options, train):
         batch_size=1024,
         n_epochs=options.epochs,
         checkpoint_path=options.output / "sae.checkpoint",
+        checkpoint_every=20,
         random_state=options.seed,
         verbose=1,
     ).fit(train)

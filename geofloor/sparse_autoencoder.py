@@ -357,8 +357,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """
         parameters = None
         error = squares = 0.0
-        total = np.zeros(self.n_features_in_) if hasattr(self, "n_features_in_") else np.zeros(0)
-        n_rows = 0
+        n_rows, total = 0, np.zeros(1)
         for inputs, codes in self._encoded(X):
             parameters = parameters or self._parameters(inputs.device)
             residual = inputs - decode(parameters, codes)
@@ -366,7 +365,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             # About the decoder bias, which is near the mean, so that little cancels.
             centred = (inputs - parameters.decoder_bias).double()
             squares += float(centred.square().sum())
-            total += centred.sum(dim=0).cpu().numpy()
+            total = total + centred.sum(dim=0).cpu().numpy()
             n_rows += len(inputs)
         variance = squares - float(total @ total) / n_rows
         if variance <= 1e-12 * squares:

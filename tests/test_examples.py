@@ -1,5 +1,6 @@
 """The main job, as a user runs it, and killed as a machine kills it."""
 
+import contextlib
 import importlib.util
 import json
 import signal
@@ -58,7 +59,8 @@ def test_sigkill_at_several_points_loses_nothing(finished, tmp_path):
     for mark in marks:  # killed as soon as each of these is there
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             while not mark.exists() and process.poll() is None:
-                pass
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.005)
             process.send_signal(signal.SIGKILL)
         assert process.returncode in (-signal.SIGKILL, 0)
     subprocess.run(command, capture_output=True, check=True)

@@ -88,7 +88,8 @@ def prepare_tokens(options: argparse.Namespace) -> tuple[PreTrainedTokenizerFast
         # One document in four is enough to learn the merges from.
         tokenizer = train_tokenizer(documents[::4], options.vocabulary)
         tokenizer.save_pretrained(options.output)
-        held_out = (document.text for document in load_local_corpus("test", max_characters_per_package=400_000))
+        limit = options.max_characters_per_package // 20
+        held_out = (document.text for document in load_local_corpus("test", max_characters_per_package=limit))
         for split, texts in (("train", documents), ("test", held_out)):
             blocks = token_blocks(texts, tokenizer, length=options.length)
             with atomic_path(paths[split]) as temporary, open(temporary, "wb") as file:
