@@ -42,7 +42,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--tokens", type=int, default=200_000, help="tokens to measure on")
     parser.add_argument("--length", type=int, default=256, help="tokens a sequence")
     parser.add_argument("--expansion", type=int, default=32, help="latents per dimension of the teacher")
-    parser.add_argument("--l1-coefficient", type=float, default=1.5)
+    parser.add_argument("--l1-coefficient", type=float, default=0.8)
     parser.add_argument("--epochs", type=int, default=8, help="passes of the sparse autoencoder over the tokens")
     parser.add_argument("--widths", type=int, nargs="+", help="student widths; by default fractions of the teacher's")
     parser.add_argument("--target", type=float, default=0.1, help="floor to reach, as a share of the floor at width 0")
