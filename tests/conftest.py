@@ -1,3 +1,7 @@
+import os
+
+os.environ.setdefault("SCIPY_ARRAY_API", "1")  # or one of scikit-learn's checks skips; before scipy is imported
+
 import matplotlib
 import numpy as np
 import pytest

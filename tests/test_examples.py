@@ -15,7 +15,7 @@ from geofloor import SparseAutoencoder
 from geofloor.datasets import load_teacher
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "plan_a_distillation.py"
-SMALL = ["--tokens", "6000", "--expansion", "4", "--epochs", "8", "--length", "64"]
+SMALL = ["--tokens", "6000", "--expansion", "8", "--l1-coefficient", "2", "--epochs", "16", "--length", "64"]
 
 
 def load_example():
@@ -74,7 +74,18 @@ def test_another_model_and_text(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text(EXAMPLE.read_text() * 3)
     arguments = ["--model", str(load_teacher().path), "--layer", "0", "--text", str(text), "--widths", "8", "32"]
-    arguments += ["--tokens", "3000", "--expansion", "2", "--epochs", "4", "--output", str(tmp_path / "plan")]
+    arguments += [
+        "--tokens",
+        "3000",
+        "--expansion",
+        "16",
+        "--l1-coefficient",
+        "4",
+        "--epochs",
+        "20",
+        "--output",
+        str(tmp_path / "plan"),
+    ]
     load_example().main(arguments)
     printed = capsys.readouterr().out
     assert "measured after block 0" in printed
