@@ -3,12 +3,12 @@ Plan a distillation
 ===================
 
 How low can a student of a given width get? From a teacher to the answer, on real text and with nothing
-downloaded:
+downloaded::
 
     python examples/plan_a_distillation.py
 
 takes the language model that comes with the library; any other causal language model or encoder of
-``transformers`` is measured in the same way:
+``transformers`` is measured in the same way::
 
     python examples/plan_a_distillation.py --model NAME_OR_PATH --layer 12 --text corpus/*.txt
 
