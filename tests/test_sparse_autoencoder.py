@@ -287,6 +287,16 @@ def test_save_and_load(activations, sae, tmp_path):
     assert (loaded.transform(activations) != sae.transform(activations)).nnz == 0
 
 
+def test_a_loaded_autoencoder_is_trained_on_from_its_weights(activations, sae, tmp_path):
+    sae.set_params(normalization="mean_norm").fit(activations).save(tmp_path / "sae.safetensors")
+    loaded = SparseAutoencoder.load(tmp_path / "sae.safetensors").set_params(learning_rate=1e-6)
+    loaded.partial_fit(activations)
+    assert loaded.n_steps_ == sae.n_steps_ + 6
+    assert len(loaded.history_) == len(sae.history_) + 6
+    np.testing.assert_allclose(loaded.encoder_, sae.encoder_, atol=1e-4)
+    assert loaded.score(activations) == pytest.approx(sae.score(activations), abs=1e-3)
+
+
 def test_damaged_and_foreign_files_are_refused_by_name(activations, sae, tmp_path):
     path = tmp_path / "sae.safetensors"
     sae.fit(activations).save(path)
