@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from geofloor.language_models import ActivationExtractor, ActivationStore
     from geofloor.sparse_autoencoder import SparseAutoencoder
     from geofloor.statistics import FeatureStatistics
+    from geofloor.toy import ToyModel
 
 __version__ = "0.1.0.dev0"
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "FloorPredictor",
     "PowerLawCalibrator",
     "SparseAutoencoder",
+    "ToyModel",
     "__version__",
 ]
 
@@ -37,6 +39,7 @@ _MODULE_OF = {
     "FloorPredictor": "floor",
     "PowerLawCalibrator": "calibration",
     "SparseAutoencoder": "sparse_autoencoder",
+    "ToyModel": "toy",
 }
 
 

@@ -14,8 +14,8 @@ ROOT = Path(geofloor.__file__).parent
 # Each module may import those on its own level's left and all levels above this line of it.
 LEVELS = [
     ["_streams", "capacity"],
-    ["statistics", "floor", "calibration"],
-    ["_training", "_sparse_step", "sparse_autoencoder"],
+    ["statistics", "floor", "calibration", "agreement"],
+    ["_training", "_sparse_step", "sparse_autoencoder", "toy"],
     ["language_models"],
     ["datasets", "displays"],
 ]

@@ -1,6 +1,9 @@
-"""Which device a loop runs on."""
+"""Which device a loop runs on, and with how many threads."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 
@@ -33,3 +36,14 @@ def resolve_device(device: str = "auto") -> torch.device:
     if resolved.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device={device!r} is not on this machine; use device='auto'.")
     return resolved
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread of this process: for work on small arrays, where more of them only wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,7 +1,4 @@
-"""Figures: one Display class each, in scikit-learn's manner.
-
-The constructor stores, ``from_*`` computes and draws, and ``plot`` draws on given axes or new ones.
-"""
+"""Floors, spectra, capacities and calibrations: one axes each."""
 
 from __future__ import annotations
 
@@ -13,18 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from geofloor.capacity import METHODS, CapacityMethod, NonMonotoneCapacityWarning, capacity, kept_features
+from geofloor.displays._style import COLORS, DASHES, FAINT, HIDDEN_UNITS, INK, axes_or_new
 from geofloor.statistics import PowerLawTail, power_law_tail
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart with any colour vision; with the dashes, in grey as well.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_DASHES = ("-", (0, (5, 1.5)), (0, (4, 1.2, 1, 1.2)), (0, (1.2, 1)), (0, (8, 1.5, 1, 1.5)), (0, (2.5, 1)))
-_INK = "#222222"
-_FAINT = "#8a8a8a"
 _MAX_DRAWN = 2000  # points of a spectrum; more would only make the file larger
-_HIDDEN_UNITS = "hidden-space units"
 _METHOD_LABELS = {
     "asymptotic": "Eq. 1",
     "minimax": "exact, either sign",
@@ -78,7 +70,7 @@ class FloorDisplay:
     >>> from geofloor.displays import FloorDisplay
     >>> display = FloorDisplay(widths=[128, 256, 512], floors=[0.0795, 0.04, 0.0111], critical_widths=600.0)
     >>> display.plot()
-    <geofloor.displays.FloorDisplay object at ...>
+    <geofloor.displays...FloorDisplay object at ...>
     >>> display.ax_.get_xlabel()
     'student width d (dimensions)'
     """
@@ -91,7 +83,7 @@ class FloorDisplay:
         critical_widths: float | Mapping[str, float] | None = None,
         observed_widths: ArrayLike | None = None,
         observed: ArrayLike | None = None,
-        unit: str = _HIDDEN_UNITS,
+        unit: str = HIDDEN_UNITS,
     ) -> None:
         self.widths = widths
         self.floors = floors
@@ -108,7 +100,7 @@ class FloorDisplay:
         *,
         observed_widths: ArrayLike | None = None,
         observed: ArrayLike | None = None,
-        unit: str = _HIDDEN_UNITS,
+        unit: str = HIDDEN_UNITS,
         ax: Axes | None = None,
         line_kwargs: dict[str, Any] | None = None,
     ) -> FloorDisplay:
@@ -192,17 +184,17 @@ class FloorDisplay:
         if (self.observed_widths is None) != (self.observed is None):
             raise ValueError("observed_widths and observed belong together; give both or neither.")
 
-        self.ax_ = _axes(ax)
+        self.ax_ = axes_or_new(ax)
         self.figure_ = self.ax_.figure
         self.lines_, self.critical_lines_, self.observed_line_ = [], [], None
         widths = np.asarray(self.widths, dtype=np.float64)
         narrowest, widest = widths.min(), widths.max()
         for index, (label, floors) in enumerate(curves.items()):
-            color = _COLORS[index % len(_COLORS)]
+            color = COLORS[index % len(COLORS)]
             name = ", ".join(filter(None, [label, f"d* = {critical[label]:,.0f}" if label in critical else ""]))
             style = {
                 "color": color,
-                "linestyle": _DASHES[index % len(_DASHES)],
+                "linestyle": DASHES[index % len(DASHES)],
                 "marker": "o" if len(widths) <= 12 and self.observed is None else None,
                 "label": name or "predicted",
             }
@@ -233,7 +225,7 @@ class FloorDisplay:
                 marker="o",
                 markersize=5.5,
                 markerfacecolor="white",
-                color=_INK,
+                color=INK,
                 label="observed",
                 zorder=3,
             )
@@ -247,7 +239,7 @@ class FloorDisplay:
 
 
 class SpectrumDisplay:
-    """Importance over rank, on logarithmic axes: what a student of each width keeps and what it drops.
+    """Importance over rank: what a student of each width keeps and what it drops (Figures 5 and 12 of the paper).
 
     Parameters
     ----------
@@ -311,6 +303,7 @@ class SpectrumDisplay:
         alpha: float | None = None,
         capacity: CapacityMethod = "asymptotic",
         fit_tail: bool = True,
+        scale: str = "log",
         ax: Axes | None = None,
     ) -> SpectrumDisplay:
         """Fit the tail, compute what each width keeps, and draw.
@@ -327,6 +320,8 @@ class SpectrumDisplay:
             Features per dimension, as in `geofloor.capacity.capacity`.
         fit_tail : bool, default=True
             Whether to fit and draw the power law of the largest importances.
+        scale : {"log", "linear"}, default="log"
+            Scale of both axes.
         ax : matplotlib Axes, default=None
             Axes to draw on; by default those of a new figure.
 
@@ -346,7 +341,7 @@ class SpectrumDisplay:
                 raise ValueError("alpha=None: what a width keeps depends on the sparsity; give alpha with widths.")
             kept = {width: kept_features(width, alpha, capacity) for width in np.asarray(widths).tolist()}
         tail = power_law_tail(importances) if fit_tail else None
-        return cls(importances=importances, tail=tail, kept=kept).plot(ax=ax)
+        return cls(importances=importances, tail=tail, kept=kept).plot(ax=ax, scale=scale)
 
     @classmethod
     def from_statistics(
@@ -354,6 +349,7 @@ class SpectrumDisplay:
         statistics: Any,
         *,
         widths: ArrayLike | None = None,
+        scale: str = "log",
         ax: Axes | None = None,
     ) -> SpectrumDisplay:
         """Draw the spectrum of measured features, with the tail and the capacity they were measured with.
@@ -364,6 +360,8 @@ class SpectrumDisplay:
             Fitted statistics.
         widths : array-like of shape (n_widths,), default=None
             Widths whose boundary between kept and dropped features is drawn.
+        scale : {"log", "linear"}, default="log"
+            Scale of both axes.
         ax : matplotlib Axes, default=None
             Axes to draw on; by default those of a new figure.
 
@@ -385,15 +383,23 @@ class SpectrumDisplay:
             start=statistics.tail_start_,
             n_tail=int(np.count_nonzero(importances > statistics.tail_start_)),
         )
-        return cls(importances=importances, tail=tail, kept=kept).plot(ax=ax)
+        return cls(importances=importances, tail=tail, kept=kept).plot(ax=ax, scale=scale)
 
-    def plot(self, ax: Axes | None = None, *, line_kwargs: dict[str, Any] | None = None) -> SpectrumDisplay:
+    def plot(
+        self,
+        ax: Axes | None = None,
+        *,
+        scale: str = "log",
+        line_kwargs: dict[str, Any] | None = None,
+    ) -> SpectrumDisplay:
         """Draw the spectrum, its tail and what each width keeps.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
             Axes to draw on; by default those of a new figure.
+        scale : {"log", "linear"}, default="log"
+            Scale of both axes.
         line_kwargs : dict, default=None
             Keyword arguments for the ``plot`` call of the spectrum.
 
@@ -405,8 +411,10 @@ class SpectrumDisplay:
         Raises
         ------
         ValueError
-            If no importance is above zero.
+            If no importance is above zero, or `scale` is unknown.
         """
+        if scale not in ("log", "linear"):
+            raise ValueError(f"scale={scale!r} is unknown; use 'log' or 'linear'.")
         importances = np.sort(np.asarray(self.importances, dtype=np.float64))[::-1]
         n_positive = int(np.count_nonzero(importances > 0))
         if n_positive == 0:
@@ -415,30 +423,32 @@ class SpectrumDisplay:
         if n_positive > _MAX_DRAWN:
             ranks = np.unique(np.rint(np.geomspace(1, n_positive, _MAX_DRAWN)).astype(int))
 
-        self.ax_ = _axes(ax)
+        self.ax_ = axes_or_new(ax)
         self.figure_ = self.ax_.figure
-        style = {"color": _COLORS[0], "linewidth": 1.8, "label": "features"}
-        (self.line_,) = self.ax_.loglog(ranks, importances[ranks - 1], **{**style, **(line_kwargs or {})})
+        style = {"color": COLORS[0], "linewidth": 1.8, "label": "features"}
+        (self.line_,) = self.ax_.plot(ranks, importances[ranks - 1], **{**style, **(line_kwargs or {})})
+        self.ax_.set(xscale=scale, yscale=scale)
 
         self.tail_line_ = None
         if self.tail is not None and self.tail.n_tail > 0:
-            ends = np.array([1.0, self.tail.n_tail])
-            law = self.tail.start * (ends / self.tail.n_tail) ** (-1.0 / (self.tail.exponent - 1.0))
+            # A straight line on logarithmic axes, a curve on linear ones.
+            along = np.geomspace(1.0, self.tail.n_tail, 2 if scale == "log" else 200)
+            law = self.tail.start * (along / self.tail.n_tail) ** (-1.0 / (self.tail.exponent - 1.0))
             low, high = self.tail.interval
-            (self.tail_line_,) = self.ax_.loglog(
-                ends,
+            (self.tail_line_,) = self.ax_.plot(
+                along,
                 law,
-                color=_COLORS[1],
-                linestyle=_DASHES[1],
+                color=COLORS[1],
+                linestyle=DASHES[1],
                 label=f"power law, β = {self.tail.exponent:.2f} [{low:.2f}, {high:.2f}]",
             )
-            self.ax_.legend(frameon=False, fontsize="small", loc="lower left")
+            self.ax_.legend(frameon=False, fontsize="small", loc="lower left" if scale == "log" else "upper right")
 
         self.kept_lines_ = []
         for width, count in sorted((self.kept or {}).items()):
             if not 0 < count < len(importances):
                 continue
-            self.kept_lines_.append(self.ax_.axvline(count, color=_FAINT, linestyle=":", linewidth=1.0, zorder=1))
+            self.kept_lines_.append(self.ax_.axvline(count, color=FAINT, linestyle=":", linewidth=1.0, zorder=1))
             self.ax_.text(
                 count,
                 1.01,
@@ -448,9 +458,9 @@ class SpectrumDisplay:
                 ha="center",
                 va="bottom",
                 fontsize="x-small",
-                color=_INK,
+                color=INK,
             )
-        self.ax_.set(xlabel="rank of the feature", ylabel=f"importance ({_HIDDEN_UNITS})")
+        self.ax_.set(xlabel="rank of the feature", ylabel=f"importance ({HIDDEN_UNITS})")
         return self
 
 
@@ -543,15 +553,15 @@ class CapacityDisplay:
         self : CapacityDisplay
             The display.
         """
-        self.ax_ = _axes(ax)
+        self.ax_ = axes_or_new(ax)
         self.figure_ = self.ax_.figure
         self.lines_, self.non_monotone_line_ = {}, None
         alphas = np.asarray(self.alphas, dtype=np.float64)
         highest = 1.0
         for index, (method, values) in enumerate(self.capacities.items()):
             style = {
-                "color": _COLORS[index % len(_COLORS)],
-                "linestyle": _DASHES[index % len(_DASHES)],
+                "color": COLORS[index % len(COLORS)],
+                "linestyle": DASHES[index % len(DASHES)],
                 "label": _METHOD_LABELS.get(method, method),
                 **(line_kwargs or {}),
             }
@@ -722,12 +732,12 @@ class CalibrationDisplay:
         self : CalibrationDisplay
             The display.
         """
-        self.ax_ = _axes(ax)
+        self.ax_ = axes_or_new(ax)
         self.figure_ = self.ax_.figure
         self.line_, self.band_ = None, None
         floors, observed = np.asarray(self.floors, dtype=np.float64), np.asarray(self.observed, dtype=np.float64)
         if self.grid is not None and self.line is not None:
-            style = {"color": _COLORS[0], "linewidth": 1.8, "label": self.label}
+            style = {"color": COLORS[0], "linewidth": 1.8, "label": self.label}
             (self.line_,) = self.ax_.plot(
                 np.asarray(self.grid), np.asarray(self.line), **{**style, **(line_kwargs or {})}
             )
@@ -751,7 +761,7 @@ class CalibrationDisplay:
             marker="o",
             markersize=5.5,
             markerfacecolor="white",
-            color=_INK,
+            color=INK,
             zorder=3,
         )
         if self.widths is not None:
@@ -765,22 +775,12 @@ class CalibrationDisplay:
                     textcoords="offset points",
                     va="top",
                     fontsize="x-small",
-                    color=_INK,
+                    color=INK,
                     path_effects=[withStroke(linewidth=2, foreground="white")],  # legible where the line runs
                 )
         self.ax_.set_ylim(bottom=0.0)
-        self.ax_.set(xlabel=f"predicted floor L* ({_HIDDEN_UNITS})", ylabel="observed loss (nats per token)")
+        self.ax_.set(xlabel=f"predicted floor L* ({HIDDEN_UNITS})", ylabel="observed loss (nats per token)")
         return self
-
-
-def _axes(ax: Axes | None) -> Axes:
-    """The given axes or new ones, without the frame's idle sides."""
-    import matplotlib.pyplot as plt
-
-    if ax is None:
-        _, ax = plt.subplots(figsize=(4.8, 3.4), layout="constrained")
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
 
 
 def _labelled(values: Any) -> Mapping[str, Any]:

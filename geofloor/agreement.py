@@ -1,0 +1,106 @@
+"""How well predicted floors agree with measured ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.stats import pearsonr
+from sklearn.metrics import r2_score
+from sklearn.utils import check_array
+
+
+def agreement_table(
+    measured: ArrayLike,
+    predictions: Mapping[str, ArrayLike],
+    *,
+    strata: ArrayLike | None = None,
+) -> pd.DataFrame:
+    r"""Compare predictions with measured floors, altogether and by stratum.
+
+    Parameters
+    ----------
+    measured : array-like of shape (n_points,)
+        Measured floors, above zero.
+    predictions : mapping of str to array-like of shape (n_points,)
+        Predicted floors by the name of the predictor.
+    strata : array-like of shape (n_points,), default=None
+        Stratum of each point, such as a range of d/d*; a row is added for each. Points whose stratum is
+        missing count only in the whole.
+
+    Returns
+    -------
+    table : DataFrame
+        One row for each predictor and stratum, with the columns
+
+        - ``predictor``, ``stratum`` (``"all"`` for the whole), ``n_points``;
+        - ``pearson_r``: correlation, NaN where one side is constant;
+        - ``r2``: coefficient of determination of the prediction itself, with nothing fitted, which is
+          negative where the mean of the measured floors would be closer;
+        - ``mean_error``, ``median_error``: mean and median of |predicted − measured| / measured;
+        - ``bias``: mean of (predicted − measured) / measured;
+        - ``below``: share of points where the prediction is below the measurement.
+
+    Raises
+    ------
+    ValueError
+        If arrays are empty, not finite or of different lengths, a measured floor is not above zero, or
+        there is no prediction.
+
+    Notes
+    -----
+    Pearson's r ignores offset and scale, and relative errors weigh small floors like large ones; a
+    predictor is to be trusted where R² and both errors are good.
+
+    Examples
+    --------
+    >>> from geofloor.agreement import agreement_table
+    >>> table = agreement_table([0.4, 0.2, 0.1], {"half": [0.2, 0.1, 0.05]})
+    >>> table.round(3).to_dict("records")[0]["pearson_r"], table.median_error[0], table.below[0]
+    (1.0, np.float64(0.5), np.float64(1.0))
+    """
+    observed = _vector(measured, "measured")
+    if observed.min() <= 0.0:
+        raise ValueError(f"measured holds {observed.min():g}; relative errors need floors above zero.")
+    if not predictions:
+        raise ValueError("predictions is empty; give at least one predictor.")
+    labels = None if strata is None else np.asarray(strata, dtype=object)
+    if labels is not None and labels.shape != observed.shape:
+        raise ValueError(f"strata has shape {labels.shape} for {len(observed)} measured floors.")
+    groups: dict[Any, np.ndarray] = {"all": np.ones(len(observed), dtype=bool)}
+    if labels is not None:
+        groups |= {label: labels == label for label in pd.unique(labels[~pd.isna(labels)])}
+    rows = []
+    for name, values in predictions.items():
+        predicted = _vector(values, name)
+        if predicted.shape != observed.shape:
+            raise ValueError(f"{name} has {len(predicted)} predictions for {len(observed)} measured floors.")
+        rows += [
+            {"predictor": name, "stratum": label} | _agreement(observed[chosen], predicted[chosen])
+            for label, chosen in groups.items()
+        ]
+    return pd.DataFrame(rows)
+
+
+def _agreement(measured: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    relative = predicted / measured - 1.0
+    varies = len(measured) > 1 and np.ptp(measured) > 0.0
+    return {
+        "n_points": len(measured),
+        "pearson_r": float(pearsonr(measured, predicted).statistic) if varies and np.ptp(predicted) > 0.0 else np.nan,
+        "r2": float(r2_score(measured, predicted)) if varies else np.nan,
+        "mean_error": float(np.mean(np.abs(relative))),
+        "median_error": float(np.median(np.abs(relative))),
+        "bias": float(np.mean(relative)),
+        "below": float(np.mean(predicted < measured)),
+    }
+
+
+def _vector(values: ArrayLike, name: str) -> np.ndarray:
+    array = check_array(values, dtype=np.float64, ensure_2d=False, input_name=name)
+    if array.ndim != 1:
+        raise ValueError(f"{name} has shape {array.shape}; give one dimension.")
+    return array

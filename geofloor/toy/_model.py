@@ -1,0 +1,448 @@
+"""The toy model of superposition as an estimator."""
+
+from __future__ import annotations
+
+import numbers
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_array
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from geofloor._training.devices import one_thread, resolve_device
+from geofloor._training.progress import progress_bar
+from geofloor._training.seeds import draw_seed
+from geofloor.toy._engine import (
+    ArrayStream,
+    DistributionStream,
+    SampleStream,
+    Stack,
+    evaluate,
+    initial_parameters,
+    stacked,
+    train,
+)
+from geofloor.toy._features import SparseFeatures
+
+KEPT_NORM = 0.5  # ||W_i||^2 from which on a feature counts as kept: between Elhage et al.'s 0 and 1
+Importance = str | float | ArrayLike | Callable[[int], ArrayLike]
+
+
+class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    r"""Toy model of superposition: a ReLU autoencoder with fewer hidden dimensions than features.
+
+    Samples are encoded linearly and decoded with the transposed weight and a ReLU (Elhage et al.,
+    2022). Trained on sparse features it keeps more of them than it has dimensions, and what it loses
+    is the floor that this library predicts.
+
+    Parameters
+    ----------
+    n_hidden : int
+        Width d, at most the number of features.
+    importance : {"zipf", "uniform"}, float, array-like of shape (n_features,) or callable, default="zipf"
+        Weights I_i of the features in the loss: 1/i, 1, i to the power of minus the given number, the
+        given weights, or what a function of the number of features returns.
+    n_init : int, default=1
+        Models trained from different starting points; the best one is kept. Poor local minima are
+        common: with few dimensions and very sparse features the floors of single models scatter by 10%.
+    n_steps : int, default=1500
+        Steps a round, over which the step size falls to zero.
+    max_rounds : int, default=10
+        Rounds at most. After each the loss is measured, and training ends if it has stopped falling.
+    tol : float, default=5e-3
+        Relative fall of the loss, from the best of the rounds before, below which it counts as stopped.
+    batch_size : int, default=128
+        Samples a step, of those in which a feature is active: what empty samples contribute is added
+        exactly.
+    learning_rate : float, default=1e-2
+        Adam's step size at the beginning of a round, for the weights; biases are on the scale of the data.
+    n_eval_samples : int, default=131072
+        Fresh samples with an active feature that `floor_` is measured on.
+    random_state : int, RandomState or None, default=None
+        Seed of the starting points and of the samples.
+    device : str, default="auto"
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<index>"`` or ``"mps"``.
+    verbose : int, default=0
+        Whether to show a progress bar.
+
+    Attributes
+    ----------
+    components_ : ndarray of shape (n_hidden, n_features_in_), float32
+        Weight W; column i is the direction W_i of feature i.
+    intercept_ : ndarray of shape (n_features_in_,), float32
+        Bias b of the decoder.
+    importances_ : ndarray of shape (n_features_in_,), float64
+        Weights of the features in the loss.
+    floor_ : float
+        Importance-weighted squared error: on fresh samples where `fit` was given a distribution, on the
+        samples themselves where it was given those.
+    standard_error_ : float
+        Standard error of `floor_`, from the spread over samples.
+    floors_ : ndarray of shape (n_init,), float64
+        The same for every starting point.
+    data_floor_ : float
+        The loss with the sample itself as the target; it differs from `floor_` where there is a teacher.
+    feature_losses_ : ndarray of shape (n_features_in_,), float64
+        Each feature's part of `floor_`.
+    squared_norms_ : ndarray of shape (n_features_in_,), float64
+        ‖W_i‖²: about 1 for features that are represented, about 0 for those dropped.
+    fractional_capacities_ : ndarray of shape (n_features_in_,), float64
+        C_i = ‖W_i‖⁴ / Σ_j (W_i·W_j)², the share of a dimension that feature i has to itself
+        (Scherlis et al., 2022).
+    n_kept_ : int
+        Features kept, which are those with ‖W_i‖² ≥ 1/2.
+    dropped_share_ : float
+        Share of the loss that is due to features not kept.
+    interference_share_ : float
+        Share of the loss that is due to the features kept, which share dimensions.
+    n_steps_ : int
+        Steps taken.
+    converged_ : bool
+        Whether the loss had stopped falling.
+    history_ : list of dict
+        ``step`` and ``loss``, on a sample kept for that, of the model chosen.
+    n_features_in_ : int
+        Number of features n.
+
+    See Also
+    --------
+    SparseFeatures : Describes the distribution to train on.
+    toy_sweep : Trains thousands of toy models at once.
+    geofloor.FloorPredictor : Predicts the floor.
+
+    Notes
+    -----
+    The hidden state is :math:`h = W x`, the output :math:`\hat x = \mathrm{ReLU}(W^\top h + b)`, and
+    the loss :math:`\mathbb{E} \sum_i I_i (x_i - \hat x_i)^2`. A ReLU never gives negative values, so
+    that negative entries of samples cannot be reconstructed.
+
+    Every round starts Adam anew and ends with a step size of zero, as in stochastic gradient descent
+    with warm restarts [3]_. The parameters kept are those with the lowest loss after a round.
+
+    References
+    ----------
+    .. [1] Elhage et al. (2022), "Toy Models of Superposition", Transformer Circuits Thread.
+    .. [2] Scherlis et al. (2022), "Polysemanticity and Capacity in Neural Networks", arXiv:2210.01892.
+    .. [3] Loshchilov and Hutter (2017), "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR.
+
+    Examples
+    --------
+    >>> from geofloor import ToyModel
+    >>> from geofloor.toy import SparseFeatures
+    >>> features = SparseFeatures(10, alpha=0.95)
+    >>> model = ToyModel(4, n_init=5, random_state=0).fit(features)
+    >>> model.n_kept_ > 4, bool(0.006 < model.floor_ < 0.012)
+    (True, True)
+    >>> X = features.sample(3, random_state=0)
+    >>> model.transform(X).shape, model.predict(X).shape
+    ((3, 4), (3, 10))
+    """
+
+    def __init__(
+        self,
+        n_hidden: int,
+        *,
+        importance: Importance = "zipf",
+        n_init: int = 1,
+        n_steps: int = 1500,
+        max_rounds: int = 10,
+        tol: float = 5e-3,
+        batch_size: int = 128,
+        learning_rate: float = 1e-2,
+        n_eval_samples: int = 131_072,
+        random_state: int | np.random.RandomState | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+    ) -> None:
+        self.n_hidden = n_hidden
+        self.importance = importance
+        self.n_init = n_init
+        self.n_steps = n_steps
+        self.max_rounds = max_rounds
+        self.tol = tol
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.n_eval_samples = n_eval_samples
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None, *, teacher: ToyModel | None = None) -> ToyModel:
+        """Train on samples or on a distribution, until the loss has stopped falling.
+
+        Parameters
+        ----------
+        X : SparseFeatures or array-like of shape (n_samples, n_features)
+            Distribution of which every batch is drawn anew, or the samples.
+        y : None
+            Ignored; here by convention.
+        teacher : ToyModel, default=None
+            Fitted model whose output is the target; by default the sample itself is.
+
+        Returns
+        -------
+        self : ToyModel
+            The fitted model.
+
+        Raises
+        ------
+        ValueError
+            If data or parameters are out of range, `n_hidden` exceeds the number of features, the
+            teacher has other features, or the loss becomes non-finite.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the loss was still falling after `max_rounds`.
+        """
+        check_settings(
+            n_init=self.n_init,
+            n_steps=self.n_steps,
+            max_rounds=self.max_rounds,
+            batch_size=self.batch_size,
+            n_eval_samples=self.n_eval_samples,
+            tol=self.tol,
+            learning_rate=self.learning_rate,
+        )
+        device = resolve_device(self.device)
+        seed = draw_seed(self.random_state)
+        stream = self._stream(X, seed)
+        n_features = stream.n_features
+        check_width("n_hidden", self.n_hidden, n_features)
+        self.importances_ = resolve_importances(self.importance, n_features)
+        unit = self.importances_.max()  # weights of training are relative, so that Adam's epsilon is small beside them
+        shape = (1 + self.n_hidden, n_features)
+        starts = [
+            initial_parameters(n_features, self.n_hidden, np.random.default_rng((seed, start)))
+            for start in range(self.n_init)
+        ]
+        stack = Stack(
+            parameters=stacked(starts, shape, device),
+            importances=stacked([self.importances_ / unit] * self.n_init, shape[1:], device),
+            source=torch.zeros(self.n_init, dtype=torch.long, device=device),
+            empty_probability=torch.full((self.n_init,), stream.empty_probability, device=device),
+            teacher=None if teacher is None else self._teacher(teacher, stream, device),
+        )
+        steps = np.unique(np.geomspace(1, self.n_steps, 32).astype(int)).tolist()
+        with (
+            one_thread(),
+            progress_bar("toy model", total=self.n_steps * self.max_rounds, verbose=self.verbose) as bar,
+        ):
+            trained = train(
+                stack,
+                [stream],
+                n_steps=self.n_steps,
+                max_rounds=self.max_rounds,
+                tol=self.tol,
+                batch_size=self.batch_size,
+                learning_rate=self.learning_rate,
+                history_steps=[0, *steps],
+                on_step=bar.update,
+            )
+            evaluations = evaluate(stack._replace(parameters=trained.parameters), [stream], self.n_eval_samples)
+        evaluation, on_data = evaluations[0], evaluations[1] or evaluations[0]
+
+        best = int(np.argmin(trained.selection_loss))
+        factor = stream.scale**2 * unit
+        weights = trained.parameters[best].cpu().numpy()
+        self.components_ = weights[1:].copy()
+        self.intercept_ = (weights[0] * stream.scale).astype(np.float32)
+        self.floors_ = evaluation.loss * factor
+        self.floor_ = float(self.floors_[best])
+        self.standard_error_ = float(evaluation.standard_error[best] * factor)
+        self.data_floor_ = float(on_data.loss[best] * factor)
+        self.feature_losses_ = self.importances_ * evaluation.feature_errors[best] * stream.scale**2
+        self.n_steps_, self.converged_ = int(trained.n_steps[best]), bool(trained.converged[best])
+        self.history_ = [
+            {"step": step, "loss": float(losses[best] * factor)}
+            for step, losses in trained.history
+            if np.isfinite(losses[best])
+        ]
+        self._n_features_out = self.n_hidden
+        self._measure_geometry()
+        if not self.converged_:
+            warnings.warn(
+                f"The loss was still falling by more than tol={self.tol:g} a round after {self.n_steps_} steps; "
+                "raise max_rounds or n_steps.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def _stream(self, X: Any, seed: int) -> SampleStream:
+        if isinstance(X, SparseFeatures):
+            self.n_features_in_ = X.n_features
+            if hasattr(self, "feature_names_in_"):
+                del self.feature_names_in_
+            return DistributionStream(X, (seed,))
+        return ArrayStream(validate_data(self, X, dtype=[np.float64, np.float32]), (seed,))
+
+    def _teacher(self, teacher: ToyModel, stream: SampleStream, device: torch.device) -> torch.Tensor:
+        check_is_fitted(teacher)
+        if teacher.n_features_in_ != stream.n_features:
+            raise ValueError(
+                f"teacher has {teacher.n_features_in_} features, the data have {stream.n_features}; "
+                "train both on the same features."
+            )
+        parameters = np.vstack([teacher.intercept_ / stream.scale, teacher.components_])
+        return stacked([parameters] * self.n_init, parameters.shape, device)
+
+    def _measure_geometry(self) -> None:
+        directions = self.components_.astype(np.float64)
+        kept = is_kept(directions)
+        overlaps = directions.T @ directions
+        self.squared_norms_ = np.diag(overlaps).copy()
+        shared = (overlaps**2).sum(axis=1)
+        self.fractional_capacities_ = np.divide(
+            self.squared_norms_**2, shared, out=np.zeros_like(shared), where=shared > 0.0
+        )
+        self.n_kept_ = int(kept.sum())
+        total = self.feature_losses_.sum()
+        self.dropped_share_ = float(self.feature_losses_[~kept].sum() / total) if total > 0.0 else 0.0
+        self.interference_share_ = float(self.feature_losses_[kept].sum() / total) if total > 0.0 else 0.0
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Hidden states of samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Samples.
+
+        Returns
+        -------
+        hidden : ndarray of shape (n_samples, n_hidden)
+            W x of each sample.
+
+        Raises
+        ------
+        ValueError
+            If values are not finite or the number of features differs from the fit's.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        return X @ self.components_.T.astype(X.dtype)
+
+    def inverse_transform(self, X: Any) -> np.ndarray:
+        """Outputs from hidden states.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_hidden)
+            Hidden states.
+
+        Returns
+        -------
+        output : ndarray of shape (n_samples, n_features)
+            ReLU(Wᵀ h + b) of each.
+
+        Raises
+        ------
+        ValueError
+            If values are not finite or the number of dimensions is not the model's.
+        """
+        check_is_fitted(self)
+        hidden = check_array(X, dtype=[np.float64, np.float32])
+        if hidden.shape[1] != len(self.components_):
+            raise ValueError(f"X has {hidden.shape[1]} dimensions, but the model has n_hidden={len(self.components_)}.")
+        return np.maximum(hidden @ self.components_.astype(hidden.dtype) + self.intercept_.astype(hidden.dtype), 0.0)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Output for samples: what a student of this model learns.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Samples.
+
+        Returns
+        -------
+        output : ndarray of shape (n_samples, n_features)
+            ReLU(Wᵀ W x + b) of each sample.
+
+        Raises
+        ------
+        ValueError
+            If values are not finite or the number of features differs from the fit's.
+        """
+        return self.inverse_transform(self.transform(X))
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Minus the importance-weighted squared error a sample, so that more is better.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Samples.
+        y : None
+            Ignored; here by convention.
+
+        Returns
+        -------
+        score : float
+            Minus the mean over samples of Σ_i I_i (x_i − x̂_i)².
+
+        Raises
+        ------
+        ValueError
+            If values are not finite or the number of features differs from the fit's.
+        """
+        output = self.predict(X)
+        error = np.asarray(check_array(X, dtype=np.float64)) - output
+        return -float(np.mean(error**2 @ self.importances_))
+
+
+def is_kept(directions: np.ndarray) -> np.ndarray:
+    """Which features are kept, (..., n), by the squared norm of their columns of W, (..., d, n)."""
+    return (np.asarray(directions, dtype=np.float64) ** 2).sum(axis=-2) >= KEPT_NORM
+
+
+def resolve_importances(importance: Importance, n_features: int) -> np.ndarray:
+    """The importance of each feature, (n_features,) float64; an error names what is wrong with the argument."""
+    ranks = np.arange(1, n_features + 1, dtype=np.float64)
+    if isinstance(importance, str):
+        if importance not in {"zipf", "uniform"}:
+            raise ValueError(f"importance={importance!r} is not a law; use 'zipf', 'uniform', a number or an array.")
+        return 1.0 / ranks if importance == "zipf" else np.ones(n_features)
+    if isinstance(importance, numbers.Real):
+        if not 0.0 <= importance < np.inf:
+            raise ValueError(f"importance={importance!r}: an exponent of Zipf's law must be finite and at least 0.")
+        return ranks ** -float(importance)
+    values = importance(n_features) if callable(importance) else importance
+    values = check_array(values, dtype=np.float64, ensure_2d=False, input_name="importance")
+    if values.shape != (n_features,):
+        raise ValueError(f"importance has shape {values.shape} for {n_features} features; give one weight for each.")
+    if values.min() < 0.0:
+        raise ValueError(f"importance holds {values.min():g}; weights must not be negative.")
+    if values.max() == 0.0:
+        raise ValueError("importance is all zero, so that nothing can be lost; give at least one positive weight.")
+    return values
+
+
+def check_width(name: str, width: Any, n_features: int) -> None:
+    """An error if a width is no integer from 1 to the number of features."""
+    if not _is_count(width):
+        raise ValueError(f"{name}={width!r} must be an integer of at least 1.")
+    if width > n_features:
+        raise ValueError(f"{name}={width} exceeds the number of features, {n_features}; a model as wide loses nothing.")
+
+
+def check_settings(*, tol: Any, learning_rate: Any, **counts: Any) -> None:
+    """An error if a setting of training is out of range."""
+    for name, value in counts.items():
+        if not _is_count(value):
+            raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
+    if not (isinstance(tol, numbers.Real) and 0.0 <= float(tol) < 1.0):
+        raise ValueError(f"tol={tol!r} must be at least 0 and below 1.")
+    if not (isinstance(learning_rate, numbers.Real) and 0.0 < float(learning_rate) < np.inf):
+        raise ValueError(f"learning_rate={learning_rate!r} must be positive and finite.")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and int(value) >= 1
