@@ -18,25 +18,30 @@ def agreement_table(
     predictions: Mapping[str, ArrayLike],
     *,
     strata: ArrayLike | None = None,
+    relative_above: float = 0.0,
 ) -> pd.DataFrame:
     r"""Compare predictions with measured floors, altogether and by stratum.
 
     Parameters
     ----------
     measured : array-like of shape (n_points,)
-        Measured floors, above zero.
+        Measured floors, at least zero.
     predictions : mapping of str to array-like of shape (n_points,)
         Predicted floors by the name of the predictor.
     strata : array-like of shape (n_points,), default=None
         Stratum of each point, such as a range of d/d*; a row is added for each. Points whose stratum is
         missing count only in the whole.
+    relative_above : float, default=0.0
+        Relative errors and the share below are taken over points whose measured floor is above this;
+        where a floor is zero they mean nothing.
 
     Returns
     -------
     table : DataFrame
         One row for each predictor and stratum, with the columns
 
-        - ``predictor``, ``stratum`` (``"all"`` for the whole), ``n_points``;
+        - ``predictor``, ``stratum`` (``"all"`` for the whole), ``n_points``, ``n_relative`` (points that
+          relative errors are taken over);
         - ``pearson_r``: correlation, NaN where one side is constant;
         - ``r2``: coefficient of determination of the prediction itself, with nothing fitted, which is
           negative where the mean of the measured floors would be closer;
@@ -47,8 +52,8 @@ def agreement_table(
     Raises
     ------
     ValueError
-        If arrays are empty, not finite or of different lengths, a measured floor is not above zero, or
-        there is no prediction.
+        If arrays are empty, not finite or of different lengths, a measured floor is negative, or there
+        is no prediction.
 
     Notes
     -----
@@ -63,8 +68,8 @@ def agreement_table(
     (1.0, np.float64(0.5), np.float64(1.0))
     """
     observed = _vector(measured, "measured")
-    if observed.min() <= 0.0:
-        raise ValueError(f"measured holds {observed.min():g}; relative errors need floors above zero.")
+    if observed.min() < 0.0:
+        raise ValueError(f"measured holds {observed.min():g}; a floor is at least zero.")
     if not predictions:
         raise ValueError("predictions is empty; give at least one predictor.")
     labels = None if strata is None else np.asarray(strata, dtype=object)
@@ -79,23 +84,25 @@ def agreement_table(
         if predicted.shape != observed.shape:
             raise ValueError(f"{name} has {len(predicted)} predictions for {len(observed)} measured floors.")
         rows += [
-            {"predictor": name, "stratum": label} | _agreement(observed[chosen], predicted[chosen])
+            {"predictor": name, "stratum": label} | _agreement(observed[chosen], predicted[chosen], relative_above)
             for label, chosen in groups.items()
         ]
     return pd.DataFrame(rows)
 
 
-def _agreement(measured: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    relative = predicted / measured - 1.0
+def _agreement(measured: np.ndarray, predicted: np.ndarray, relative_above: float) -> dict[str, float]:
+    above = measured > relative_above
+    relative = predicted[above] / measured[above] - 1.0 if above.any() else np.array([np.nan])
     varies = len(measured) > 1 and np.ptp(measured) > 0.0
     return {
         "n_points": len(measured),
+        "n_relative": int(above.sum()),
         "pearson_r": float(pearsonr(measured, predicted).statistic) if varies and np.ptp(predicted) > 0.0 else np.nan,
         "r2": float(r2_score(measured, predicted)) if varies else np.nan,
         "mean_error": float(np.mean(np.abs(relative))),
         "median_error": float(np.median(np.abs(relative))),
         "bias": float(np.mean(relative)),
-        "below": float(np.mean(predicted < measured)),
+        "below": float(np.mean(relative < 0.0)) if above.any() else np.nan,
     }
 
 

@@ -42,7 +42,7 @@ def sweep():
                             "width": widths,
                             "floor": floors,
                             "floor_std": 0.1 * floors,
-                            "total_loss": importances @ moments,
+                            "total": importances @ moments,
                             **columns,
                         }
                     )
@@ -217,7 +217,7 @@ def test_collapse_display_divides_by_total_and_critical_width(summary):
         points = chosen(summary, n_features, alpha, 5)
         widths, floors = line.get_xydata().T
         np.testing.assert_allclose(widths * critical_width(n_features, alpha, "minimax"), points["width"])
-        np.testing.assert_allclose(floors * points["total_loss"].iloc[0], points["floor"])
+        np.testing.assert_allclose(floors * points["total"].iloc[0], points["floor"])
     assert len({lines[0].get_marker() for lines in display.lines_.values()}) == len(N_FEATURES)
     assert display.critical_line_.get_xdata()[0] == 1
 
@@ -294,8 +294,8 @@ def test_what_the_figures_cannot_hold_is_refused(summary):
         PredictionDisplay.from_summary(summary.assign(naive=0.0), predicted="naive")
     with pytest.raises(ValueError, match="no value above zero"):
         ErrorDisplay.from_summary(summary.assign(floor=0.0))
-    with pytest.raises(ValueError, match="total_loss"):
-        CollapseDisplay.from_summary(summary.assign(total_loss=0.0))
+    with pytest.raises(ValueError, match="total"):
+        CollapseDisplay.from_summary(summary.assign(total=0.0))
 
 
 def test_a_single_seed_has_no_spread(summary):

@@ -883,7 +883,7 @@ class CollapseDisplay:
     >>> import pandas as pd
     >>> from geofloor.displays import CollapseDisplay
     >>> summary = pd.DataFrame({"n_features": 10, "alpha": 0.9, "teacher_width": 3, "width": [1, 2, 3],
-    ...                         "floor": [0.05, 0.03, 0.02], "total_loss": 0.1})
+    ...                         "floor": [0.05, 0.03, 0.02], "total": 0.1})
     >>> display = CollapseDisplay.from_summary(summary)
     >>> display.lines_[10, 0.9][0].get_ydata()
     array([0.5, 0.3, 0.2])
@@ -897,7 +897,7 @@ class CollapseDisplay:
         cls,
         summary: pd.DataFrame,
         *,
-        total: str = "total_loss",
+        total: str = "total",
         measured: str = "floor",
         capacity: CapacityMethod = "asymptotic",
         ax: Axes | None = None,
@@ -908,7 +908,7 @@ class CollapseDisplay:
         ----------
         summary : DataFrame
             One row a point, with the columns n_features, alpha, teacher_width, width and those named below.
-        total : str, default="total_loss"
+        total : str, default="total"
             Column with the floor of width 0: the sum over features of importance times second
             moment, or times variance where the decoder has a bias.
         measured : str, default="floor"
@@ -972,7 +972,7 @@ class CollapseDisplay:
         self.ax_.xaxis.set_major_formatter("{x:g}")
         self.ax_.update_datalim([(1.0, 0.0)])
         self.ax_.autoscale_view()
-        self.ax_.set(xlabel="student width / critical width, d/d*", ylabel="floor / floor of width 0")
+        self.ax_.set(xlabel="student width / critical width, d/d*", ylabel="floor / loss of answering 0")
         self.ax_.legend(
             handles=[
                 *(key(f"α = {alpha:g}", color=color, linewidth=3) for alpha, color in colors.items()),

@@ -36,6 +36,7 @@ from geofloor.toy._features import AMPLITUDES, SparseFeatures
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 EVALUATION_BATCH = 1024
+NEGLIGIBLE = 1e-6  # of the loss of answering 0: a floor of zero is never reached otherwise
 # What a stream is drawn for; each purpose has draws of its own.
 TRAINING, SELECTION, EVALUATION = 0, 1, 2
 
@@ -322,7 +323,8 @@ def train(
     """Train every model of a stack until its loss has stopped falling.
 
     After each round of `n_steps` the models are evaluated on samples kept for that; one whose best loss
-    the round has not lowered by more than `tol`, relatively, is done and leaves the stack.
+    the round has not lowered by more than `tol`, relatively, is done and leaves the stack, as does one
+    whose loss no longer falls by a millionth of what answering 0 costs.
 
     Raises
     ------
@@ -345,6 +347,8 @@ def train(
             history.append((step, row))
         return loss
 
+    nothing = stack._replace(parameters=torch.zeros_like(stack.parameters))
+    negligible = NEGLIGIBLE * evaluate(nothing, streams, n_selection_samples, selection=True)[0].loss
     running = np.arange(n_models)
     if 0 in record:
         note(0, stack, running)
@@ -363,7 +367,8 @@ def train(
             raise ValueError(f"The loss became non-finite with learning_rate={learning_rate:g}; give a smaller one.")
         steps[running] += n_steps
         better = loss < lowest[running]
-        converged[running] = loss >= (1.0 - tol) * lowest[running]
+        fall = lowest[running] - loss
+        converged[running] = fall <= np.maximum(tol * loss, negligible[running])
         chosen = torch.from_numpy(better).to(rows.device)
         best[rows[chosen]] = active.parameters[chosen]
         lowest[running] = np.minimum(loss, lowest[running])

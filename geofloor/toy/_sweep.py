@@ -31,6 +31,10 @@ _FILE = "geofloor toy sweep part"
 _SAMPLES, _START = 0, 1  # what a seed is for
 _TARGETS = ("data", "teacher")
 KEYS = ["n_features", "alpha", "teacher_width", "width"]
+COLUMNS = [
+    *KEYS, "seed", "floor", "standard_error", "kept", "dropped_share", "data_floor", "data_standard_error",
+    "n_steps", "converged", "total",
+]  # fmt: skip
 
 
 class _Model(NamedTuple):
@@ -592,5 +596,4 @@ def _frame(
     )
     if not frame.teacher_width.any():
         frame = frame.drop(columns="teacher_width")
-    first = [*(key for key in [*KEYS, "seed"] if key in frame.columns), "floor", "standard_error", "kept"]
-    return frame[[*first, *(column for column in frame.columns if column not in first)]]
+    return frame[[column for column in COLUMNS if column in frame.columns]]
