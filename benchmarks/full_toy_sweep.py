@@ -134,7 +134,13 @@ def main() -> None:
                     f"n = {n}, alpha = {alpha}, d = {width}: {here.floor:.5f} +- {here.standard_error:.5f}, "
                     f"independently {value:.5f}, {here.floor / value - 1:+.1%}"
                 )
+            print("--- mean of the seeds")
             compare(summary, "floor")
+            print("\n--- best of the seeds")
+            compare(summary, "floor_best")
+            shares = summary[summary.floor > NOTHING].groupby("alpha").dropped_share.describe()[["min", "50%", "max"]]
+            print("\nshare of the loss that is due to dropped features, the rest being interference:")
+            show(shares.reset_index().rename(columns={"50%": "median"}))
             beyond(summary)
         else:
             print("--- measured against the teacher")

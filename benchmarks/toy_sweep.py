@@ -71,7 +71,7 @@ def floor(n: int, alpha: float, weight: np.ndarray, bias: np.ndarray) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n-sample", type=int, default=30, help="models trained one at a time")
+    parser.add_argument("--n-sample", type=int, default=60, help="models trained one at a time")
     parser.add_argument("--n-batched", type=int, default=3, help="widths trained instance-batched")
     options = parser.parse_args()
     points = [
@@ -126,11 +126,14 @@ def main() -> None:
 
 
 def compare(floors: np.ndarray, expected: np.ndarray) -> None:
+    """Whether floors are equal within 1%: their mean ratio, since single models scatter by several per cent."""
     ratio = floors / expected
-    error = ratio.std(ddof=1) / np.sqrt(len(ratio))
-    print(f"floor / ours: {ratio.mean():.4f} +- {error:.4f} (mean), {np.median(ratio):.4f} (median)")
-    report("sum of floors / sum of ours", floors.sum() / expected.sum(), 1.01)
-    report("sum of floors / sum of ours", floors.sum() / expected.sum(), 0.99, at_most=False)
+    print(
+        f"standard error of the mean ratio {ratio.std(ddof=1) / np.sqrt(len(ratio)):.4f}, median {np.median(ratio):.4f}"
+    )
+    print(f"sum of floors / sum of ours: {floors.sum() / expected.sum():.4f}")
+    report("mean of floor / ours", ratio.mean(), 1.01)
+    report("mean of floor / ours", ratio.mean(), 0.99, at_most=False)
 
 
 if __name__ == "__main__":

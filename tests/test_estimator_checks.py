@@ -9,13 +9,21 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from geofloor import AffineCalibrator, FeatureStatistics, FloorPredictor, PowerLawCalibrator, SparseAutoencoder
+from geofloor import (
+    AffineCalibrator,
+    FeatureStatistics,
+    FloorPredictor,
+    PowerLawCalibrator,
+    SparseAutoencoder,
+    ToyModel,
+)
 
 # FeatureStatistics and ActivationExtractor are checked in their own test files.
 ESTIMATORS = [
     SparseAutoencoder(8, batch_size=16, n_epochs=2, random_state=0),
     AffineCalibrator(),
     AffineCalibrator(baseline=0.0),
+    ToyModel(1, n_steps=50, max_rounds=2, n_eval_samples=1024, random_state=0),
 ]
 
 
@@ -28,6 +36,7 @@ def expected_failures(estimator):
     return {}
 
 
+@pytest.mark.filterwarnings("ignore:The loss was still falling")
 @parametrize_with_checks(ESTIMATORS, expected_failed_checks=expected_failures, xfail_strict=True)
 def test_scikit_learn_checks(estimator, check):
     check(estimator)

@@ -223,8 +223,8 @@ def summarize_sweep(sweep: pd.DataFrame) -> pd.DataFrame:
     -------
     summary : DataFrame
         One row for each configuration and width, with ``floor`` (mean over seeds), ``floor_std``,
-        ``floor_best``, ``standard_error`` (of the mean, from seeds and samples), ``kept`` (mean),
-        ``n_seeds`` and ``total``; with a teacher as the target also ``data_floor``, ``data_floor_std``
+        ``floor_best``, ``standard_error`` (of the mean, from seeds and samples), ``kept`` and
+        ``dropped_share`` (means), ``n_seeds`` and ``total``; with a teacher as the target also ``data_floor``, ``data_floor_std``
         and ``data_floor_best``.
 
     Raises
@@ -254,6 +254,8 @@ def summarize_sweep(sweep: pd.DataFrame) -> pd.DataFrame:
         "n_seeds": groups.size(),
         "total": groups.total.first(),
     }
+    if "dropped_share" in sweep.columns:
+        columns["dropped_share"] = groups.dropped_share.mean()
     if "data_floor" in sweep.columns:
         columns["data_floor"] = groups.data_floor.mean()
         columns["data_floor_std"] = groups.data_floor.std()
