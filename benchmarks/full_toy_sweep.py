@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import resource
-import time
 from pathlib import Path
 
 import numpy as np
@@ -109,18 +107,15 @@ def main() -> None:
     options = parser.parse_args()
 
     for target in options.target:
-        began = time.perf_counter()
         sweep = toy_sweep(
             target=target, n_seeds=options.n_seeds, n_jobs=options.n_jobs, checkpoint_dir=options.work, verbose=1
         )
-        minutes = (time.perf_counter() - began) / 60
         summary = predict_sweep(summarize_sweep(sweep), PREDICTORS)
         write(summary, f"toy_sweep_{target}.csv")
-        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         print(f"=== students trained on the {'data' if target == 'data' else 'output of a trained teacher'}")
         print(
-            f"{len(sweep)} students at {len(summary)} points in {minutes:.1f} minutes; {sweep.n_steps.mean():.0f} "
-            f"steps on average; {sweep.converged.mean():.1%} converged; peak memory of a process {peak / 2**20:.2f} GiB"
+            f"{len(sweep)} students at {len(summary)} points; {sweep.n_steps.mean():.0f} steps on average; "
+            f"{sweep.converged.mean():.1%} converged"
         )
         relative = (sweep.standard_error / sweep.floor)[sweep.floor > NOTHING]
         print(f"standard error of a floor: {relative.median():.2%} of it (median), {relative.max():.2%} at most")

@@ -224,8 +224,8 @@ def summarize_sweep(sweep: pd.DataFrame) -> pd.DataFrame:
     summary : DataFrame
         One row for each configuration and width, with ``floor`` (mean over seeds), ``floor_std``,
         ``floor_best``, ``standard_error`` (of the mean, from seeds and samples), ``kept`` and
-        ``dropped_share`` (means), ``n_seeds`` and ``total``; with a teacher as the target also ``data_floor``, ``data_floor_std``
-        and ``data_floor_best``.
+        ``dropped_share`` (means), ``n_seeds`` and ``total``; with a teacher as the target also
+        ``data_floor``, ``data_floor_std`` and ``data_floor_best``.
 
     Raises
     ------
