@@ -18,7 +18,7 @@ from joblib import Parallel, delayed
 
 from geofloor import FloorPredictor, ToyModel
 from geofloor.agreement import agreement_table
-from geofloor.capacity import critical_width
+from geofloor.capacity import critical_width, kept_features
 from geofloor.toy import SparseFeatures, predict_sweep, summarize_sweep, toy_sweep
 
 RESULTS = Path(__file__).parent / "results"
@@ -133,9 +133,7 @@ def main() -> None:
             compare(summary, "floor")
             print("\n--- best of the seeds")
             compare(summary, "floor_best")
-            shares = summary[summary.floor > NOTHING].groupby("alpha").dropped_share.describe()[["min", "50%", "max"]]
-            print("\nshare of the loss that is due to dropped features, the rest being interference:")
-            show(shares.reset_index().rename(columns={"50%": "median"}))
+            by_sparsity(summary)
             beyond(summary)
         else:
             print("--- measured against the teacher")
@@ -153,6 +151,24 @@ def main() -> None:
     complete = curves.groupby(keys).loss.agg(["mean", "size"]).reset_index()
     complete = complete[complete["size"] == CURVE_SEEDS].drop(columns="size").rename(columns={"mean": "loss"})
     write(predict_sweep(complete, {"Eq. 2": PREDICTORS["Eq. 2"]}), "toy_training_curves.csv")
+
+
+def by_sparsity(summary: pd.DataFrame) -> None:
+    """Errors of Eq. 2, features kept against its count, and what the loss consists of."""
+    nonzero = summary[summary["Eq. 2"] > 0]
+    print("\nEq. 2 by sparsity, points where it is not zero:")
+    show(agreement_table(nonzero.floor, {"Eq. 2": nonzero["Eq. 2"]}, strata=nonzero.alpha))
+    counted = [kept_features(d, a) for n, a, d in nonzero[["n_features", "alpha", "width"]].itertuples(index=False)]
+    ratio = (nonzero.kept / counted).groupby(nonzero.alpha).describe()[["min", "50%", "max"]]
+    print("\nfeatures kept, by norm, over the count of Eq. 2, same points:")
+    show(ratio.reset_index().rename(columns={"50%": "median"}))
+    shares = summary[summary.floor > NOTHING].groupby("alpha").dropped_share.describe()[["min", "50%", "max"]]
+    print("\nshare of the loss that is due to dropped features, the rest being interference:")
+    show(shares.reset_index().rename(columns={"50%": "median"}))
+    print("\n40 features, width 5: the effect of sparsity")
+    chosen = summary.query("n_features == 40 and width == 5 and teacher_width == 5")
+    table = chosen[["alpha", "floor", "total", "kept"]].assign(relative=chosen.floor / chosen.total)
+    show(table, dict.fromkeys(("floor", "total"), "{:.5f}".format))
 
 
 def beyond(summary: pd.DataFrame) -> None:
