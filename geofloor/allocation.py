@@ -1,0 +1,253 @@
+r"""How a student divides its dimensions among features, and what each gets for its share.
+
+A distortion curve D(c) is the loss of a feature that has c dimensions to itself, relative to its second
+moment: non-increasing and convex in c. For features with charges w_i (importance times second moment) the
+best division of d dimensions,
+
+.. math:: L(d) = \min_{c \ge 0,\ \sum_i c_i \le d} \ \sum_i w_i\, D_i(c_i),
+
+is reverse water-filling: every feature is given dimensions as long as what the next bit of them saves,
+:math:`-w_i D_i'(c_i)`, is above a level λ that all share. The cut-off of Eq. 2 is the case
+:math:`D(c) = \max(0, 1 - c\,g)`: a feature costs 1/g dimensions, and those with the largest charges are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True, eq=False)
+class DistortionCurve:
+    r"""Loss of a feature as a function of the dimensions it has: a convex, piecewise linear curve.
+
+    Parameters
+    ----------
+    capacities : array-like of shape (n_points,)
+        Dimensions a feature c, increasing, from 0.
+    distortions : array-like of shape (n_points,)
+        Loss relative to the second moment at each, non-increasing and convex; beyond the last it stays.
+
+    Raises
+    ------
+    ValueError
+        If the points are not of that kind.
+
+    Examples
+    --------
+    >>> from geofloor.allocation import DistortionCurve
+    >>> curve = DistortionCurve([0, 0.25, 1], [0.9, 0.3, 0])
+    >>> curve([0.125, 0.25, 2.0]).round(3)
+    array([0.6, 0.3, 0. ])
+    """
+
+    capacities: ArrayLike
+    distortions: ArrayLike
+
+    def __post_init__(self) -> None:
+        c, d = np.asarray(self.capacities, dtype=np.float64), np.asarray(self.distortions, dtype=np.float64)
+        if c.ndim != 1 or c.shape != d.shape or len(c) < 2:
+            raise ValueError(
+                f"capacities and distortions have shapes {c.shape} and {d.shape}; give two of one length, at least 2."
+            )
+        if not (np.isfinite(c).all() and np.isfinite(d).all()) or c[0] != 0.0 or (np.diff(c) <= 0.0).any():
+            raise ValueError("capacities must be finite and increase from 0, and distortions be finite.")
+        slopes = np.diff(d) / np.diff(c)
+        if d.min() < 0.0 or (slopes > 0.0).any() or (np.diff(slopes) < -1e-9 * np.abs(slopes).max()).any():
+            raise ValueError("distortions must be at least 0, non-increasing and convex; lower_hull makes them so.")
+
+    def __call__(self, capacities: Any) -> np.ndarray:
+        """Distortion at given capacities.
+
+        Parameters
+        ----------
+        capacities : array-like
+            Dimensions a feature.
+
+        Returns
+        -------
+        distortions : ndarray
+            Loss relative to the second moment.
+        """
+        return np.interp(capacities, np.asarray(self.capacities), np.asarray(self.distortions))
+
+    @property
+    def segments(self) -> tuple[np.ndarray, np.ndarray]:
+        """What a dimension saves, and how many there are, for each linear piece; the savings decrease."""
+        lengths = np.diff(np.asarray(self.capacities, dtype=np.float64))
+        savings = -np.diff(np.asarray(self.distortions, dtype=np.float64)) / lengths
+        return savings, lengths
+
+
+def cutoff_curve(capacity: float) -> DistortionCurve:
+    """The curve under which water-filling is Eq. 2: nothing lost from 1/g dimensions on, nothing gained for fewer.
+
+    Parameters
+    ----------
+    capacity : float
+        Features per dimension g, at least 1.
+
+    Returns
+    -------
+    curve : DistortionCurve
+        max(0, 1 − c·g).
+
+    Examples
+    --------
+    >>> from geofloor.allocation import cutoff_curve
+    >>> cutoff_curve(4.0)([0, 0.125, 0.25])
+    array([1. , 0.5, 0. ])
+    """
+    if not capacity > 0.0:
+        raise ValueError(f"capacity={capacity!r} must be positive.")
+    return DistortionCurve([0.0, 1.0 / capacity], [1.0, 0.0])
+
+
+def lower_hull(capacities: ArrayLike, distortions: ArrayLike) -> DistortionCurve:
+    """The largest convex, non-increasing curve below measured points.
+
+    A model can treat two groups of features differently, so that it reaches every point between two that it
+    can reach.
+
+    Parameters
+    ----------
+    capacities : array-like of shape (n_points,)
+        Dimensions a feature, with 0 among them.
+    distortions : array-like of shape (n_points,)
+        Measured losses relative to the second moment.
+
+    Returns
+    -------
+    curve : DistortionCurve
+        The hull.
+
+    Examples
+    --------
+    >>> from geofloor.allocation import lower_hull
+    >>> lower_hull([0, 0.1, 0.5, 1], [1, 0.95, 0.2, 0]).capacities
+    array([0. , 0.5, 1. ])
+    """
+    c, d = np.asarray(capacities, dtype=np.float64), np.asarray(distortions, dtype=np.float64)
+    order = np.lexsort((d, c))
+    hull: list[int] = []
+    for i in order:
+        if hull and (c[i] == c[hull[-1]] or d[i] >= d[hull[-1]]):
+            continue
+        while len(hull) > 1:
+            a, b = hull[-2], hull[-1]
+            if (d[b] - d[a]) * (c[i] - c[a]) < (d[i] - d[a]) * (c[b] - c[a]):
+                break
+            hull.pop()
+        hull.append(i)
+    return DistortionCurve(c[hull], d[hull])
+
+
+class Waterfilling:
+    r"""The best division of dimensions among features, for any width, after one sort.
+
+    Parameters
+    ----------
+    charges : array-like of shape (n_features,)
+        What each feature costs if it is answered with 0: importance times second moment.
+    curves : DistortionCurve or sequence of DistortionCurve
+        The curve of all features, or the different ones.
+    which : array-like of int of shape (n_features,), default=None
+        For several curves, the one of each feature.
+
+    Raises
+    ------
+    ValueError
+        If charges are empty, negative or not finite, or `which` does not name a curve for each.
+
+    Notes
+    -----
+    Every linear piece of every feature's curve is a quantity of dimensions, each of which saves the same. At
+    the level λ the pieces that save more are filled. Features with one curve reach a piece in the order of
+    their charges, so that counting filled pieces and adding up what is left takes a search in sorted charges
+    for each piece of the curve, and the level of a width is found by bisection, to the last bit.
+
+    Examples
+    --------
+    >>> from geofloor.allocation import Waterfilling, cutoff_curve
+    >>> Waterfilling([4.0, 2.0, 1.0], cutoff_curve(2.0)).floors([0.0, 0.5, 0.75, 1.5])
+    array([7., 3., 2., 0.])
+    """
+
+    def __init__(
+        self, charges: ArrayLike, curves: DistortionCurve | list[DistortionCurve], which: ArrayLike | None = None
+    ) -> None:
+        charges = np.asarray(charges, dtype=np.float64)
+        if charges.ndim != 1 or not charges.size or not np.isfinite(charges).all() or charges.min() < 0.0:
+            raise ValueError("charges must be one dimension of finite values of at least 0, and not empty.")
+        each = [curves] if isinstance(curves, DistortionCurve) else list(curves)
+        index = np.zeros(len(charges), dtype=np.intp) if which is None else np.asarray(which)
+        if index.shape != charges.shape or index.min() < 0 or index.max() >= len(each):
+            raise ValueError(f"which must name one of {len(each)} curves for each of {len(charges)} charges.")
+        self._groups = []
+        for number, curve in enumerate(each):
+            ascending = np.sort(charges if len(each) == 1 else charges[index == number])
+            if not len(ascending):
+                continue
+            savings, lengths = curve.segments
+            useful = savings > 0.0
+            # Entry k is the sum of the k smallest charges, so that what is left is exact where little is left.
+            left = np.concatenate([[0.0], np.cumsum(ascending)])
+            rest = float(np.asarray(curve.distortions)[-1]) * left[-1]
+            self._groups.append((ascending, left, savings[useful], lengths[useful], rest))
+
+    def levels(self, widths: ArrayLike) -> np.ndarray:
+        """What the last dimension saves at each width: the lowest level at which no more than it is filled.
+
+        Parameters
+        ----------
+        widths : array-like of shape (n_widths,)
+            Widths, in dimensions.
+
+        Returns
+        -------
+        levels : ndarray of shape (n_widths,)
+            λ; 0 where dimensions are left over.
+        """
+        widths = np.asarray(widths, dtype=np.float64)
+        highest = max((group[0][-1] * group[2].max(initial=0.0) for group in self._groups), default=0.0)
+        # Positive floats are ordered as their bits are, so that halving the bits finds any of them in 63 steps.
+        low = np.full(widths.shape, -1, dtype=np.int64)
+        high = np.full(widths.shape, np.float64(highest * (1.0 + 1e-12)).view(np.int64))
+        for _ in range(64):
+            middle = low + (high - low) // 2
+            fits = self._filled(middle.clip(min=0).view(np.float64))[0] <= widths
+            high, low = np.where(fits, middle, high), np.where(fits, low, middle)
+            if (high - low <= 1).all():
+                break
+        return high.clip(min=0).view(np.float64)
+
+    def floors(self, widths: ArrayLike) -> np.ndarray:
+        """Smallest loss at each width.
+
+        Parameters
+        ----------
+        widths : array-like of shape (n_widths,)
+            Widths, in dimensions.
+
+        Returns
+        -------
+        floors : ndarray of shape (n_widths,)
+            Loss, in the units of the charges.
+        """
+        widths = np.asarray(widths, dtype=np.float64)
+        levels = self.levels(widths)
+        filled, left = self._filled(levels)
+        # The pieces that save exactly λ are filled in part.
+        return np.maximum(left - (widths - filled) * levels, 0.0)
+
+    def _filled(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Dimensions in pieces that save more than each level, and the loss that is left with them."""
+        dimensions, loss = np.zeros(levels.shape), np.zeros(levels.shape)
+        for ascending, left, savings, lengths, rest in self._groups:
+            unfilled = np.searchsorted(ascending, levels[:, np.newaxis] / savings, side="right")
+            dimensions += (len(ascending) - unfilled) @ lengths
+            loss += left[unfilled] @ (savings * lengths) + rest
+        return dimensions, loss

@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.optimize import linprog
+
+from geofloor import FloorPredictor
+from geofloor.allocation import DistortionCurve, Waterfilling, cutoff_curve, lower_hull
+from geofloor.capacity import capacity
+
+CURVES = [
+    DistortionCurve([0, 0.1, 0.3, 0.6, 1], [0.9, 0.6, 0.3, 0.1, 0]),
+    DistortionCurve([0, 0.05, 1], [0.95, 0.2, 0]),
+]
+charges = arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1e3, allow_subnormal=False))
+widths = st.lists(st.floats(0, 40), min_size=3, max_size=3).map(sorted)
+
+
+def smallest_loss(weights, curves, width):
+    """The same by linear programming: a variable for each piece of each feature's curve."""
+    pieces = [
+        (w * s, length)
+        for w, curve in zip(weights, curves, strict=True)
+        for s, length in zip(*curve.segments, strict=True)
+    ]
+    costs, lengths = np.array(pieces).T
+    result = linprog(-costs, A_ub=[np.ones(len(costs))], b_ub=[width], bounds=[(0, length) for length in lengths])
+    return sum(w * curve.distortions[0] for w, curve in zip(weights, curves, strict=True)) + result.fun
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_floors_are_those_of_linear_programming(seed):
+    rng = np.random.default_rng(seed)
+    weights, which = rng.pareto(1.0, 8), rng.integers(0, 2, 8)
+    weights[:2] = weights[2]  # ties
+    at = np.array([0.0, 0.07, 1.0, 2.3, 5.0, 8.0, 9.0])
+    expected = [smallest_loss(weights, [CURVES[i] for i in which], width) for width in at]
+    np.testing.assert_allclose(Waterfilling(weights, CURVES, which).floors(at), expected, rtol=1e-9, atol=1e-12)
+
+
+@given(weights=charges, at=widths, factor=st.floats(1e-3, 1e3), seed=st.integers(0, 100))
+def test_floors_fall_convexly_to_zero_scale_and_know_no_order(weights, at, factor, seed):
+    filling = Waterfilling(weights, CURVES[0])
+    first, middle, last = at
+    low, centre, high = filling.floors(at)
+    tolerance = 1e-9 * (weights.sum() + 1e-300)
+    assert 0.0 <= high <= centre + tolerance <= low + 2 * tolerance <= 0.9 * weights.sum() + 3 * tolerance
+    if last > first:
+        share = (middle - first) / (last - first)
+        assert centre <= (1 - share) * low + share * high + tolerance
+    assert filling.floors([len(weights)])[0] == 0.0
+    shuffled = np.random.default_rng(seed).permutation(weights)
+    np.testing.assert_array_equal(Waterfilling(shuffled, CURVES[0]).floors(at), filling.floors(at))
+    np.testing.assert_allclose(
+        Waterfilling(weights * factor, CURVES[0]).floors(at),
+        filling.floors(at) * factor,
+        rtol=1e-9,
+        atol=tolerance * factor,
+    )
+
+
+@given(weights=charges.filter(lambda w: w.max() > 0), alpha=st.floats(0.7, 0.999))
+def test_the_cut_off_is_eq_2_where_no_feature_is_kept_in_part(weights, alpha):
+    # Between whole numbers of features Eq. 2 rounds down, and water-filling goes on in a straight line.
+    predictor = FloorPredictor(alpha).fit(weights)
+    filling = Waterfilling(weights, cutoff_curve(capacity(alpha)))
+    whole = (np.arange(len(weights) + 1) + 1e-9) / capacity(alpha)
+    np.testing.assert_allclose(filling.floors(whole), predictor.predict(whole), rtol=1e-6, atol=1e-6 * weights.sum())
+    between = np.linspace(0, len(weights) / capacity(alpha), 50)
+    assert (filling.floors(between) <= predictor.predict(between) + 1e-9 * weights.sum()).all()
+
+
+@given(
+    points=st.lists(st.tuples(st.floats(0.01, 1), st.floats(0, 1)), min_size=1, max_size=20, unique_by=lambda p: p[0])
+)
+def test_hull_is_the_lower_convex_hull(points):
+    c, d = np.array([(0.0, 1.0), *points, (1.0, 0.0)]).T
+    hull = lower_hull(c, d)
+    for x in np.linspace(0, 1, 23):  # the lowest chord between any two points
+        chords = [
+            np.interp(x, [c[i], c[j]], [d[i], d[j]]) for i in range(len(c)) for j in range(len(c)) if c[i] <= x <= c[j]
+        ]
+        assert hull(x) == pytest.approx(min(chords), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DistortionCurve([0, 1], [1, 0, 0]), "shapes"),
+        (lambda: DistortionCurve([0.1, 1], [1, 0]), "increase from 0"),
+        (lambda: DistortionCurve([0, 0.5, 1], [1, 0.9, 0]), "lower_hull makes them so"),
+        (lambda: DistortionCurve([0, 1], [0, 1]), "non-increasing"),
+        (lambda: cutoff_curve(0.0), "capacity=0.0"),
+        (lambda: Waterfilling([1.0, -1.0], CURVES[0]), "charges"),
+        (lambda: Waterfilling([], CURVES[0]), "charges"),
+        (lambda: Waterfilling([1.0, 2.0], CURVES, [0, 2]), "one of 2 curves"),
+    ],
+)
+def test_bad_input_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
