@@ -30,6 +30,7 @@ from geofloor.toy._model import Importance, check_settings, check_width, is_kept
 _FILE = "geofloor toy sweep part"
 _SAMPLES, _START = 0, 1  # what a seed is for
 _TARGETS = ("data", "teacher")
+_MOST_FEATURES = 4096  # of all models of a part together, so that its samples stay within some hundred megabytes
 KEYS = ["n_features", "alpha", "teacher_width", "width"]
 COLUMNS = [
     *KEYS, "seed", "floor", "standard_error", "kept", "dropped_share", "data_floor", "data_standard_error",
@@ -99,7 +100,8 @@ def toy_sweep(
     n_steps, max_rounds, tol, batch_size, learning_rate, n_eval_samples
         As in `ToyModel`.
     models_per_batch : int, default=64
-        Models trained in one computation, which is also the unit of parallel work and of resuming.
+        Models trained in one computation, which is also the unit of parallel work and of resuming; fewer
+        where they have more than 64 features.
     checkpoint_dir : str, path or None, default=None
         Directory that finished parts are kept in. A sweep with the same settings goes on from them.
     n_jobs : int, default=None
@@ -196,7 +198,7 @@ def toy_sweep(
         students = run({_Model(n, a, d, s) for n, a, _, d in grid for s in seeds}, {})
         found = {(n, a, t, d, s): students[_Model(n, a, d, s)] for n, a, t, d in grid for s in seeds}
     else:
-        teachers = run({_Model(n, a, t, s) for n, a, t, _ in grid for s in seeds}, {})
+        teachers = run({_Model(n, a, t, s) for n, a, t, _ in grid for s in seeds}, {}, keep_parameters=True)
         students = run({_Model(n, a, d, s, t) for n, a, t, d in grid for s in seeds}, teachers)
         found = {(n, a, t, d, s): students[_Model(n, a, d, s, t)] for n, a, t, d in grid for s in seeds}
 
@@ -372,8 +374,10 @@ class _Run:
         self.n_jobs, self.device, self.verbose = n_jobs, device, verbose
         self.finished: dict[_Model, dict[str, Any]] = {}
 
-    def __call__(self, models: set[_Model], teachers: Mapping[_Model, dict[str, Any]]) -> dict[_Model, dict[str, Any]]:
-        """Results by model: numbers, and ``parameters`` of shape (1 + width, n_features)."""
+    def __call__(
+        self, models: set[_Model], teachers: Mapping[_Model, dict[str, Any]], *, keep_parameters: bool = False
+    ) -> dict[_Model, dict[str, Any]]:
+        """Results by model: numbers and, if asked for, ``parameters`` of shape (1 + width, n_features)."""
         parts = [
             _Part(
                 tuple(part),
@@ -397,6 +401,8 @@ class _Run:
                 for index, rows, failure in outcomes:
                     pending.remove(index)
                     if failure is None:
+                        for row in [] if keep_parameters else rows:
+                            del row["parameters"]
                         found = dict(zip(parts[index].models, rows, strict=True))
                         results.update(found)
                         self.finished.update(found)
@@ -456,7 +462,7 @@ def _parts(models: Iterable[_Model], size: int) -> list[list[_Model]]:
     by_shape = sorted(models, key=lambda model: (_shape(model), model))
     for _, group in itertools.groupby(by_shape, key=_shape):
         alike = list(group)
-        n_parts = math.ceil(len(alike) / size)
+        n_parts = math.ceil(len(alike) / min(size, max(1, _MOST_FEATURES // _shape(alike[0])[0])))
         parts += [alike[len(alike) * i // n_parts : len(alike) * (i + 1) // n_parts] for i in range(n_parts)]
     return sorted(parts, key=lambda part: -len(part) * math.prod(_shape(part[0])[:2]))
 

@@ -1,0 +1,111 @@
+"""Measure what equally important features lose in a few dimensions: the table behind the library's distortion curves.
+
+    python benchmarks/distortion_curves.py --work distortion-work
+
+Toy models of K features of equal importance in d dimensions, over sparsities from 0 to 0.9999, four seeds each. Their
+losses, relative to the second moment, are written to geofloor/_distortion/relu_uniform.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.exceptions import ConvergenceWarning
+
+from geofloor.capacity import capacity
+from geofloor.toy import toy_sweep
+
+TABLE = Path(__file__).parents[1] / "geofloor" / "_distortion" / "relu_uniform.csv"
+ALPHAS = (0.0, 0.3, 0.5, 0.65, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9997, 0.9999)
+WIDTHS = tuple(range(1, 11))
+FEATURES = (
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+    12,
+    14,
+    16,
+    20,
+    24,
+    28,
+    32,
+    40,
+    48,
+    56,
+    64,
+    80,
+    96,
+    128,
+    192,
+    256,
+    384,
+    512,
+    768,
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=None, help="folder that finished parts are kept in")
+    parser.add_argument("--n-jobs", type=int, default=2)
+    parser.add_argument("--n-seeds", type=int, default=4)
+    parser.add_argument("--alphas", type=float, nargs="+", default=ALPHAS)
+    parser.add_argument("--output", type=Path, default=TABLE)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", ConvergenceWarning)  # it is counted below
+    sweeps = []
+    for n_features in FEATURES:
+        began = time.perf_counter()
+        # Up to three times as many features as an ideal decoder could keep in the largest width.
+        alphas = [a for a in options.alphas if n_features <= 3.0 * WIDTHS[-1] * capacity(a, "minimax_nonnegative")]
+        sweeps.append(
+            toy_sweep(
+                n_features,
+                [width for width in WIDTHS if width < n_features],
+                alphas,
+                teacher_widths=None,
+                n_seeds=options.n_seeds,
+                importance="uniform",
+                n_eval_samples=131_072,
+                checkpoint_dir=options.work,
+                n_jobs=options.n_jobs,
+            )
+        )
+        seconds = time.perf_counter() - began
+        print(f"{n_features} features: {len(sweeps[-1])} models in {seconds:.0f} s", flush=True)
+    sweep = pd.concat(sweeps)
+    sweep["distortion"] = sweep.floor / sweep.total
+    sweep["error"] = sweep.standard_error / sweep.total
+    groups = sweep.groupby(["alpha", "width", "n_features"])
+    table = pd.DataFrame(
+        {
+            "mean": groups.distortion.mean(),
+            "best": groups.distortion.min(),
+            "std": groups.distortion.std(),
+            "standard_error": groups.error.mean(),
+        }
+    ).reset_index()
+    options.output.parent.mkdir(exist_ok=True)
+    with open(options.output, "w", encoding="utf-8") as file:
+        file.write("# python benchmarks/distortion_curves.py\n")
+        table.to_csv(file, index=False, float_format="%.5g")
+    print(f"{len(sweep)} models at {len(table)} points; {sweep.converged.mean():.1%} converged")
+    relative = (table.standard_error / table["mean"])[table["mean"] > 1e-6]
+    print(
+        f"standard error: {relative.median():.2%} of the distortion (median), {np.quantile(relative, 0.95):.2%} (95%)"
+    )
+
+
+if __name__ == "__main__":
+    main()
