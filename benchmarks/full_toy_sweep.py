@@ -199,7 +199,7 @@ def arrival(curves: pd.DataFrame) -> None:
         steps, loss = group.sort_values("step")[["step", "loss"]].to_numpy().T
         late = loss > 1.1 * loss[-1]
         rows.append({"learning_rate": rate, "steps": steps[np.flatnonzero(late)[-1] + 1] if late.any() else steps[0]})
-    table = pd.DataFrame(rows).groupby("learning_rate").steps.describe(percentiles=[0.1, 0.9]).reset_index()
+    table = pd.DataFrame(rows).groupby("learning_rate").steps.describe(percentiles=[0.1, 0.5, 0.9]).reset_index()
     table = table[["learning_rate", "10%", "50%", "90%"]].rename(columns={"50%": "median"})
     show(table, {"learning_rate": "{:g}".format})
 
