@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.optimize import linprog
 
 from geofloor import FloorPredictor
-from geofloor.allocation import DistortionCurve, Waterfilling, cutoff_curve, lower_hull
+from geofloor.allocation import BlockPacking, DistortionCurve, Waterfilling, cutoff_curve, lower_hull
 from geofloor.capacity import capacity
 
 CURVES = [
@@ -100,3 +100,25 @@ def test_hull_is_the_lower_convex_hull(points):
 def test_bad_input_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def every_packing(weights, blocks, width, empty):
+    """Smallest loss over all sequences of blocks, by recursion."""
+    best = empty * sum(weights)
+    for size, count, distortion in blocks:
+        if size <= width and count <= len(weights):
+            rest = every_packing(weights[count:], blocks, width - size, empty)
+            best = min(best, distortion * sum(weights[:count]) + rest)
+    return best
+
+
+@given(
+    weights=arrays(np.float64, st.integers(1, 8), elements=st.floats(0, 10)),
+    blocks=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4), st.floats(0, 1)), min_size=1, max_size=4),
+    empty=st.floats(0.5, 1),
+)
+def test_packing_is_the_best_of_all(weights, blocks, empty):
+    ordered = sorted(weights, reverse=True)
+    found = BlockPacking(weights, *zip(*blocks, strict=True), empty).floors([0, 1, 3, 5.9])
+    expected = [every_packing(ordered, blocks, width, empty) for width in (0, 1, 3, 5)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
