@@ -225,9 +225,10 @@ def summarize_sweep(sweep: pd.DataFrame) -> pd.DataFrame:
     -------
     summary : DataFrame
         One row for each configuration and width, with ``floor`` (mean over seeds), ``floor_std``,
-        ``floor_best``, ``standard_error`` (of the mean, from seeds and samples), ``kept`` and
-        ``dropped_share`` (means), ``n_seeds`` and ``total``; with a teacher as the target also
-        ``data_floor``, ``data_floor_std`` and ``data_floor_best``.
+        ``floor_best``, ``standard_error`` (of the mean, from seeds and samples),
+        ``sampling_error`` (of a single floor, from samples alone), ``kept`` and ``dropped_share``
+        (means), ``n_seeds`` and ``total``; with a teacher as the target also ``data_floor``,
+        ``data_floor_std`` and ``data_floor_best``.
 
     Raises
     ------
@@ -252,6 +253,7 @@ def summarize_sweep(sweep: pd.DataFrame) -> pd.DataFrame:
         "floor_best": groups.floor.min(),
         # The seeds share their samples, so that the samples' part does not fall with their number.
         "standard_error": np.sqrt(groups.floor.var().fillna(0.0) / groups.size() + groups.standard_error.mean() ** 2),
+        "sampling_error": groups.standard_error.mean(),
         "kept": groups.kept.mean(),
         "n_seeds": groups.size(),
         "total": groups.total.first(),
