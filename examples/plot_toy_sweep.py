@@ -26,8 +26,8 @@ def show(table):
 # One model
 # ---------
 # Twenty features, each active in one sample of ten, in five dimensions. The model keeps more than five of
-# them, at the price of interference: features that share dimensions disturb each other, and that is most of
-# what it loses.
+# them, at a price: features that share dimensions disturb each other. Most of what it loses is still due to
+# the features that it drops, and the rest is this interference.
 features = SparseFeatures(20, alpha=0.9)
 model = ToyModel(5, n_init=5, random_state=0).fit(features)
 print(f"floor {model.floor_:.5f} +- {model.standard_error_:.5f}, five starts: {model.floors_.round(5)}")
