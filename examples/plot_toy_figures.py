@@ -26,7 +26,9 @@ from geofloor.displays import (
     TrainingCurvesDisplay,
 )
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+# Galleries run scripts in their own folder, without a file name.
+FOLDER = Path(__file__).parent if "__file__" in globals() else Path.cwd()
+RESULTS = FOLDER.parent / "benchmarks" / "results"
 summary = pd.read_csv(RESULTS / "toy_sweep_data.csv", comment="#")
 distilled = pd.read_csv(RESULTS / "toy_sweep_teacher.csv", comment="#")
 curves = pd.read_csv(RESULTS / "toy_training_curves.csv", comment="#")

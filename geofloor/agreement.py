@@ -45,7 +45,8 @@ def agreement_table(
         - ``pearson_r``: correlation, NaN where one side is constant;
         - ``r2``: coefficient of determination of the prediction itself, with nothing fitted, which is
           negative where the mean of the measured floors would be closer;
-        - ``mean_error``, ``median_error``: mean and median of |predicted − measured| / measured;
+        - ``mean_error``, ``median_error``: mean and median of the absolute relative error,
+          (predicted − measured) / measured;
         - ``bias``: mean of (predicted − measured) / measured;
         - ``below``: share of points where the prediction is below the measurement.
 
