@@ -274,7 +274,8 @@ class _Sums:
         importances = stack.importances.double().cpu().numpy()
         empty = empty_error.double().square().cpu().numpy()
         mean = self.loss / self.count
-        variance = np.maximum(self.square / self.count - mean**2, 0.0)
+        with np.errstate(invalid="ignore"):  # a loss that is not finite is reported by who asked for it
+            variance = np.maximum(self.square / self.count - mean**2, 0.0)
         return Evaluation(
             loss=(1.0 - p_empty) * mean + p_empty * (importances * empty).sum(axis=1),
             standard_error=(1.0 - p_empty) * np.sqrt(variance / self.count),
