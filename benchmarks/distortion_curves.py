@@ -21,38 +21,9 @@ from geofloor.capacity import capacity
 from geofloor.toy import toy_sweep
 
 TABLE = Path(__file__).parents[1] / "geofloor" / "_distortion" / "relu_uniform.csv"
-ALPHAS = (0.0, 0.3, 0.5, 0.65, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9997, 0.9999)
-WIDTHS = tuple(range(1, 11))
-FEATURES = (
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8,
-    9,
-    10,
-    12,
-    14,
-    16,
-    20,
-    24,
-    28,
-    32,
-    40,
-    48,
-    56,
-    64,
-    80,
-    96,
-    128,
-    192,
-    256,
-    384,
-    512,
-    768,
-)
+ALPHAS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999)
+WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10)
+FEATURES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 40, 56, 80, 128, 256, 512)
 
 
 def main() -> None:

@@ -179,9 +179,7 @@ class Waterfilling:
     def __init__(
         self, charges: ArrayLike, curves: DistortionCurve | list[DistortionCurve], which: ArrayLike | None = None
     ) -> None:
-        charges = np.asarray(charges, dtype=np.float64)
-        if charges.ndim != 1 or not charges.size or not np.isfinite(charges).all() or charges.min() < 0.0:
-            raise ValueError("charges must be one dimension of finite values of at least 0, and not empty.")
+        charges = _checked(charges)
         each = [curves] if isinstance(curves, DistortionCurve) else list(curves)
         index = np.zeros(len(charges), dtype=np.intp) if which is None else np.asarray(which)
         if index.shape != charges.shape or index.min() < 0 or index.max() >= len(each):
@@ -243,6 +241,27 @@ class Waterfilling:
         # The pieces that save exactly λ are filled in part.
         return np.maximum(left - (widths - filled) * levels, 0.0)
 
+    def served(self, widths: ArrayLike) -> np.ndarray:
+        """Features that get a share of the dimensions at each width.
+
+        Parameters
+        ----------
+        widths : array-like of shape (n_widths,)
+            Widths, in dimensions.
+
+        Returns
+        -------
+        counts : ndarray of shape (n_widths,), int64
+            Features whose first dimension saves more than the level, or as much.
+        """
+        widths = np.asarray(widths, dtype=np.float64)
+        levels = self.levels(widths)
+        counts = np.zeros(widths.shape, dtype=np.int64)
+        for ascending, _, savings, _, _ in self._groups:
+            if len(savings):
+                counts += len(ascending) - np.searchsorted(ascending, levels / savings[0], side="left")
+        return np.where(widths > 0.0, counts, 0)
+
     def _filled(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Dimensions in pieces that save more than each level, and the loss that is left with them."""
         dimensions, loss = np.zeros(levels.shape), np.zeros(levels.shape)
@@ -298,9 +317,7 @@ class BlockPacking:
         block_distortions: ArrayLike,
         empty_distortion: float = 1.0,
     ) -> None:
-        charges = np.asarray(charges, dtype=np.float64)
-        if charges.ndim != 1 or not charges.size or not np.isfinite(charges).all() or charges.min() < 0.0:
-            raise ValueError("charges must be one dimension of finite values of at least 0, and not empty.")
+        charges = _checked(charges)
         kinds = np.asarray(block_widths), np.asarray(block_features), np.asarray(block_distortions, dtype=np.float64)
         if kinds[0].ndim != 1 or len({kind.shape for kind in kinds}) != 1 or not kinds[0].size:
             raise ValueError("block_widths, block_features and block_distortions must be one dimension of one length.")
@@ -337,3 +354,10 @@ class BlockPacking:
             best[width] = row
         rest = self._empty * (sums[-1] - sums + beyond)
         return (best + rest).min(axis=1)[whole]
+
+
+def _checked(charges: ArrayLike) -> np.ndarray:
+    array = np.asarray(charges, dtype=np.float64)
+    if array.ndim != 1 or not array.size or not np.isfinite(array).all() or array.min() < 0.0:
+        raise ValueError("charges must be one dimension of finite values of at least 0, and not empty.")
+    return array

@@ -1,8 +1,8 @@
-"""The loss floor of a student from its width and the teacher's features: Eq. 2."""
+"""The loss floor of a student from its width and the teacher's features: Eq. 2 and its successors."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,22 +11,40 @@ from sklearn.utils import Tags, check_array
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
+from geofloor.allocation import BlockPacking, Waterfilling
 from geofloor.capacity import CapacityMethod, capacity
+from geofloor.distortion import blocks, distortion_curve, empty_distortion
+
+ALLOCATIONS = ("cutoff", "waterfilling", "blocks", "auto")
+# Up to this width "auto" packs blocks: beyond it they and water-filling agree, and water-filling is faster.
+WIDEST_PACKING = 16
+_BIN = 0.05  # of the logarithm of the firing rate: features within one share a curve
 
 
 class FloorPredictor(TransformerMixin, BaseEstimator):
     r"""Predict the loss floor of a student of any width from the importances of the teacher's features.
 
-    A student of width d keeps the :math:`F_S = \lfloor d\,g(\alpha) \rfloor` most important features
-    and pays for those that it drops.
+    By default with Eq. 2: a student of width d keeps the :math:`F_S = \lfloor d\,g(\alpha) \rfloor` most
+    important features and pays for those that it drops. Other allocations divide the dimensions among
+    features as trained students do.
 
     Parameters
     ----------
     alpha : float or None, default=None
         Sparsity of the features, in [0, 1). With None it is one minus the mean firing rate in the
         feature table given to `fit`.
+    allocation : {"cutoff", "waterfilling", "blocks", "auto"}, default="cutoff"
+        How dimensions are divided among features: the cut-off of Eq. 2; reverse water-filling over the
+        distortion curve of trained students; whole blocks of them, for small widths; or blocks for widths
+        up to 16 and water-filling beyond. For language models the evidence is for the default, with a
+        calibration; for students with one ReLU layer it is for the others.
     capacity : {"asymptotic", "minimax", "minimax_nonnegative"} or callable, default="asymptotic"
-        Features per dimension g(α), as in `geofloor.capacity.capacity`.
+        Features per dimension g(α), as in `geofloor.capacity.capacity`, for the cut-off.
+    curve : {"relu"}, default="relu"
+        What the student's decoder can compute, for the other allocations: one ReLU layer with tied weights.
+    amplitude : {"uniform", "exponential", "half-normal", "constant"}, default="uniform"
+        Law of an active feature, for the other allocations, where no feature table gives its mean: it sets
+        what a dropped feature costs a student that has a bias.
 
     Attributes
     ----------
@@ -35,7 +53,7 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
     capacity_ : float
         Features per dimension, g(α).
     critical_width_ : float
-        Width d* = F/g(α) from which on no feature is dropped.
+        Width from which on nothing is lost: d* = F/g(α) for the cut-off, F for the other allocations.
     n_features_ : int
         Number of features F.
     importances_ : ndarray of shape (n_features_,), float64
@@ -55,7 +73,13 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
     Importances that are second moments already, :math:`I_i = \mathbb{E}[z_i^2]` as measured on
     codes, stand alone; in a toy model, :math:`\mathbb{E}[x_i^2]` is given as `second_moments`.
 
-    Eq. 2 is a hard cut-off: it takes features as either kept without loss or dropped.
+    Eq. 2 is a hard cut-off: it takes features as either kept without loss or dropped. Water-filling lets
+    features share dimensions at a loss,
+
+    .. math:: L^*(d) = \min_{c \ge 0,\ \sum_i c_i \le d} \ \sum_i I_i\, \mathbb{E}[x_i^2]\, D_{\alpha_i}(c_i),
+
+    with the curve D measured on features of equal importance (`geofloor.distortion`); Eq. 2 is the case
+    D(c) = max(0, 1 − c·g), up to the rounding of :math:`F_S`.
 
     References
     ----------
@@ -81,9 +105,20 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
     __metadata_request__predict: ClassVar = {"widths": UNUSED}
     __metadata_request__transform: ClassVar = {"widths": UNUSED}
 
-    def __init__(self, alpha: float | None = None, *, capacity: CapacityMethod = "asymptotic") -> None:
+    def __init__(
+        self,
+        alpha: float | None = None,
+        *,
+        allocation: str = "cutoff",
+        capacity: CapacityMethod = "asymptotic",
+        curve: str = "relu",
+        amplitude: str = "uniform",
+    ) -> None:
         self.alpha = alpha
+        self.allocation = allocation
         self.capacity = capacity
+        self.curve = curve
+        self.amplitude = amplitude
 
     def fit(self, importances: Any, y: Any = None, *, second_moments: ArrayLike | None = None) -> FloorPredictor:
         """Take in the importances of the teacher's features.
@@ -109,9 +144,14 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         ------
         ValueError
             If importances or second moments are empty, negative, not finite or of the wrong shape,
-            if `alpha` is outside [0, 1), or is None where there is no feature table to take it from.
+            if `alpha` is outside [0, 1), or is None where there is no feature table to take it from, or
+            if `allocation`, `curve` or `amplitude` is unknown.
         """
-        weights, firing_rates = _read_importances(importances)
+        if self.allocation not in ALLOCATIONS:
+            raise ValueError(
+                f"allocation={self.allocation!r} is unknown; use one of {', '.join(map(repr, ALLOCATIONS))}."
+            )
+        weights, firing_rates, means = _read_importances(importances)
         if self.alpha is not None:
             self.alpha_ = float(self.alpha)
         elif firing_rates is not None:
@@ -140,7 +180,37 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         self._dropped_charge = np.empty(self.n_features_ + 1)
         self._dropped_charge[0] = 0.0
         np.cumsum(charges, out=self._dropped_charge[1:])
+        if self.allocation != "cutoff":
+            rates = firing_rates if self.alpha is None else None
+            moments = np.ones(len(weights)) if second_moments is None else moments
+            self._divide(weights, moments, rates, means)
+            self.critical_width_ = float(self.n_features_)
         return self
+
+    def _divide(
+        self, weights: np.ndarray, moments: np.ndarray, rates: np.ndarray | None, means: np.ndarray | None
+    ) -> None:
+        """Prepare the division of dimensions: a curve for each range of firing rates, and blocks for the mean rate."""
+        charges = weights * moments
+        if rates is None:
+            bins, which = np.array([1.0 - self.alpha_]), np.zeros(len(charges), dtype=np.intp)
+        else:
+            steps = np.round(np.log(np.clip(rates, 1e-12, 1.0)) / _BIN)
+            values, which = np.unique(steps, return_inverse=True)
+            bins = np.exp(values * _BIN)
+        total = np.bincount(which, weights=charges, minlength=len(bins))
+        if means is None:
+            empty = np.array([empty_distortion(1.0 - rate, self.amplitude) for rate in bins])
+        else:  # the importances of a table are second moments
+            saved = np.bincount(which, weights=np.minimum(means**2, weights), minlength=len(bins))
+            empty = 1.0 - np.divide(saved, total, out=np.zeros_like(total), where=total > 0.0)
+        curves = [
+            distortion_curve(1.0 - rate, curve=self.curve, empty=float(loss))
+            for rate, loss in zip(bins, empty, strict=True)
+        ]
+        self._filling = Waterfilling(charges, curves, which)
+        share = float(np.average(empty, weights=total)) if total.sum() > 0.0 else 1.0
+        self._packing = BlockPacking(charges, *blocks(self.alpha_, curve=self.curve), share)
 
     def predict(self, widths: ArrayLike) -> np.ndarray:
         """Floor at each width.
@@ -160,8 +230,18 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         ValueError
             If a width is negative or not finite.
         """
-        kept = self.kept_features(widths)
-        return self._dropped_charge[self.n_features_ - kept]
+        check_is_fitted(self)
+        at = _read_column(widths, "widths")
+        if self.allocation == "cutoff":
+            return self._dropped_charge[self.n_features_ - self._kept(at)]
+        if self.allocation == "waterfilling":
+            return self._filling.floors(at)
+        if self.allocation == "blocks":
+            return self._packing.floors(at)
+        floors = self._filling.floors(at)
+        small = at <= WIDEST_PACKING
+        floors[small] = self._packing.floors(at[small])
+        return floors
 
     def transform(self, widths: ArrayLike) -> np.ndarray:
         """Floor at each width as a column, so that a frozen predictor can stand before a calibrator.
@@ -208,6 +288,9 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
     def kept_features(self, widths: ArrayLike) -> np.ndarray:
         """Features kept at each width, at most all there are.
 
+        With other allocations than the cut-off these are the features that get a share of the dimensions
+        under water-filling, however small.
+
         Parameters
         ----------
         widths : array-like of shape (n_widths,) or (n_widths, 1)
@@ -224,7 +307,8 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
             If a width is negative or not finite.
         """
         check_is_fitted(self)
-        return self._kept(_read_column(widths, "widths"))
+        at = _read_column(widths, "widths")
+        return self._kept(at) if self.allocation == "cutoff" else self._filling.served(at)
 
     def min_width(self, floor: ArrayLike) -> Any:
         """Smallest whole width whose predicted floor is at most `floor`.
@@ -248,12 +332,23 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         target = np.asarray(floor, dtype=np.float64)
         if not (np.isfinite(target).all() and (target >= 0).all()):
             raise ValueError(f"floor={floor!r}: a target floor must be finite and not negative.")
+        if self.allocation != "cutoff":
+            return self._search_width(target)
         needed = self.n_features_ + 1 - np.searchsorted(self._dropped_charge, target, side="right")
         width = np.ceil(needed / self.capacity_)
         # Rounding in the division must not cost, or save, a dimension.
         width = np.where(self._kept(width) < needed, width + 1, width)
         width = np.where((width > 0) & (self._kept(width - 1) >= needed), width - 1, width).astype(np.int64)
         return int(width) if width.ndim == 0 else width
+
+    def _search_width(self, target: np.ndarray) -> Any:
+        """Smallest whole width by bisection; a width of all features loses nothing."""
+        low, high = np.full(target.shape, -1, dtype=np.int64), np.full(target.shape, self.n_features_, dtype=np.int64)
+        while (high - low > 1).any():
+            middle = (low + high) // 2
+            enough = self.predict(np.maximum(middle, 0).ravel()).reshape(target.shape) <= target
+            high, low = np.where(enough, middle, high), np.where(enough, low, middle)
+        return int(high) if high.ndim == 0 else high
 
     def _kept(self, widths: np.ndarray) -> np.ndarray:
         return np.floor(np.minimum(widths * self.capacity_, self.n_features_)).astype(np.int64)
@@ -282,22 +377,26 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         return tags
 
 
-def _read_importances(importances: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """Importances and, where there is a feature table, firing rates."""
+def _read_importances(importances: Any) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Importances and, where there is a feature table, firing rates and means."""
     if hasattr(importances, "columns"):  # a DataFrame of any library
         columns = list(importances.columns)
         if "importance" in columns:
-            rates = importances["firing_rate"] if "firing_rate" in columns else None
-            return (
-                _read_column(importances["importance"], "importances"),
-                None if rates is None else _read_column(rates, "firing_rate"),
+            weights, rates, means = (
+                _read_column(importances[name], label) if name in columns else None
+                for name, label in (("importance", "importances"), ("firing_rate", "firing_rate"), ("mean", "mean"))
             )
+            return cast(np.ndarray, weights), rates, means
         if len(columns) != 1:
             raise ValueError(f"importances is a DataFrame with the columns {columns}, without 'importance'.")
     if np.ndim(importances) == 2 and np.shape(importances)[1] == 3:
         table = check_array(importances, dtype=np.float64, input_name="importances")
-        return _read_column(table[:, 0], "importances"), _read_column(table[:, 1], "firing_rate")
-    return _read_column(importances, "importances"), None
+        weights, rates, means = (
+            _read_column(column, name)
+            for column, name in zip(table.T, ("importances", "firing_rate", "mean"), strict=True)
+        )
+        return weights, rates, means
+    return _read_column(importances, "importances"), None, None
 
 
 def _read_column(values: Any, name: str) -> np.ndarray:

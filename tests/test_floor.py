@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 
 from geofloor import AffineCalibrator, FloorPredictor
 from geofloor.capacity import capacity
+from geofloor.distortion import distortion_curve, empty_distortion
 
 importance_arrays = arrays(np.float64, st.integers(1, 60), elements=st.floats(0, 1e3))
 sparsities = st.one_of(st.just(0.0), st.floats(0.64, 0.9999))
@@ -160,3 +161,98 @@ def test_the_theory_loads_neither_torch_nor_transformers():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+SHARED = ["waterfilling", "blocks", "auto"]
+
+
+@given(
+    importances=importance_arrays.filter(lambda values: values.max() > 0),
+    alpha=st.floats(0.0, 0.9999),
+    allocation=st.sampled_from(SHARED),
+    factor=st.floats(1e-3, 1e3),
+)
+def test_shared_dimensions_lose_less_with_width_at_most_the_variance_and_scale(importances, alpha, allocation, factor):
+    predictor = FloorPredictor(alpha, allocation=allocation).fit(importances)
+    widths = np.arange(len(importances) + 3)
+    floors = predictor.predict(widths)
+    tolerance = 1e-9 * importances.sum()
+    assert (np.diff(floors) <= tolerance).all()
+    assert floors[0] == pytest.approx(empty_distortion(alpha) * importances.sum())
+    if allocation != "blocks":
+        assert floors[-1] <= tolerance
+    scaled = FloorPredictor(alpha, allocation=allocation).fit(importances * factor).predict(widths)
+    np.testing.assert_allclose(scaled, floors * factor, rtol=1e-6, atol=tolerance * factor)
+    backwards = FloorPredictor(alpha, allocation=allocation).fit(importances[::-1]).predict(widths)
+    np.testing.assert_allclose(backwards, floors, rtol=1e-12, atol=tolerance)
+
+
+@given(importances=importance_arrays.filter(lambda values: values.max() > 0), alpha=st.floats(0.3, 0.9999))
+def test_water_filling_is_below_every_packing(importances, alpha):
+    widths = np.arange(len(importances) + 1)
+    lower = FloorPredictor(alpha, allocation="waterfilling").fit(importances).predict(widths)
+    upper = FloorPredictor(alpha, allocation="blocks").fit(importances).predict(widths)
+    assert (lower <= upper + 1e-9 * importances.sum()).all()
+
+
+def test_equal_features_lose_what_the_curve_says():
+    curve = distortion_curve(0.9)
+    predictor = FloorPredictor(0.9, allocation="waterfilling").fit(np.ones(100), second_moments=np.full(100, 0.1 / 3))
+    widths = np.array([0, 5, 10, 25, 50, 100])
+    np.testing.assert_allclose(predictor.predict(widths), 100 * 0.1 / 3 * curve(widths / 100), rtol=1e-9, atol=1e-12)
+
+
+def test_second_moments_are_charges_whatever_the_allocation():
+    importances, moments = 1 / np.arange(1, 31), np.linspace(0.5, 1.5, 30)
+    for allocation in SHARED:
+        split = FloorPredictor(0.95, allocation=allocation).fit(importances, second_moments=moments)
+        whole = FloorPredictor(0.95, allocation=allocation).fit(importances * moments)
+        np.testing.assert_allclose(split.predict([1, 4, 20]), whole.predict([1, 4, 20]))
+
+
+def test_a_feature_table_brings_each_features_own_curve_and_mean():
+    rng = np.random.default_rng(0)
+    rates = rng.uniform(0.02, 0.3, 400)
+    table = pd.DataFrame({"importance": rates / 3, "firing_rate": rates, "mean": rates / 2})  # U[0, 1] when active
+    predictor = FloorPredictor(allocation="waterfilling").fit(table)
+    assert predictor.predict([0])[0] == pytest.approx(np.sum(rates / 3 - rates**2 / 4))
+    assert predictor.predict([400])[0] == pytest.approx(0.0, abs=1e-9)
+    # Mixed sparsities lie between the curves of the extremes.
+    sparse, dense = (
+        FloorPredictor(alpha, allocation="waterfilling").fit(rates / 3).predict([20])[0] for alpha in (0.98, 0.7)
+    )
+    assert sparse < predictor.predict([20])[0] < dense
+    np.testing.assert_allclose(
+        predictor.predict([20]), FloorPredictor(allocation="waterfilling").fit(table.to_numpy()).predict([20])
+    )
+
+
+@pytest.mark.parametrize("allocation", SHARED)
+def test_min_width_of_shared_dimensions_is_the_smallest_that_meets_the_target(allocation):
+    predictor = FloorPredictor(0.9, allocation=allocation).fit(1 / np.arange(1, 61))
+    for target in (0.0, 0.5, 2.0, 100.0):
+        width = predictor.min_width(target)
+        assert width == 60 or predictor.predict([width])[0] <= target
+        assert width == 0 or predictor.predict([width - 1])[0] > target
+    np.testing.assert_array_equal(predictor.min_width([0.5, 2.0]), [predictor.min_width(0.5), predictor.min_width(2.0)])
+
+
+def test_auto_packs_small_widths_and_fills_large_ones():
+    importances, widths = 1 / np.arange(1, 201), np.array([1, 16, 17, 100])
+    found = FloorPredictor(0.9, allocation="auto").fit(importances).predict(widths)
+    packed = FloorPredictor(0.9, allocation="blocks").fit(importances).predict(widths)
+    filled = FloorPredictor(0.9, allocation="waterfilling").fit(importances).predict(widths)
+    np.testing.assert_array_equal(found, [*packed[:2], *filled[2:]])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"allocation": "greedy"}, "allocation='greedy'"),
+        ({"allocation": "auto", "curve": "shallow"}, "curve='shallow'"),
+        ({"allocation": "auto", "amplitude": "gamma"}, "amplitude='gamma'"),
+    ],
+)
+def test_unknown_allocations_are_named(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        FloorPredictor(0.9, **parameters).fit([1.0, 0.5])

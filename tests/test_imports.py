@@ -13,7 +13,7 @@ import geofloor
 ROOT = Path(geofloor.__file__).parent
 # Each module may import those on its own level's left and all levels above this line of it.
 LEVELS = [
-    ["_streams", "capacity", "allocation"],
+    ["_streams", "capacity", "allocation", "distortion"],
     ["statistics", "floor", "calibration", "agreement"],
     ["_training", "_sparse_step", "sparse_autoencoder", "toy"],
     ["language_models"],
