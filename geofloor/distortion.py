@@ -84,7 +84,7 @@ def blocks(alpha: float, *, curve: str = "relu", seeds: str = "best") -> Blocks:
     --------
     >>> from geofloor.distortion import blocks
     >>> found = blocks(0.9)
-    >>> bool((found.features > found.widths).all())
+    >>> bool((found.features >= found.widths).all())
     True
     """
     if not 0.0 <= alpha < 1.0:

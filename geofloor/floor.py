@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from geofloor.allocation import BlockPacking, Waterfilling
-from geofloor.capacity import CapacityMethod, capacity
+from geofloor.capacity import CapacityMethod, NonMonotoneCapacityWarning, capacity
 from geofloor.distortion import blocks, distortion_curve, empty_distortion
 
 ALLOCATIONS = ("cutoff", "waterfilling", "blocks", "auto")
@@ -161,7 +162,10 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
                 "alpha=None needs a feature table with firing rates, as FeatureStatistics gives it; "
                 "for importances alone, give alpha."
             )
-        self.capacity_ = capacity(self.alpha_, self.capacity)
+        with warnings.catch_warnings():
+            if self.allocation != "cutoff":
+                warnings.simplefilter("ignore", NonMonotoneCapacityWarning)  # the capacity has no part in them
+            self.capacity_ = capacity(self.alpha_, self.capacity)
         self.n_features_ = len(weights)
         self.critical_width_ = self.n_features_ / self.capacity_
 
