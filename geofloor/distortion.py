@@ -16,8 +16,13 @@ import numpy as np
 from geofloor.allocation import DistortionCurve, lower_hull
 
 CURVES = ("relu",)
-# (E[a])^2 / E[a^2] of the amplitude a of an active feature: what a bias saves of a feature that is dropped.
-MEAN_SHARES = {"uniform": 3 / 4, "exponential": 1 / 2, "half-normal": 2 / np.pi, "constant": 1.0}
+# E[a] and E[a^2] of an active feature's amplitude a, by its law.
+AMPLITUDES = {
+    "uniform": (1 / 2, 1 / 3),
+    "exponential": (1.0, 2.0),
+    "half-normal": (np.sqrt(2 / np.pi), 1.0),
+    "constant": (1.0, 1.0),
+}
 
 
 class Blocks(NamedTuple):
@@ -63,8 +68,8 @@ def blocks(alpha: float, *, curve: str = "relu", seeds: str = "best") -> Blocks:
     curve : {"relu"}, default="relu"
         What the student can compute.
     seeds : {"best", "mean"}, default="best"
-        Loss of the best of the four seeds measured, or their mean. A few models of few features end in poor
-        minima that larger ones avoid, so that the best predicts both better.
+        Loss of the best of the four seeds measured, or their mean. Models of few features often end in
+        poor minima, which larger models avoid: two features in one dimension, pointing the same way.
 
     Returns
     -------
@@ -78,7 +83,7 @@ def blocks(alpha: float, *, curve: str = "relu", seeds: str = "best") -> Blocks:
 
     Notes
     -----
-    Beyond the sparsest measurement, α = 0.9999, its blocks are used: they bound the loss from above.
+    Beyond the sparsest measurement, α = 0.9999, its blocks are used as they are.
 
     Examples
     --------
@@ -100,7 +105,7 @@ def blocks(alpha: float, *, curve: str = "relu", seeds: str = "best") -> Blocks:
     if share == 1.0:
         distortions = values[low + 1]
     known = np.isfinite(distortions)
-    # Nor does a feature lose anything that has a dimension to itself.
+    # A block that needs no measurement: a feature with a dimension to itself loses nothing.
     return Blocks(
         np.append(table.widths[known], 1), np.append(table.features[known], 1), np.append(distortions[known], 0.0)
     )
@@ -132,9 +137,31 @@ def empty_distortion(alpha: float, amplitude: str = "uniform") -> float:
     >>> round(empty_distortion(0.9), 4)
     0.925
     """
-    if amplitude not in MEAN_SHARES:
-        raise ValueError(f"amplitude={amplitude!r} is not a law; use one of {', '.join(map(repr, MEAN_SHARES))}.")
-    return 1.0 - (1.0 - alpha) * MEAN_SHARES[amplitude]
+    check_amplitude(amplitude)
+    mean, second_moment = AMPLITUDES[amplitude]
+    return float(1.0 - (1.0 - alpha) * mean**2 / second_moment)
+
+
+def check_amplitude(amplitude: str) -> None:
+    """Refuse a law that is not known.
+
+    Parameters
+    ----------
+    amplitude : str
+        Law of an active feature.
+
+    Raises
+    ------
+    ValueError
+        If it is not among `AMPLITUDES`.
+
+    Examples
+    --------
+    >>> from geofloor.distortion import check_amplitude
+    >>> check_amplitude("uniform")
+    """
+    if amplitude not in AMPLITUDES:
+        raise ValueError(f"amplitude={amplitude!r} is not a law; use one of {', '.join(map(repr, AMPLITUDES))}.")
 
 
 def distortion_curve(
@@ -149,8 +176,8 @@ def distortion_curve(
     curve : {"relu"}, default="relu"
         What the student can compute.
     seeds : {"best", "mean"}, default="best"
-        Loss of the best of the four seeds measured, or their mean. A few models of few features end in poor
-        minima that larger ones avoid, so that the best predicts both better.
+        Loss of the best of the four seeds measured, or their mean. Models of few features often end in
+        poor minima, which larger models avoid: two features in one dimension, pointing the same way.
     empty : float, default=None
         Loss of a feature without dimensions; by default that of the uniform law.
 

@@ -17,7 +17,7 @@ from geofloor.capacity import CapacityMethod, NonMonotoneCapacityWarning, capaci
 from geofloor.distortion import blocks, distortion_curve, empty_distortion
 
 ALLOCATIONS = ("cutoff", "waterfilling", "blocks", "auto")
-# Up to this width "auto" packs blocks: beyond it they and water-filling agree, and water-filling is faster.
+# Up to this width "auto" packs blocks. Where best to change over has not been measured: floors up to width 10 have.
 WIDEST_PACKING = 16
 _BIN = 0.05  # of the logarithm of the firing rate: features within one share a curve
 
@@ -162,10 +162,12 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
                 "alpha=None needs a feature table with firing rates, as FeatureStatistics gives it; "
                 "for importances alone, give alpha."
             )
-        with warnings.catch_warnings():
-            if self.allocation != "cutoff":
-                warnings.simplefilter("ignore", NonMonotoneCapacityWarning)  # the capacity has no part in them
+        if self.allocation == "cutoff":
             self.capacity_ = capacity(self.alpha_, self.capacity)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NonMonotoneCapacityWarning)  # it has no part in these floors
+                self.capacity_ = capacity(self.alpha_, self.capacity)
         self.n_features_ = len(weights)
         self.critical_width_ = self.n_features_ / self.capacity_
 
@@ -206,7 +208,7 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         if means is None:
             empty = np.array([empty_distortion(1.0 - rate, self.amplitude) for rate in bins])
         else:  # the importances of a table are second moments
-            saved = np.bincount(which, weights=np.minimum(means**2, weights), minlength=len(bins))
+            saved = np.bincount(which, weights=np.minimum(means**2, weights) * moments, minlength=len(bins))
             empty = 1.0 - np.divide(saved, total, out=np.zeros_like(total), where=total > 0.0)
         curves = [
             distortion_curve(1.0 - rate, curve=self.curve, empty=float(loss))

@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from geofloor import FloorPredictor, ToyModel
 from geofloor._training.devices import one_thread
 from geofloor._training.schedules import warmup_cosine
-from geofloor.toy import SparseFeatures, predict_sweep, summarize_sweep, toy_sweep
+from geofloor.toy import SparseFeatures, SweepError, predict_sweep, summarize_sweep, toy_sweep
 from geofloor.toy._engine import DistributionStream, Stack, evaluate, gradient, reconstruct
 
 QUICK = {"n_steps": 150, "max_rounds": 2, "n_eval_samples": 4096}
@@ -360,6 +360,12 @@ def test_a_worker_that_dies_is_reported_and_its_parts_are_run_again(sweep, tmp_p
         again = toy_sweep((6, 10), alphas=(0.8, 0.95), **SMALL, models_per_batch=2, n_jobs=2, checkpoint_dir=tmp_path)
     done.set()
     assert_frame_equal(again, sweep, check_exact=True)
+
+
+def test_parts_that_fail_are_counted_with_the_reason_and_what_to_do():
+    with pytest.raises(SweepError, match=r"parts failed, with .* non-finite .* checkpoint_dir") as caught:
+        toy_sweep(6, [1, 2], (0.8, 0.9), teacher_widths=None, n_seeds=2, learning_rate=1e30, models_per_batch=4)
+    assert caught.value.finished.empty
 
 
 def test_distilled_students_have_teachers_of_their_own():

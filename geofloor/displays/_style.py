@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -38,8 +38,8 @@ def panels(
     n_columns: int,
     *,
     size: tuple[float, float],
-    sharex: bool | str = True,
-    sharey: bool | str = True,
+    sharex: bool | Literal["none", "all", "row", "col"] = True,
+    sharey: bool | Literal["none", "all", "row", "col"] = True,
 ) -> tuple[Figure | SubFigure, np.ndarray]:
     """A grid of axes in the given figure or a new one, whose panels have about the size given, in inches."""
     import matplotlib.pyplot as plt
@@ -47,7 +47,7 @@ def panels(
     if figure is None:
         width, height = size
         figure = plt.figure(figsize=(width * n_columns + 0.6, height * n_rows + 0.8), layout="constrained")
-    axes = figure.subplots(n_rows, n_columns, squeeze=False, sharex=sharex, sharey=sharey)  # type: ignore[arg-type]
+    axes = figure.subplots(n_rows, n_columns, squeeze=False, sharex=sharex, sharey=sharey)
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
     return figure, axes

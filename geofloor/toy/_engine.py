@@ -31,7 +31,8 @@ import numpy as np
 import torch
 
 from geofloor._training.schedules import warmup_cosine
-from geofloor.toy._features import AMPLITUDES, SparseFeatures
+from geofloor.distortion import AMPLITUDES
+from geofloor.toy._features import SparseFeatures
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8

@@ -10,13 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
-# E[a] and E[a^2] of an active feature's amplitude a.
-AMPLITUDES = {
-    "uniform": (1 / 2, 1 / 3),
-    "exponential": (1.0, 2.0),
-    "half-normal": (np.sqrt(2 / np.pi), 1.0),
-    "constant": (1.0, 1.0),
-}
+from geofloor.distortion import AMPLITUDES, check_amplitude
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +81,7 @@ class SparseFeatures:
         outside = alpha[~((alpha >= 0.0) & (alpha < 1.0))]
         if outside.size:
             raise ValueError(f"alpha={outside.flat[0]:g}: a sparsity must be at least 0 and below 1.")
-        if self.amplitude not in AMPLITUDES:
-            raise ValueError(
-                f"amplitude={self.amplitude!r} is not a law; use one of {', '.join(map(repr, AMPLITUDES))}."
-            )
+        check_amplitude(self.amplitude)
         if self.groups is not None:
             if np.shape(self.groups) != (self.n_features,):
                 raise ValueError(
