@@ -65,8 +65,8 @@ def packing_law(summary: pd.DataFrame) -> pd.Series:
 def bounds(n_features: int, alpha: float, widths: np.ndarray, importances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Water-filling and packing with the best of the seeds: bounds from below and from above."""
     charges = importances * SparseFeatures(n_features, alpha).second_moments
-    lower = Waterfilling(charges, distortion_curve(alpha, seeds="best")).floors(widths)
-    upper = BlockPacking(charges, *blocks(alpha, seeds="best"), empty_distortion(alpha)).floors(widths)
+    lower = Waterfilling(charges, distortion_curve(alpha, starts="best")).floors(widths)
+    upper = BlockPacking(charges, *blocks(alpha, starts="best"), empty_distortion(alpha)).floors(widths)
     return lower, upper
 
 

@@ -14,10 +14,17 @@ is reverse water-filling: every feature is given dimensions as long as what the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+
+class Shares(NamedTuple):
+    """What each feature gets of a student's dimensions."""
+
+    capacities: np.ndarray  # (n_features,) dimensions, in the order of the charges given
+    distortions: np.ndarray  # (n_features,) loss relative to the second moment
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +191,7 @@ class Waterfilling:
         index = np.zeros(len(charges), dtype=np.intp) if which is None else np.asarray(which)
         if index.shape != charges.shape or index.min() < 0 or index.max() >= len(each):
             raise ValueError(f"which must name one of {len(each)} curves for each of {len(charges)} charges.")
+        self.charges, self._curves, self._index = charges, each, index
         self._groups = []
         for number, curve in enumerate(each):
             ascending = np.sort(charges if len(each) == 1 else charges[index == number])
@@ -262,6 +270,39 @@ class Waterfilling:
                 counts += len(ascending) - np.searchsorted(ascending, levels / savings[0], side="left")
         return np.where(widths > 0.0, counts, 0)
 
+    def shares(self, width: float) -> Shares:
+        """Dimensions and distortion of each feature at one width.
+
+        Parameters
+        ----------
+        width : float
+            Width, in dimensions.
+
+        Returns
+        -------
+        shares : Shares
+            In the order of the charges. Pieces that save exactly λ are filled one feature after another.
+        """
+        level = float(self.levels([width])[0])
+        capacities, distortions = np.zeros(len(self.charges)), np.zeros(len(self.charges))
+        partial = []
+        for number, curve in enumerate(self._curves):
+            members = np.flatnonzero(self._index == number)
+            savings, lengths = curve.segments
+            worth = self.charges[members, np.newaxis] * savings
+            capacities[members] = (worth > level * (1.0 + 1e-12)) @ lengths
+            if level > 0.0:
+                partial += [(members[m], lengths[j]) for m, j in np.argwhere(np.isclose(worth, level, rtol=1e-12))]
+        left = width - capacities.sum()
+        for member, length in partial:
+            given = min(length, max(left, 0.0))
+            capacities[member] += given
+            left -= given
+        for number, curve in enumerate(self._curves):
+            members = self._index == number
+            distortions[members] = curve(capacities[members])
+        return Shares(capacities, distortions)
+
     def _filled(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Dimensions in pieces that save more than each level, and the loss that is left with them."""
         dimensions, loss = np.zeros(levels.shape), np.zeros(levels.shape)
@@ -321,7 +362,8 @@ class BlockPacking:
         kinds = np.asarray(block_widths), np.asarray(block_features), np.asarray(block_distortions, dtype=np.float64)
         if kinds[0].ndim != 1 or len({kind.shape for kind in kinds}) != 1 or not kinds[0].size:
             raise ValueError("block_widths, block_features and block_distortions must be one dimension of one length.")
-        self._charges, self._kinds, self._empty = np.sort(charges)[::-1], kinds, float(empty_distortion)
+        self.charges, self._order = charges, np.argsort(-charges, kind="stable")
+        self._descending, self._kinds, self._empty = charges[self._order], kinds, float(empty_distortion)
 
     def floors(self, widths: ArrayLike) -> np.ndarray:
         """Loss of the best packing at each width.
@@ -337,23 +379,59 @@ class BlockPacking:
             Loss, in the units of the charges.
         """
         whole = np.floor(np.asarray(widths, dtype=np.float64)).astype(np.int64)
-        widest = int(whole.max(initial=0))
+        best, rest, _ = self._packed(int(whole.max(initial=0)), keep=False)
+        return (best + rest).min(axis=1)[whole]
+
+    def shares(self, width: float) -> Shares:
+        """Dimensions and distortion of each feature in the best packing of one width.
+
+        Parameters
+        ----------
+        width : float
+            Width, in dimensions; a fraction is rounded down.
+
+        Returns
+        -------
+        shares : Shares
+            In the order of the charges. The dimensions of a block are shared equally.
+        """
+        row = int(np.floor(width))
+        best, rest, kind = self._packed(row, keep=True)
+        sizes, counts, distortions = self._kinds
+        n = len(self.charges)
+        capacities, losses = np.zeros(n), np.full(n, self._empty)
+        reached = int((best[row] + rest).argmin())
+        while reached > 0:
+            used = int(kind[row, reached])
+            if used < 0:  # a dimension that stayed unused
+                row -= 1
+                continue
+            members = self._order[reached - counts[used] : reached]
+            capacities[members], losses[members] = sizes[used] / counts[used], distortions[used]
+            row, reached = row - int(sizes[used]), reached - int(counts[used])
+        return Shares(capacities, losses)
+
+    def _packed(self, widest: int, *, keep: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Loss of the first features packed in each width, that of the others, and the last block of each packing."""
         sizes, counts, distortions = self._kinds
         # No packing of this width reaches further features than the widest blocks do.
-        reach = min(len(self._charges), int(np.ceil(widest * np.max(counts / sizes))) + int(counts.max()))
-        sums = np.concatenate([[0.0], np.cumsum(self._charges[:reach])])
-        beyond = float(self._charges[reach:].sum())
+        reach = min(len(self._descending), int(np.ceil(widest * np.max(counts / sizes))) + int(counts.max()))
+        sums = np.concatenate([[0.0], np.cumsum(self._descending[:reach])])
+        beyond = float(self._descending[reach:].sum())
         best = np.full((widest + 1, reach + 1), np.inf)
         best[:, 0] = 0.0
+        kind = np.full(best.shape if keep else (1, 1), -1, dtype=np.int32)
+        kinds = list(enumerate(zip(sizes.tolist(), counts.tolist(), distortions.tolist(), strict=True)))
         for width in range(1, widest + 1):
             row = best[width - 1].copy()  # a dimension may stay unused
-            for size, count, distortion in zip(sizes.tolist(), counts.tolist(), distortions.tolist(), strict=True):
+            for number, (size, count, distortion) in kinds:
                 if size <= width and count <= reach:
-                    before = best[width - size, : reach + 1 - count]
-                    np.minimum(row[count:], before + distortion * (sums[count:] - sums[:-count]), out=row[count:])
+                    packed = best[width - size, : reach + 1 - count] + distortion * (sums[count:] - sums[:-count])
+                    if keep:
+                        kind[width, count:][packed < row[count:]] = number
+                    np.minimum(row[count:], packed, out=row[count:])
             best[width] = row
-        rest = self._empty * (sums[-1] - sums + beyond)
-        return (best + rest).min(axis=1)[whole]
+        return best, self._empty * (sums[-1] - sums + beyond), kind
 
 
 def _checked(charges: ArrayLike) -> np.ndarray:

@@ -1,8 +1,13 @@
-r"""Distortion curves that trained students reach, measured on toy models and shipped as a table.
+r"""Distortion curves that trained students reach, measured on toy models and shipped as tables.
 
-For K features of equal importance and sparsity α in d dimensions, toy models were trained and their losses
+For K features of equal importance and sparsity α in d dimensions, students were trained and their losses
 kept, relative to the second moment: D(d, K; α). From it come the curve D(c) of water-filling, the lower
-convex hull over c = d/K, and the blocks of a packing.
+convex hull over c = d/K, and the blocks of a packing. There is a table for each kind of student: ``"relu"``
+decodes with the transpose of its encoder and one ReLU, ``"deep"`` with two hidden layers of 256 units.
+
+Between measured sparsities log D is interpolated over log(1 − α) by shape-preserving cubics, which is exact
+where the loss is proportional to a power of the firing rate, as it is for rare features. Between measured
+numbers of features the loss of a whole block, K·D, is.
 """
 
 from __future__ import annotations
@@ -12,10 +17,13 @@ from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 from geofloor.allocation import DistortionCurve, lower_hull
+from geofloor.capacity import capacity
 
-CURVES = ("relu",)
+CURVES = ("relu", "deep")
+STARTS = ("best", "mean")
 # E[a] and E[a^2] of an active feature's amplitude a, by its law.
 AMPLITUDES = {
     "uniform": (1 / 2, 1 / 3),
@@ -23,6 +31,10 @@ AMPLITUDES = {
     "half-normal": (np.sqrt(2 / np.pi), 1.0),
     "constant": (1.0, 1.0),
 }
+
+
+_SMALLEST = 1e-12  # stands for a distortion of zero, which has no logarithm
+_MOST_INTERPOLATED = 64  # features of a block that was not measured itself
 
 
 class Blocks(NamedTuple):
@@ -33,57 +45,98 @@ class Blocks(NamedTuple):
     distortions: np.ndarray  # (n_blocks,) loss of each feature, relative to its second moment
 
 
-class _Table(NamedTuple):
-    firing_rates: np.ndarray  # (n_alphas,) descending
-    widths: np.ndarray  # (n_blocks,)
-    features: np.ndarray  # (n_blocks,)
-    mean: np.ndarray  # (n_alphas, n_blocks), NaN where it was not measured
-    best: np.ndarray
+class _Table:
+    """Measured blocks of one kind of student, which any sparsity can be asked for."""
+
+    def __init__(self, rows: np.ndarray, starts: str) -> None:
+        alphas = np.unique(rows["alpha"])
+        self.log_rates = -np.log(1.0 - alphas)
+        kinds, block = np.unique(np.column_stack([rows["width"], rows["n_features"]]), axis=0, return_inverse=True)
+        self.widths, self.features = kinds.astype(np.int64).T
+        logs = np.full((len(alphas), len(kinds)), np.nan)
+        logs[np.searchsorted(alphas, rows["alpha"]), block.ravel()] = np.log(np.maximum(rows[starts], _SMALLEST))
+        # Many features are measured at high sparsity only: kinds that begin at the same one share an interpolator.
+        first = np.isfinite(logs).argmax(axis=0)
+        self._groups = []
+        for start in np.unique(first):
+            chosen = np.flatnonzero(first == start)
+            if start < len(alphas) - 1:
+                self._groups.append((start, chosen, PchipInterpolator(self.log_rates[start:], logs[start:, chosen])))
+        hulls = [self._hull_of(np.exp(row)) for row in logs]
+        self._candidates = [np.union1d(*pair) for pair in zip(hulls[:-1], hulls[1:], strict=True)]
+
+    def at(self, alpha: float) -> tuple[np.ndarray, int]:
+        """Distortion of each kind, NaN where it was not measured, and the interval of sparsities it lies in."""
+        place = float(np.clip(-np.log(1.0 - alpha), self.log_rates[0], self.log_rates[-1]))
+        distortions = np.full(len(self.widths), np.nan)
+        for start, chosen, curve in self._groups:
+            if place >= self.log_rates[start]:
+                distortions[chosen] = np.exp(curve(place))
+        interval = int(np.searchsorted(self.log_rates, place, side="right")) - 1
+        return np.minimum(distortions, 1.0), min(interval, len(self.log_rates) - 2)
+
+    def hull_at(self, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+        """Capacities and distortions of the blocks that may lie on the hull at a sparsity."""
+        distortions, interval = self.at(alpha)
+        chosen = self._candidates[interval]
+        chosen = chosen[np.isfinite(distortions[chosen])]
+        return self.widths[chosen] / self.features[chosen], distortions[chosen]
+
+    def _hull_of(self, distortions: np.ndarray) -> np.ndarray:
+        known = np.flatnonzero(np.isfinite(distortions))
+        capacities = self.widths[known] / self.features[known]
+        hull = lower_hull(np.append(capacities, [0.0, 1.0]), np.append(distortions[known], [1.0, 0.0]))
+        return known[np.isin(capacities, np.asarray(hull.capacities))]
 
 
 @functools.cache
-def _table(curve: str) -> _Table:
+def _table(curve: str, starts: str) -> _Table:
     if curve not in CURVES:
         raise ValueError(f"curve={curve!r} is unknown; use {' or '.join(map(repr, CURVES))}.")
+    if starts not in STARTS:
+        raise ValueError(f"starts={starts!r} is unknown; use {' or '.join(map(repr, STARTS))}.")
     file = resources.files("geofloor") / "_distortion" / f"{curve}_uniform.csv"
     with file.open(encoding="utf-8") as lines:
-        rows = np.genfromtxt(lines, delimiter=",", names=True, skip_header=1)
-    alphas = np.unique(rows["alpha"])
-    kinds, block = np.unique(np.column_stack([rows["width"], rows["n_features"]]), axis=0, return_inverse=True)
-    values = {}
-    for name in ("mean", "best"):
-        values[name] = np.full((len(alphas), len(kinds)), np.nan)
-        values[name][np.searchsorted(alphas, rows["alpha"]), block.ravel()] = rows[name]
-    widths, features = kinds.astype(np.int64).T
-    return _Table(1.0 - alphas, widths, features, values["mean"], values["best"])
+        next(lines)  # the command
+        names = next(lines).strip().split(",")
+        rows = np.loadtxt(lines, delimiter=",", dtype=[(name, np.float64) for name in names])
+    return _Table(rows, starts)
 
 
-def blocks(alpha: float, *, curve: str = "relu", seeds: str = "best") -> Blocks:
-    """Blocks at a sparsity, interpolated linearly in the logarithm of the firing rate.
+def _check_alpha(alpha: float) -> None:
+    if not 0.0 <= alpha < 1.0:
+        raise ValueError(f"alpha={alpha!r} must be at least 0 and below 1.")
+
+
+@functools.lru_cache(maxsize=256)
+def blocks(alpha: float, *, curve: str = "relu", starts: str = "best") -> Blocks:
+    """Blocks at a sparsity: what K features lose in d dimensions.
 
     Parameters
     ----------
     alpha : float
         Sparsity, in [0, 1).
-    curve : {"relu"}, default="relu"
-        What the student can compute.
-    seeds : {"best", "mean"}, default="best"
-        Loss of the best of the four seeds measured, or their mean. Models of few features often end in
-        poor minima, which larger models avoid: two features in one dimension, pointing the same way.
+    curve : {"relu", "deep"}, default="relu"
+        What the student's decoder can compute: one ReLU layer with tied weights, or two hidden layers.
+    starts : {"best", "mean"}, default="best"
+        Loss of the best of the starting points that were tried, or their mean. Models of few features often
+        end in poor minima, which larger models avoid: two features in one dimension, pointing the same way.
 
     Returns
     -------
     blocks : Blocks
-        All that were measured at the sparsities around α.
+        All that were measured at the sparsities around α, and those between them of up to 64 features, as far as
+        four times the features that an ideal decoder could keep.
 
     Raises
     ------
     ValueError
-        If α is outside [0, 1) or `curve` is unknown.
+        If α is outside [0, 1), or `curve` or `starts` is unknown.
 
     Notes
     -----
-    Beyond the sparsest measurement, α = 0.9999, its blocks are used as they are.
+    Measured are α from 0 to 0.9999 for ``"relu"`` and from 0.8 to 0.999 for ``"deep"``; beyond, the nearest
+    measurements are used as they are.
 
     Examples
     --------
@@ -92,23 +145,25 @@ def blocks(alpha: float, *, curve: str = "relu", seeds: str = "best") -> Blocks:
     >>> bool((found.features >= found.widths).all())
     True
     """
-    if not 0.0 <= alpha < 1.0:
-        raise ValueError(f"alpha={alpha!r} must be at least 0 and below 1.")
-    table = _table(curve)
-    if seeds not in ("mean", "best"):
-        raise ValueError(f"seeds={seeds!r} is unknown; use 'mean' or 'best'.")
-    values = table.mean if seeds == "mean" else table.best
-    position = np.interp(-np.log(1.0 - alpha), -np.log(table.firing_rates), np.arange(len(table.firing_rates)))
-    low = min(int(position), len(table.firing_rates) - 2)
-    share = position - low
-    distortions = values[low] if share == 0.0 else (1.0 - share) * values[low] + share * values[low + 1]
-    if share == 1.0:
-        distortions = values[low + 1]
-    known = np.isfinite(distortions)
+    _check_alpha(alpha)
+    table = _table(curve, starts)
+    distortions, _ = table.at(alpha)
+    hull = distortion_curve(alpha, curve=curve, starts=starts, empty=1.0)
+    # Far beyond what an ideal decoder could keep, a block saves next to nothing.
+    most = max(4.0 * capacity(alpha, "minimax_nonnegative"), 4.0)
     # A block that needs no measurement: a feature with a dimension to itself loses nothing.
-    return Blocks(
-        np.append(table.widths[known], 1), np.append(table.features[known], 1), np.append(distortions[known], 0.0)
-    )
+    found = [(np.array([1]), np.array([1]), np.array([0.0]))]
+    for width in np.unique(table.widths):
+        known = (table.widths == width) & np.isfinite(distortions)
+        features, losses = table.features[known], distortions[known] * table.features[known]
+        if not len(features):
+            continue
+        counts = np.union1d(features, np.arange(width + 1, min(int(features[-1]), _MOST_INTERPOLATED) + 1))
+        counts = counts[counts <= most * width]
+        between = PchipInterpolator(np.append(width, features), np.append(0.0, losses))(counts)
+        # What is interpolated must not lie below the hull, which bounds every division of dimensions.
+        found.append((np.full(len(counts), width), counts, np.maximum(between / counts, hull(width / counts))))
+    return Blocks(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
 def empty_distortion(alpha: float, amplitude: str = "uniform") -> float:
@@ -165,7 +220,7 @@ def check_amplitude(amplitude: str) -> None:
 
 
 def distortion_curve(
-    alpha: float, *, curve: str = "relu", seeds: str = "best", empty: float | None = None
+    alpha: float, *, curve: str = "relu", starts: str = "best", empty: float | None = None
 ) -> DistortionCurve:
     """The curve D(c) at a sparsity: from the variance at 0 to nothing at one dimension a feature.
 
@@ -173,11 +228,10 @@ def distortion_curve(
     ----------
     alpha : float
         Sparsity, in [0, 1).
-    curve : {"relu"}, default="relu"
-        What the student can compute.
-    seeds : {"best", "mean"}, default="best"
-        Loss of the best of the four seeds measured, or their mean. Models of few features often end in
-        poor minima, which larger models avoid: two features in one dimension, pointing the same way.
+    curve : {"relu", "deep"}, default="relu"
+        What the student's decoder can compute, as in `blocks`.
+    starts : {"best", "mean"}, default="best"
+        Best of the starting points, or their mean, as in `blocks`.
     empty : float, default=None
         Loss of a feature without dimensions; by default that of the uniform law.
 
@@ -189,7 +243,7 @@ def distortion_curve(
     Raises
     ------
     ValueError
-        If α is outside [0, 1) or `curve` is unknown.
+        If α is outside [0, 1), or `curve` or `starts` is unknown.
 
     Examples
     --------
@@ -198,8 +252,14 @@ def distortion_curve(
     >>> curve([0.0, 1.0]).round(3).tolist()
     [0.925, 0.0]
     """
-    found = blocks(alpha, curve=curve, seeds=seeds)
+    _check_alpha(alpha)
+    capacities, distortions = _hull_points(alpha, curve, starts)
     return lower_hull(
-        np.concatenate([[0.0], found.widths / found.features, [1.0]]),
-        np.concatenate([[empty_distortion(alpha) if empty is None else empty], found.distortions, [0.0]]),
+        np.append(capacities, [0.0, 1.0]),
+        np.append(distortions, [empty_distortion(alpha) if empty is None else empty, 0.0]),
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def _hull_points(alpha: float, curve: str, starts: str) -> tuple[np.ndarray, np.ndarray]:
+    return _table(curve, starts).hull_at(alpha)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,14 +12,30 @@ from sklearn.utils import Tags, check_array
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from geofloor.allocation import BlockPacking, Waterfilling
+from geofloor.allocation import BlockPacking, DistortionCurve, Waterfilling
 from geofloor.capacity import CapacityMethod, NonMonotoneCapacityWarning, capacity
-from geofloor.distortion import blocks, distortion_curve, empty_distortion
+from geofloor.distortion import STARTS, blocks, distortion_curve, empty_distortion
 
 ALLOCATIONS = ("cutoff", "waterfilling", "blocks", "auto")
-# Up to this width "auto" packs blocks. Where best to change over has not been measured: floors up to width 10 have.
-WIDEST_PACKING = 16
+# Up to this width "auto" packs blocks. On toy floors they were nearer than water-filling at all widths, up to 30.
+WIDEST_PACKING = 32
+# An average training ends above the best by 0.10 / sqrt(effective number of features): the median over toy floors of
+# importances other than the paper's (benchmarks/allocations.py).
+_EXCESS = 0.10
+# Bounds from above pack blocks exactly up to this width, and only blocks of the next number of dimensions beyond it.
+_EXACT_PACKING, _COARSE_BLOCK = 64, 8
 _BIN = 0.05  # of the logarithm of the firing rate: features within one share a curve
+
+
+class Allocation(NamedTuple):
+    """What a student of one width does with its dimensions."""
+
+    capacities: np.ndarray  # (n_features,) dimensions of each feature, in the order of the importances given to `fit`
+    n_full: int  # features kept without loss
+    n_partial: int  # features that share dimensions at a loss
+    n_dropped: int  # features without dimensions
+    dropped: float  # loss of the dropped features
+    interference: float  # loss of those kept in part; the two add up to the floor
 
 
 class FloorPredictor(TransformerMixin, BaseEstimator):
@@ -34,18 +50,23 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
     alpha : float or None, default=None
         Sparsity of the features, in [0, 1). With None it is one minus the mean firing rate in the
         feature table given to `fit`.
-    allocation : {"cutoff", "waterfilling", "blocks", "auto"}, default="cutoff"
+    allocation : {"cutoff", "waterfilling", "blocks", "auto"} or DistortionCurve, default="cutoff"
         How dimensions are divided among features: the cut-off of Eq. 2; reverse water-filling over the
-        distortion curve of trained students; whole blocks of them, for small widths; or blocks for widths
-        up to 16 and water-filling beyond. For language models the evidence is for the default, with a
-        calibration; for students with one ReLU layer it is for the others.
+        distortion curve of trained students, or over the curve given; whole blocks of them, for small widths;
+        or blocks for widths up to 32 and water-filling beyond. For language models the evidence is for the
+        default, with a calibration; for students with one ReLU layer it is for the others.
     capacity : {"asymptotic", "minimax", "minimax_nonnegative"} or callable, default="asymptotic"
         Features per dimension g(α), as in `geofloor.capacity.capacity`, for the cut-off.
-    curve : {"relu"}, default="relu"
-        What the student's decoder can compute, for the other allocations: one ReLU layer with tied weights.
+    curve : {"relu", "deep"}, default="relu"
+        What the student's decoder can compute, for the other allocations: one ReLU layer with tied weights, or
+        two hidden layers.
     amplitude : {"uniform", "exponential", "half-normal", "constant"}, default="uniform"
         Law of an active feature, for the other allocations, where no feature table gives its mean: it sets
         what a dropped feature costs a student that has a bias.
+    starts : {"mean", "best"}, default="mean"
+        Which student ``"blocks"`` and ``"auto"`` predict: what training from one starting point ends at on
+        average, or the best of several. The average is above the best by a share 0.10/√n, where n is the
+        effective number of features, (Σ w_i)²/Σ w_i² of the charges w_i; it is small for language models.
 
     Attributes
     ----------
@@ -114,12 +135,14 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         capacity: CapacityMethod = "asymptotic",
         curve: str = "relu",
         amplitude: str = "uniform",
+        starts: str = "mean",
     ) -> None:
         self.alpha = alpha
         self.allocation = allocation
         self.capacity = capacity
         self.curve = curve
         self.amplitude = amplitude
+        self.starts = starts
 
     def fit(self, importances: Any, y: Any = None, *, second_moments: ArrayLike | None = None) -> FloorPredictor:
         """Take in the importances of the teacher's features.
@@ -148,10 +171,13 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
             if `alpha` is outside [0, 1), or is None where there is no feature table to take it from, or
             if `allocation`, `curve` or `amplitude` is unknown.
         """
-        if self.allocation not in ALLOCATIONS:
+        if not isinstance(self.allocation, DistortionCurve) and self.allocation not in ALLOCATIONS:
             raise ValueError(
-                f"allocation={self.allocation!r} is unknown; use one of {', '.join(map(repr, ALLOCATIONS))}."
+                f"allocation={self.allocation!r} is unknown; use one of {', '.join(map(repr, ALLOCATIONS))}, "
+                "or a DistortionCurve."
             )
+        if self.starts not in STARTS:
+            raise ValueError(f"starts={self.starts!r} is unknown; use {' or '.join(map(repr, STARTS))}.")
         weights, firing_rates, means = _read_importances(importances)
         if self.alpha is not None:
             self.alpha_ = float(self.alpha)
@@ -162,7 +188,8 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
                 "alpha=None needs a feature table with firing rates, as FeatureStatistics gives it; "
                 "for importances alone, give alpha."
             )
-        if self.allocation == "cutoff":
+        cutoff = isinstance(self.allocation, str) and self.allocation == "cutoff"
+        if cutoff:
             self.capacity_ = capacity(self.alpha_, self.capacity)
         else:
             with warnings.catch_warnings():
@@ -171,83 +198,189 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         self.n_features_ = len(weights)
         self.critical_width_ = self.n_features_ / self.capacity_
 
+        moments = np.ones(len(weights)) if second_moments is None else _read_column(second_moments, "second_moments")
+        if len(moments) != len(weights):
+            raise ValueError(f"second_moments has {len(moments)} values for {len(weights)} importances.")
         if second_moments is None:
-            ascending = np.sort(weights)
-            charges = ascending
+            self.importances_ = np.sort(weights)[::-1]
+            self._order = None
+            ascending = self.importances_[::-1]
         else:
-            moments = _read_column(second_moments, "second_moments")
-            if len(moments) != len(weights):
-                raise ValueError(f"second_moments has {len(moments)} values for {len(weights)} importances.")
             order = np.lexsort((moments, weights))  # equal importances: the floor must not depend on their order
-            ascending = weights[order]
-            charges = ascending * moments[order]
-        self.importances_ = ascending[::-1]
+            self.importances_, self._order = weights[order][::-1], order
+            ascending = weights[order] * moments[order]
+        self._weights = weights
         # Entry k is the charge of the k least important features, summed from the smallest up.
         self._dropped_charge = np.empty(self.n_features_ + 1)
         self._dropped_charge[0] = 0.0
-        np.cumsum(charges, out=self._dropped_charge[1:])
-        if self.allocation != "cutoff":
+        np.cumsum(ascending, out=self._dropped_charge[1:])
+        if not cutoff:
             rates = firing_rates if self.alpha is None else None
-            moments = np.ones(len(weights)) if second_moments is None else moments
-            self._divide(weights, moments, rates, means)
+            self._divide(weights * moments, rates, None if means is None else np.minimum(means**2, weights) * moments)
             self.critical_width_ = float(self.n_features_)
         return self
 
-    def _divide(
-        self, weights: np.ndarray, moments: np.ndarray, rates: np.ndarray | None, means: np.ndarray | None
-    ) -> None:
-        """Prepare the division of dimensions: a curve for each range of firing rates, and blocks for the mean rate."""
-        charges = weights * moments
+    def _divide(self, charges: np.ndarray, rates: np.ndarray | None, saved: np.ndarray | None) -> None:
+        """Prepare the division of dimensions: a curve for each range of firing rates, and blocks for the mean rate.
+
+        `saved` is what a bias saves of each charge, where that is known.
+        """
+        self._packings: dict[tuple[str, int | None], BlockPacking] = {}
+        if isinstance(self.allocation, DistortionCurve):
+            self._filling = Waterfilling(charges, self.allocation)
+            self._variance, self._excess = float(self._filling.floors([0.0])[0]), 1.0
+            return
         if rates is None:
             bins, which = np.array([1.0 - self.alpha_]), np.zeros(len(charges), dtype=np.intp)
         else:
-            steps = np.round(np.log(np.clip(rates, 1e-12, 1.0)) / _BIN)
-            values, which = np.unique(steps, return_inverse=True)
-            bins = np.exp(values * _BIN)
+            steps = np.round(np.log(np.clip(rates, 1e-12, 1.0)) / _BIN).astype(np.int64)
+            bins, which = _unique_steps(steps)
         total = np.bincount(which, weights=charges, minlength=len(bins))
-        if means is None:
-            empty = np.array([empty_distortion(1.0 - rate, self.amplitude) for rate in bins])
-        else:  # the importances of a table are second moments
-            saved = np.bincount(which, weights=np.minimum(means**2, weights) * moments, minlength=len(bins))
-            empty = 1.0 - np.divide(saved, total, out=np.zeros_like(total), where=total > 0.0)
+        empty = np.array([empty_distortion(1.0 - rate, self.amplitude) for rate in bins])
+        if saved is not None:  # the importances of a table are second moments, and it has the means
+            of_bin = np.bincount(which, weights=saved, minlength=len(bins))
+            empty = 1.0 - np.divide(of_bin, total, out=np.zeros_like(total), where=total > 0.0)
         curves = [
             distortion_curve(1.0 - rate, curve=self.curve, empty=float(loss))
-            for rate, loss in zip(bins, empty, strict=True)
+            for rate, loss in zip(bins.tolist(), empty, strict=True)
         ]
         self._filling = Waterfilling(charges, curves, which)
-        share = float(np.average(empty, weights=total)) if total.sum() > 0.0 else 1.0
-        self._packing = BlockPacking(charges, *blocks(self.alpha_, curve=self.curve), share)
+        self._charges = charges
+        self._empty = float(np.average(empty, weights=total)) if total.sum() > 0.0 else 1.0
+        self._variance = float(self._filling.floors([0.0])[0])
+        relative = charges / (charges.max() or 1.0)
+        effective = relative.sum() ** 2 / np.square(relative).sum() if relative.any() else 1.0
+        self._excess = 1.0 if self._is("waterfilling") else 1.0 + _EXCESS / float(np.sqrt(effective))
 
-    def predict(self, widths: ArrayLike) -> np.ndarray:
+    def _packing(self, starts: str, only: int | None = None) -> BlockPacking:
+        """Blocks for the mean firing rate, of all sizes or of one, which becomes the unit of width."""
+        if (starts, only) not in self._packings:
+            found = blocks(self.alpha_, curve=self.curve, starts=starts)
+            chosen = slice(None) if only is None else found.widths == only
+            self._packings[starts, only] = BlockPacking(
+                self._charges,
+                found.widths[chosen] // (only or 1),
+                found.features[chosen],
+                found.distortions[chosen],
+                self._empty,
+            )
+        return self._packings[starts, only]
+
+    def predict(self, widths: ArrayLike, *, return_bounds: bool = False) -> Any:
         """Floor at each width.
 
         Parameters
         ----------
         widths : array-like of shape (n_widths,) or (n_widths, 1)
             Widths of students, in dimensions.
+        return_bounds : bool, default=False
+            Whether to return bounds on the floor of a well-trained student as well, for the allocations that
+            have measured students behind them: from below water-filling, which divides dimensions more finely
+            than a student can; from above blocks as they come out of training on average, of which a student
+            can be made.
 
         Returns
         -------
         floors : ndarray of shape (n_widths,), float64
             Predicted floors, in the units of the importances.
+        bounds : ndarray of shape (n_widths, 2), float64
+            Lower and upper bound, if `return_bounds`.
 
         Raises
         ------
         ValueError
-            If a width is negative or not finite.
+            If a width is negative or not finite, or bounds are asked of an allocation that has none.
         """
         check_is_fitted(self)
         at = _read_column(widths, "widths")
-        if self.allocation == "cutoff":
-            return self._dropped_charge[self.n_features_ - self._kept(at)]
-        if self.allocation == "waterfilling":
-            return self._filling.floors(at)
-        if self.allocation == "blocks":
-            return self._packing.floors(at)
-        floors = self._filling.floors(at)
-        small = at <= WIDEST_PACKING
-        floors[small] = self._packing.floors(at[small])
-        return floors
+        if self._is("cutoff"):
+            floors = self._dropped_charge[self.n_features_ - self._kept(at)]
+        else:
+            packed = self._is_packed(at)
+            floors = np.empty(len(at))
+            floors[~packed] = self._filling.floors(at[~packed])
+            floors[packed] = self._packing("best").floors(at[packed]) if packed.any() else 0.0
+            if self.starts == "mean":
+                floors = np.minimum(self._excess * floors, self._variance)
+        if not return_bounds:
+            return floors
+        if self._is("cutoff") or isinstance(self.allocation, DistortionCurve):
+            raise ValueError(
+                f"return_bounds=True: allocation={self.allocation!r} has no measured students behind it; "
+                "use 'waterfilling', 'blocks' or 'auto'."
+            )
+        return floors, np.column_stack([self._filling.floors(at), self._upper(at)])
+
+    def _is(self, name: str) -> bool:
+        return isinstance(self.allocation, str) and self.allocation == name
+
+    def _is_packed(self, widths: np.ndarray) -> np.ndarray:
+        """Where the division is into blocks."""
+        if self._is("auto"):
+            return widths <= WIDEST_PACKING
+        return np.full(len(widths), self._is("blocks"))
+
+    def _upper(self, widths: np.ndarray) -> np.ndarray:
+        upper = np.empty(len(widths))
+        exact = widths <= _EXACT_PACKING
+        if exact.any():
+            upper[exact] = self._packing("mean").floors(widths[exact])
+        if not exact.all():
+            upper[~exact] = self._packing("mean", _COARSE_BLOCK).floors(widths[~exact] / _COARSE_BLOCK)
+        return np.minimum(upper, self._variance)
+
+    def allocate(self, width: float) -> Allocation:
+        """How a student of one width divides its dimensions.
+
+        Parameters
+        ----------
+        width : float
+            Width of the student, in dimensions.
+
+        Returns
+        -------
+        allocation : Allocation
+            Named tuple of ``capacities`` (n_features,), dimensions of each feature in the order given to
+            `fit`; the numbers ``n_full`` kept without loss, ``n_partial`` kept in part, ``n_dropped``; and
+            the floor's two shares, ``dropped`` and ``interference``, in the units of the importances. They are
+            those of the best student, which `predict` gives with ``starts="best"``.
+
+        Raises
+        ------
+        ValueError
+            If the width is negative or not finite.
+
+        Examples
+        --------
+        >>> from geofloor import FloorPredictor
+        >>> predictor = FloorPredictor(alpha=0.9, allocation="waterfilling").fit(1 / np.arange(1, 41))
+        >>> found = predictor.allocate(6)
+        >>> found.n_full, found.n_partial, found.n_dropped
+        (0, 16, 24)
+        >>> bool(np.isclose(found.dropped + found.interference, predictor.predict([6])[0]))
+        True
+        """
+        check_is_fitted(self)
+        at = _read_column([width], "width")
+        if self._is("cutoff"):
+            order = np.argsort(self._weights, kind="stable") if self._order is None else self._order
+            kept = int(self._kept(at)[0])
+            capacities = np.zeros(self.n_features_)
+            capacities[order[self.n_features_ - kept :]] = 1.0 / self.capacity_
+            return Allocation(capacities, kept, 0, self.n_features_ - kept, float(self.predict(at)[0]), 0.0)
+        packed = bool(self._is_packed(at)[0])
+        division = self._packing("best") if packed else self._filling
+        shares = division.shares(float(at[0]))
+        losses = division.charges * shares.distortions
+        has, whole = shares.capacities > 0.0, shares.distortions == 0.0
+        return Allocation(
+            shares.capacities,
+            int((has & whole).sum()),
+            int((has & ~whole).sum()),
+            int((~has).sum()),
+            float(losses[~has].sum()),
+            float(losses[has].sum()),
+        )
 
     def transform(self, widths: ArrayLike) -> np.ndarray:
         """Floor at each width as a column, so that a frozen predictor can stand before a calibrator.
@@ -314,7 +447,7 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         at = _read_column(widths, "widths")
-        return self._kept(at) if self.allocation == "cutoff" else self._filling.served(at)
+        return self._kept(at) if self._is("cutoff") else self._filling.served(at)
 
     def min_width(self, floor: ArrayLike) -> Any:
         """Smallest whole width whose predicted floor is at most `floor`.
@@ -338,7 +471,7 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         target = np.asarray(floor, dtype=np.float64)
         if not (np.isfinite(target).all() and (target >= 0).all()):
             raise ValueError(f"floor={floor!r}: a target floor must be finite and not negative.")
-        if self.allocation != "cutoff":
+        if not self._is("cutoff"):
             return self._search_width(target)
         needed = self.n_features_ + 1 - np.searchsorted(self._dropped_charge, target, side="right")
         width = np.ceil(needed / self.capacity_)
@@ -381,6 +514,16 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         tags.input_tags.two_d_array = False
         tags.input_tags.positive_only = True
         return tags
+
+
+def _unique_steps(steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Firing rates that stand for the steps that occur, and the place of each feature's among them."""
+    lowest = int(steps.min())
+    counts = np.bincount(steps - lowest)
+    used = np.flatnonzero(counts)
+    place = np.empty(len(counts), dtype=np.intp)
+    place[used] = np.arange(len(used))
+    return np.exp((used + lowest) * _BIN), place[steps - lowest]
 
 
 def _read_importances(importances: Any) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:

@@ -36,7 +36,7 @@ from geofloor._training.checkpoints import (
     read_tensors,
     write_tensors,
 )
-from geofloor._training.devices import resolve_device
+from geofloor._training.devices import resolve_device, to_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.rows import ArrayRows, StreamRows
 from geofloor._training.seeds import draw_seed, step_generator, torch_generator
@@ -503,7 +503,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def _step(self, state: _State, batch: np.ndarray, n_steps: int | None) -> None:
         """One step of Adam, in place."""
         parameters = state.parameters
-        inputs = torch.from_numpy(batch).to(state.device)
+        inputs = to_device(batch, state.device)
         if state.scale != 1.0:
             inputs = inputs * state.scale
         result = loss_and_gradients(parameters, inputs, self.l1_coefficient)
@@ -520,7 +520,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         before = state.n_tokens
         state.n_tokens += len(batch)
         state.idle_tokens += len(batch)
-        state.idle_tokens[result.firings > 0] = 0
+        state.idle_tokens.masked_fill_(result.firings > 0, 0)
         dead = (state.idle_tokens >= self.dead_after).float().mean()
         measured = torch.stack(
             [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,8 +11,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
 from scipy.stats import chi2
-from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils import Tags, check_array, gen_batches
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.utils import Tags, check_array, check_random_state, gen_batches
 from sklearn.utils._set_output import _get_output_config  # no public name; what scikit-learn's own wrapper asks
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
@@ -474,6 +475,61 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def resampled_tables(
+    blocks: Sequence[FeatureStatistics],
+    *,
+    n_resamples: int = 200,
+    random_state: int | np.random.RandomState | None = None,
+) -> Iterator[np.ndarray]:
+    """Feature tables as other draws of the tokens would have given them: a bootstrap over blocks of tokens.
+
+    Neighbouring tokens are alike, so that whole blocks are drawn, with replacement, and not tokens.
+
+    Parameters
+    ----------
+    blocks : sequence of FeatureStatistics
+        Statistics of different tokens and the same latents, of which each saw one block: some documents,
+        or some thousand tokens in a row.
+    n_resamples : int, default=200
+        Number of tables.
+    random_state : int, RandomState or None, default=None
+        Seed of the draws.
+
+    Yields
+    ------
+    table : ndarray of shape (n_alive, 3), float64
+        Features that are alive on all blocks together, by their importance there.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 2 blocks, or they differ in their number of latents.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from geofloor import FeatureStatistics
+    >>> from geofloor.statistics import resampled_tables
+    >>> codes = np.abs(np.random.default_rng(0).standard_normal((8, 100, 3)))
+    >>> blocks = [FeatureStatistics().fit(block) for block in codes]
+    >>> [table.shape for table in resampled_tables(blocks, n_resamples=2, random_state=0)]
+    [(3, 3), (3, 3)]
+    """
+    if len(blocks) < 2:
+        raise ValueError(f"blocks has {len(blocks)} statistics; a bootstrap needs at least 2, and better 20.")
+    together = clone(blocks[0])
+    together._totals, together.n_tokens_ = np.zeros_like(blocks[0]._totals), 0
+    together.n_features_in_ = blocks[0].n_features_in_
+    for block in blocks:
+        together.merge(block)
+    totals = np.stack([block._totals[:, together.alive_] for block in blocks])
+    n_tokens = np.array([block.n_tokens_ for block in blocks])
+    rng = check_random_state(random_state)
+    for _ in range(n_resamples):
+        times = np.bincount(rng.randint(len(blocks), size=len(blocks)), minlength=len(blocks))
+        yield np.ascontiguousarray(np.tensordot(times, totals, axes=1).T) / (times @ n_tokens)
 
 
 def _table(totals: np.ndarray, n_tokens: int, alive: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 
 from geofloor import AffineCalibrator, FloorPredictor
+from geofloor.allocation import cutoff_curve
 from geofloor.capacity import capacity
 from geofloor.distortion import distortion_curve, empty_distortion
 
@@ -239,11 +240,62 @@ def test_min_width_of_shared_dimensions_is_the_smallest_that_meets_the_target(al
 
 
 def test_auto_packs_small_widths_and_fills_large_ones():
-    importances, widths = 1 / np.arange(1, 201), np.array([1, 16, 17, 100])
-    found = FloorPredictor(0.9, allocation="auto").fit(importances).predict(widths)
-    packed = FloorPredictor(0.9, allocation="blocks").fit(importances).predict(widths)
-    filled = FloorPredictor(0.9, allocation="waterfilling").fit(importances).predict(widths)
-    np.testing.assert_array_equal(found, [*packed[:2], *filled[2:]])
+    importances, widths = 1 / np.arange(1, 201), np.array([1, 32, 33, 100])
+    found, packed, filled = (
+        FloorPredictor(0.9, allocation=allocation, starts="best").fit(importances).predict(widths)
+        for allocation in ("auto", "blocks", "waterfilling")
+    )
+    np.testing.assert_allclose(found, [*packed[:2], *filled[2:]], rtol=1e-12)
+
+
+def test_an_average_training_ends_above_the_best_by_less_the_more_features_count():
+    for n_features in (8, 200):
+        importances = np.full(n_features, 0.1 / 3)
+        mean, best = (
+            FloorPredictor(0.9, allocation="auto", starts=starts).fit(importances).predict([0, 2, n_features])
+            for starts in ("mean", "best")
+        )
+        assert mean[0] == pytest.approx(best[0], rel=1e-12)  # what nobody learns, nobody learns badly
+        assert mean[1] == pytest.approx(best[1] * (1 + 0.10 / np.sqrt(n_features)))
+        assert mean[2] == best[2] == 0.0
+
+
+@given(importances=charged, alpha=st.floats(0.75, 0.995), width=st.integers(0, 90))
+def test_bounds_enclose_the_best_student(importances, alpha, width):
+    predictor = FloorPredictor(alpha, allocation="auto", starts="best").fit(importances)
+    floors, bounds = predictor.predict([width], return_bounds=True)
+    tolerance = 1e-9 * importances.sum()
+    assert bounds[0, 0] <= floors[0] + tolerance
+    assert floors[0] <= bounds[0, 1] + tolerance
+    assert bounds[0, 1] <= importances.sum() + tolerance
+
+
+@pytest.mark.parametrize("allocation", ["cutoff", "waterfilling", "blocks", cutoff_curve(4.0)])
+@given(seed=st.integers(0, 100), width=st.floats(0, 30))
+def test_an_allocation_adds_up(allocation, seed, width):
+    rng = np.random.default_rng(seed)
+    importances, moments = rng.pareto(1.0, 40) + 0.01, rng.uniform(0.5, 1.0, 40)
+    predictor = FloorPredictor(0.9, allocation=allocation, starts="best").fit(importances, second_moments=moments)
+    found = predictor.allocate(width)
+    assert found.dropped + found.interference == pytest.approx(predictor.predict([width])[0], rel=1e-9, abs=1e-12)
+    assert found.n_full + found.n_partial + found.n_dropped == 40
+    assert found.capacities.sum() <= width + 1e-9
+    charges = importances if allocation == "cutoff" else importances * moments  # Eq. 2 ranks by importance
+    assert found.capacities[charges.argmax()] >= found.capacities[charges.argmin()]
+
+
+def test_a_curve_of_ones_own_is_water_filled_and_that_of_the_cut_off_is_eq_2():
+    importances = 1 / np.arange(1, 101)
+    g = FloorPredictor(0.9).fit(importances).capacity_
+    whole = (np.array([0, 13, 50]) + 1e-9) / g
+    own = FloorPredictor(0.9, allocation=cutoff_curve(g)).fit(importances)
+    np.testing.assert_allclose(own.predict(whole), FloorPredictor(0.9).fit(importances).predict(whole), rtol=1e-6)
+
+
+def test_bounds_need_measured_students():
+    for allocation in ("cutoff", cutoff_curve(4.0)):
+        with pytest.raises(ValueError, match="return_bounds=True"):
+            FloorPredictor(0.9, allocation=allocation).fit([1.0, 0.5]).predict([1], return_bounds=True)
 
 
 @pytest.mark.parametrize(
@@ -251,6 +303,7 @@ def test_auto_packs_small_widths_and_fills_large_ones():
     [
         ({"allocation": "greedy"}, "allocation='greedy'"),
         ({"allocation": "auto", "curve": "shallow"}, "curve='shallow'"),
+        ({"allocation": "auto", "starts": "worst"}, "starts='worst'"),
         ({"allocation": "auto", "amplitude": "gamma"}, "amplitude='gamma'"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 
@@ -36,6 +37,14 @@ def resolve_device(device: str = "auto") -> torch.device:
     if resolved.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device={device!r} is not on this machine; use device='auto'.")
     return resolved
+
+
+def to_device(batch: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A batch on the device; on a GPU by way of pinned memory, so that the next one is prepared meanwhile."""
+    tensor = torch.from_numpy(batch)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,8 @@ from geofloor.toy._model import Importance, check_settings, check_width, is_kept
 _FILE = "geofloor toy sweep part"
 _SAMPLES, _START = 0, 1  # what a seed is for
 _TARGETS = ("data", "teacher")
-_MOST_FEATURES = 4096  # of all models of a part together, so that its samples stay within some hundred megabytes
+# Of all models of a part together: samples of a part stay within some hundred megabytes, a GPU's within some gigabytes.
+_MOST_FEATURES = {"cpu": 4096, "cuda": 65_536}
 KEYS = ["n_features", "alpha", "teacher_width", "width"]
 COLUMNS = [
     *KEYS, "seed", "floor", "standard_error", "kept", "dropped_share", "data_floor", "data_standard_error",
@@ -389,7 +390,7 @@ class _Run:
                 self.device,
                 self.directory,
             )
-            for part in _parts(models, self.models_per_batch)
+            for part in _parts(models, self.models_per_batch, resolve_device(self.device).type)
         ]
         results: dict[_Model, dict[str, Any]] = {}
         failures: dict[int, str] = {}
@@ -458,13 +459,14 @@ class _Part(NamedTuple):
     directory: Path | None
 
 
-def _parts(models: Iterable[_Model], size: int) -> list[list[_Model]]:
+def _parts(models: Iterable[_Model], size: int, device: str) -> list[list[_Model]]:
     """Models of one padded shape together, in parts of at most `size`, the most expensive parts first."""
+    most_features = _MOST_FEATURES.get(device, _MOST_FEATURES["cpu"])
     parts: list[list[_Model]] = []
     by_shape = sorted(models, key=lambda model: (_shape(model), model))
     for _, group in itertools.groupby(by_shape, key=_shape):
         alike = list(group)
-        n_parts = math.ceil(len(alike) / min(size, max(1, _MOST_FEATURES // _shape(alike[0])[0])))
+        n_parts = math.ceil(len(alike) / min(size, max(1, most_features // _shape(alike[0])[0])))
         parts += [alike[len(alike) * i // n_parts : len(alike) * (i + 1) // n_parts] for i in range(n_parts)]
     return sorted(parts, key=lambda part: -len(part) * math.prod(_shape(part[0])[:2]))
 

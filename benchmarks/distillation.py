@@ -1,0 +1,160 @@
+"""Distillation beside a plain PyTorch loop with F.kl_div on full logits: time and peak memory.
+
+python benchmarks/distillation.py [--device cuda] [--quick]
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from _timing import report, side_by_side
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from geofloor.datasets import load_teacher
+from geofloor.distillation import DistilledStudent, distill_widths
+from geofloor.students import make_student
+
+WIDTHS = [8, 16, 32, 64, 96, 128]
+TEMPERATURE = 2.0
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller steps")
+    parser.add_argument("--memory", choices=["plain", "geofloor"], help=argparse.SUPPRESS)  # one side, in a process
+    return parser.parse_args()
+
+
+def synchronize(device):
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def plain_fit(teacher, width, tokens, n_steps, batch_size, device):
+    """As one would write it first, with the fused optimiser."""
+    student = make_student(teacher, width, random_state=0).to(device)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=3e-4, weight_decay=0.01, fused=True)
+    for step in range(n_steps):
+        ids = torch.from_numpy(batch(tokens, step, batch_size)).to(device)
+        with torch.no_grad():
+            target = functional.softmax(teacher(ids).logits / TEMPERATURE, dim=-1)
+        log_probabilities = functional.log_softmax(student(ids).logits / TEMPERATURE, dim=-1)
+        loss = functional.kl_div(log_probabilities.flatten(0, 1), target.flatten(0, 1), reduction="batchmean")
+        optimizer.zero_grad()
+        (TEMPERATURE**2 * loss).backward()
+        optimizer.step()
+    synchronize(device)
+
+
+def batch(tokens, step, batch_size):
+    start = step * batch_size % (len(tokens) - batch_size + 1)
+    return tokens[start : start + batch_size]
+
+
+@torch.no_grad()
+def teacher_passes(teacher, tokens, n_steps, batch_size, device):
+    for step in range(n_steps):
+        logits = teacher(torch.from_numpy(batch(tokens, step, batch_size)).to(device)).logits
+        functional.softmax(logits / TEMPERATURE, dim=-1)
+    synchronize(device)
+
+
+def settings(n_steps, batch_size, device, tokens):
+    """Training alone: what is held out is two tokens."""
+    return {
+        "n_steps": n_steps,
+        "warmup": 0,
+        "batch_size": batch_size,
+        "eval_every": n_steps,
+        "device": device,
+    }, {"eval_tokens": tokens[:1, :2]}
+
+
+def compare_times(options):
+    device, n_steps, batch_size = options.device, 5 if options.quick else 20, 32
+    if device != "cpu" and not options.quick:
+        n_steps = 200
+    teacher = load_teacher().model.to(device)
+    tokens = np.random.default_rng(0).integers(teacher.config.vocab_size, size=(256, 256))
+    student, data = settings(n_steps, batch_size, device, tokens)
+
+    def fit(width):
+        DistilledStudent(teacher, width, random_state=0, **student).fit(tokens, **data)
+        synchronize(device)
+
+    def fit_together():
+        distill_widths(teacher, tokens, WIDTHS, **student, **data)
+        synchronize(device)
+
+    common = (tokens, n_steps, batch_size, device)
+    functions = {"together": fit_together, "teacher": lambda: teacher_passes(teacher, *common)}
+    for width in WIDTHS:
+        functions[f"geofloor {width}"] = lambda width=width: fit(width)
+        functions[f"plain {width}"] = lambda width=width: plain_fit(teacher, width, *common)
+    seconds = side_by_side(functions, repeats=3 if options.quick else 5)
+    n_tokens = n_steps * batch_size * 256
+    print(f"embedded teacher, {batch_size} x 256 tokens a step, tokens a second:")
+    for name, value in seconds.items():
+        print(f"  {name}: {n_tokens / value:,.0f}")
+    own = sum(seconds[f"geofloor {width}"] for width in WIDTHS) - (len(WIDTHS) - 1) * seconds["teacher"]
+    plain = sum(seconds[f"plain {width}"] for width in WIDTHS)
+    report("  distill_widths / (students' own steps + one teacher pass)", seconds["together"] / own, 1.25)
+    report("  six plain fits / distill_widths", plain / seconds["together"], 1.8, at_most=False)
+    for width in WIDTHS:
+        ratio = seconds[f"plain {width}"] / seconds[f"geofloor {width}"]
+        report(f"  tokens a second of DistilledStudent({width}) / plain", ratio, 1.0, at_most=False)
+
+
+def peak_resident():
+    """Bytes of this process alone: getrusage would count the one that started it."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+
+
+def memory_of(side, device, quick):
+    """Peak bytes of a few steps at a vocabulary of 49,152 and 2,048 tokens a step."""
+    before = peak_resident()
+    config = LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=192 if quick else 576,
+        num_hidden_layers=2 if quick else 6,
+        num_attention_heads=3 if quick else 9,
+        num_key_value_heads=3,
+        intermediate_size=512 if quick else 1536,
+        tie_word_embeddings=True,
+    )
+    teacher = LlamaForCausalLM(config).eval().to(device)
+    tokens = np.random.default_rng(0).integers(config.vocab_size, size=(16, 512))
+    width = config.hidden_size // 3
+    if side == "plain":
+        plain_fit(teacher, width, tokens, 2, 4, device)
+    else:
+        student, data = settings(2, 4, device, tokens)
+        DistilledStudent(teacher, width, random_state=0, **student).fit(tokens, **data)
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    return peak_resident() - before
+
+
+def compare_memory(options):
+    peak = {}
+    for side in ("plain", "geofloor"):
+        command = [sys.executable, __file__, "--memory", side, "--device", options.device]
+        command += ["--quick"] if options.quick else []
+        peak[side] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        print(f"vocabulary 49,152, 2,048 tokens a step: {side} takes {peak[side] / 2**20:,.0f} MiB at its peak")
+    report("  peak memory of DistilledStudent / plain", peak["geofloor"] / peak["plain"], 0.6)
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments()
+    if arguments.memory:
+        print(memory_of(arguments.memory, arguments.device, arguments.quick))
+    else:
+        compare_times(arguments)
+        compare_memory(arguments)

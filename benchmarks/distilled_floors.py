@@ -1,0 +1,112 @@
+"""Students of the embedded teacher: their observed floors, to compare predictions with.
+
+    python benchmarks/distilled_floors.py --work distilled-work --device cuda
+
+All widths are distilled in one pass, a second seed at one of them, and everything once more with twice the steps. Floors
+and training curves are written to results/distilled_floors.json, the students beside the token blocks in `--work`.
+It takes minutes on a GPU and a day on two cores; a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from geofloor.datasets import load_local_corpus, load_teacher
+from geofloor.distillation import distill_widths
+from geofloor.language_models import token_blocks
+
+RESULTS = Path(__file__).parent / "results"
+WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128)
+LENGTH = 256
+SETTINGS = {
+    "temperature": 2.0,
+    "batch_size": 64,
+    "learning_rate": 3e-3,
+    "warmup": 100,
+    "weight_decay": 0.01,
+    "clip_norm": 1.0,
+    "eval_every": 50,
+    "eval_sequences": 512,
+}
+
+
+def prepared(work: Path, n_train: int, n_test: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token blocks to train and to evaluate on, made once."""
+    work.mkdir(parents=True, exist_ok=True)
+    paths = {split: work / f"tokens-{split}.npy" for split in ("train", "test")}
+    tokenizer = load_teacher().tokenizer
+    for split, limit, n_blocks in (("train", 8_000_000, n_train), ("test", 400_000, n_test)):
+        if not paths[split].exists():
+            texts = (document.text for document in load_local_corpus(split, max_characters_per_package=limit))
+            blocks = token_blocks(texts, tokenizer, length=LENGTH)
+            chosen = np.random.default_rng(0).permutation(len(blocks))[:n_blocks]  # of all packages alike
+            np.save(paths[split], blocks[chosen].astype(np.uint16))
+    return np.load(paths["train"], mmap_mode="r"), np.load(paths["test"], mmap_mode="r")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder for token blocks, checkpoints and students")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--n-steps", type=int, default=1500)
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    parser.add_argument("--second-seed", type=int, default=64, help="width that is distilled from a second seed too")
+    parser.add_argument("--budgets", type=int, nargs="+", default=(1, 2), help="multiples of the steps")
+    parser.add_argument("--n-train", type=int, default=72_000, help="sequences")
+    parser.add_argument("--n-test", type=int, default=1000, help="sequences")
+    parser.add_argument("--only-tokens", action="store_true", help="prepare the token blocks and stop")
+    parser.add_argument("--output", type=Path, default=RESULTS / "distilled_floors.json")
+    options = parser.parse_args()
+    train, test = prepared(options.work, options.n_train, options.n_test)
+    print(f"{train.size:,} tokens to train on, {test.size:,} held out", flush=True)
+    if options.only_tokens:
+        return
+    runs = []
+    for budget in options.budgets:
+        pairs = [(width, 0) for width in options.widths]
+        pairs += [(width, 1) for width in options.widths if width == options.second_seed]
+        began = time.perf_counter()
+        students = distill_widths(
+            str(load_teacher().path),
+            train,
+            pairs,
+            eval_tokens=test,
+            n_steps=budget * options.n_steps,
+            checkpoint_path=options.work / f"checkpoints-{budget * options.n_steps}",
+            device=options.device,
+            **SETTINGS,
+        )
+        seconds = time.perf_counter() - began
+        for student in students:
+            name = f"student-{student.width}-seed-{student.random_state}-steps-{student.n_steps_}.safetensors"
+            student.save(options.work / name)
+            runs.append(
+                {
+                    "width": student.width,
+                    "seed": student.random_state,
+                    "n_steps": student.n_steps_,
+                    "n_tokens": student.n_steps_ * SETTINGS["batch_size"] * LENGTH,
+                    "floor": student.floor_,
+                    "floor_error": student.floor_error_,
+                    "converged": bool(student.converged_),
+                    "n_parameters": student.n_parameters_,
+                    "history": [[h["step"], h["eval_kl"]] for h in student.history_],
+                }
+            )
+            print(
+                f"width {student.width}, seed {student.random_state}, {student.n_steps_} steps: "
+                f"{student.floor_:.4f} ± {student.floor_error_:.4f} nats",
+                flush=True,
+            )
+        print(f"{len(students)} students in {seconds:.0f} s", flush=True)
+    content = {"command": "python benchmarks/distilled_floors.py", "settings": SETTINGS, "runs": runs}
+    options.output.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
