@@ -3,9 +3,10 @@
     python benchmarks/deep_students.py --device cuda
 
 A student encodes n sparse features linearly in d dimensions and decodes them with two hidden ReLU layers of 256 units.
-The output is linear in training, where a shut ReLU would never learn, and cut off below 0 when it is measured. Hundreds of students are trained at once, in stacked matrix products. Two tables are written: the
-library's geofloor/_distortion/deep_uniform.csv, from features of equal importance, and results/toy_deep_floors.csv, the
-floors of students that meet other importances. `--doubled` trains for twice as long, to see what is still to gain.
+The output is linear in training, where a shut ReLU would never learn, and cut off below 0 when it is measured. Hundreds
+of students are trained at once, in stacked matrix products. Two tables are written: the library's
+geofloor/_distortion/deep_uniform.csv, from features of equal importance, and results/toy_deep_floors.csv, the floors of
+students that meet other importances. It takes four minutes on an H100.
 """
 
 from __future__ import annotations

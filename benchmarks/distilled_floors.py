@@ -2,8 +2,8 @@
 
     python benchmarks/distilled_floors.py --work distilled-work --device cuda
 
-All widths are distilled in one pass, a second seed at one of them, and everything once more with twice the steps. Floors
-and training curves are written to results/distilled_floors.json, the students beside the token blocks in `--work`.
+All widths are distilled in one pass, a second seed at one of them, and everything once more with twice the steps.
+Floors and training curves go to results/distilled_floors.json, the students beside the token blocks in `--work`.
 It takes minutes on a GPU and a day on two cores; a run that was stopped goes on where it was.
 """
 

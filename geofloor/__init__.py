@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from geofloor.calibration import AffineCalibrator, PowerLawCalibrator
+    from geofloor.distillation import DistilledStudent
     from geofloor.floor import FloorPredictor
     from geofloor.language_models import ActivationExtractor, ActivationStore
+    from geofloor.probing import ConceptProbe
     from geofloor.sparse_autoencoder import SparseAutoencoder
     from geofloor.statistics import FeatureStatistics
     from geofloor.toy import ToyModel
@@ -23,6 +25,8 @@ __all__ = [
     "ActivationExtractor",
     "ActivationStore",
     "AffineCalibrator",
+    "ConceptProbe",
+    "DistilledStudent",
     "FeatureStatistics",
     "FloorPredictor",
     "PowerLawCalibrator",
@@ -35,6 +39,8 @@ _MODULE_OF = {
     "ActivationExtractor": "language_models",
     "ActivationStore": "language_models",
     "AffineCalibrator": "calibration",
+    "ConceptProbe": "probing",
+    "DistilledStudent": "distillation",
     "FeatureStatistics": "statistics",
     "FloorPredictor": "floor",
     "PowerLawCalibrator": "calibration",

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+_FEW_PIECES = 512  # that are sorted to find a level among them
+
 
 class Shares(NamedTuple):
     """What each feature gets of a student's dimensions."""
@@ -174,7 +176,8 @@ class Waterfilling:
     Every linear piece of every feature's curve is a quantity of dimensions, each of which saves the same. At
     the level λ the pieces that save more are filled. Features with one curve reach a piece in the order of
     their charges, so that counting filled pieces and adding up what is left takes a search in sorted charges
-    for each piece of the curve, and the level of a width is found by bisection, to the last bit.
+    for each piece of the curve. The level of a width is bracketed by bisection until few pieces lie between, which
+    are then sorted.
 
     Examples
     --------
@@ -188,13 +191,22 @@ class Waterfilling:
     ) -> None:
         charges = _checked(charges)
         each = [curves] if isinstance(curves, DistortionCurve) else list(curves)
-        index = np.zeros(len(charges), dtype=np.intp) if which is None else np.asarray(which)
+        index = np.zeros(len(charges), dtype=np.int16) if which is None else np.asarray(which)
         if index.shape != charges.shape or index.min() < 0 or index.max() >= len(each):
             raise ValueError(f"which must name one of {len(each)} curves for each of {len(charges)} charges.")
         self.charges, self._curves, self._index = charges, each, index
+        # One stable sort of small integers brings the charges of each curve together.
+        grouped = (
+            charges
+            if len(each) == 1
+            else charges[
+                np.argsort(index.astype(np.int16 if len(each) < 2**15 else np.int64, copy=False), kind="stable")
+            ]
+        )
+        ends = np.cumsum(np.bincount(index, minlength=len(each)))
         self._groups = []
-        for number, curve in enumerate(each):
-            ascending = np.sort(charges if len(each) == 1 else charges[index == number])
+        for curve, first, last in zip(each, np.append(0, ends[:-1]), ends, strict=True):
+            ascending = np.sort(grouped[first:last])
             if not len(ascending):
                 continue
             savings, lengths = curve.segments
@@ -219,16 +231,52 @@ class Waterfilling:
         """
         widths = np.asarray(widths, dtype=np.float64)
         highest = max((group[0][-1] * group[2].max(initial=0.0) for group in self._groups), default=0.0)
-        # Positive floats are ordered as their bits are, so that halving the bits finds any of them in 63 steps.
-        low = np.full(widths.shape, -1, dtype=np.int64)
-        high = np.full(widths.shape, np.float64(highest * (1.0 + 1e-12)).view(np.int64))
-        for _ in range(64):
-            middle = low + (high - low) // 2
-            fits = self._filled(middle.clip(min=0).view(np.float64))[0] <= widths
-            high, low = np.where(fits, middle, high), np.where(fits, low, middle)
-            if (high - low <= 1).all():
-                break
-        return high.clip(min=0).view(np.float64)
+        grid = np.append(0.0, np.geomspace(max(highest, 1e-290) * 1e-15, max(highest, 1e-290) * (1.0 + 1e-12), 64))
+        dimensions, _, pieces = self._filled(grid)
+        place = np.searchsorted(-dimensions, -widths, side="left").clip(max=len(grid) - 1)
+        # More than the width is filled at `low`, at most the width at `high`. Positive floats are ordered as their
+        # bits are, so that halving the bits finds any of them; it stops early where few pieces lie between.
+        low, high = grid[np.maximum(place - 1, 0)].view(np.int64), grid[place].view(np.int64)
+        between = np.where(place > 0, pieces[np.maximum(place - 1, 0)] - pieces[place], 0)
+        n_low, n_high = pieces[np.maximum(place - 1, 0)], pieces[place]
+        while (open_ := (between > _FEW_PIECES) & (high - low > 1)).any():
+            middle = low[open_] + (high[open_] - low[open_]) // 2
+            dimensions, _, pieces = self._filled(middle.view(np.float64))
+            fits = dimensions <= widths[open_]
+            high[open_], low[open_] = np.where(fits, middle, high[open_]), np.where(fits, low[open_], middle)
+            n_high[open_], n_low[open_] = np.where(fits, pieces, n_high[open_]), np.where(fits, n_low[open_], pieces)
+            between = n_low - n_high
+        return self._last_fitting(widths, low.view(np.float64), high.view(np.float64), (place > 0) & (high - low > 1))
+
+    def _last_fitting(self, widths: np.ndarray, low: np.ndarray, high: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """The level of each width: that of the first piece between `high` and `low` with which it is overfull."""
+        # Where rounding lets all of them fit, the level is `low`, at which the width is overfull by rounding alone.
+        levels = np.where(inside, low, high)
+        rows = np.flatnonzero(inside)
+        if not len(rows):
+            return levels
+        owners, worths, lengths = [], [], []
+        for ascending, _, savings, each, _ in self._groups:
+            first = np.searchsorted(ascending, low[rows, np.newaxis] / savings, side="right")
+            counts = np.maximum(np.searchsorted(ascending, high[rows, np.newaxis] / savings, side="right") - first, 0)
+            row, piece = np.nonzero(counts)
+            many, start = counts[row, piece], first[row, piece]
+            index = np.repeat(start - np.append(0, np.cumsum(many)[:-1]), many) + np.arange(many.sum())
+            owners.append(np.repeat(row, many))
+            worths.append(ascending[index] * np.repeat(savings[piece], many))
+            lengths.append(np.repeat(each[piece], many))
+        owner, worth, length = (np.concatenate(parts) for parts in (owners, worths, lengths))
+        order = np.lexsort((-worth, owner))
+        owner, worth, length = owner[order], worth[order], length[order]
+        room = widths[rows] - self._filled(high[rows])[0]
+        # Running sums of each owner's pieces, most valuable first.
+        filled = np.cumsum(length)
+        starts = np.searchsorted(owner, np.arange(len(rows)))
+        filled -= np.append(0.0, filled)[starts][owner]
+        over = np.flatnonzero(filled > room[owner])
+        owners_over, first_over = np.unique(owner[over], return_index=True)
+        levels[rows[owners_over]] = worth[over[first_over]]
+        return levels
 
     def floors(self, widths: ArrayLike) -> np.ndarray:
         """Smallest loss at each width.
@@ -245,7 +293,7 @@ class Waterfilling:
         """
         widths = np.asarray(widths, dtype=np.float64)
         levels = self.levels(widths)
-        filled, left = self._filled(levels)
+        filled, left, _ = self._filled(levels)
         # The pieces that save exactly λ are filled in part.
         return np.maximum(left - (widths - filled) * levels, 0.0)
 
@@ -303,14 +351,20 @@ class Waterfilling:
             distortions[members] = curve(capacities[members])
         return Shares(capacities, distortions)
 
-    def _filled(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Dimensions in pieces that save more than each level, and the loss that is left with them."""
-        dimensions, loss = np.zeros(levels.shape), np.zeros(levels.shape)
+    def _filled(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Dimensions in pieces that save more than each level, the loss left with them, and the number of pieces."""
+        dimensions, loss, pieces = (
+            np.zeros(levels.shape),
+            np.zeros(levels.shape),
+            np.zeros(levels.shape, dtype=np.int64),
+        )
         for ascending, left, savings, lengths, rest in self._groups:
             unfilled = np.searchsorted(ascending, levels[:, np.newaxis] / savings, side="right")
-            dimensions += (len(ascending) - unfilled) @ lengths
+            filled = len(ascending) - unfilled
+            dimensions += filled @ lengths
+            pieces += filled.sum(axis=1)
             loss += left[unfilled] @ (savings * lengths) + rest
-        return dimensions, loss
+        return dimensions, loss, pieces
 
 
 class BlockPacking:

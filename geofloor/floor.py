@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from geofloor.allocation import BlockPacking, DistortionCurve, Waterfilling
 from geofloor.capacity import CapacityMethod, NonMonotoneCapacityWarning, capacity
-from geofloor.distortion import STARTS, blocks, distortion_curve, empty_distortion
+from geofloor.distortion import STARTS, blocks, distortion_curves, empty_distortion
 
 ALLOCATIONS = ("cutoff", "waterfilling", "blocks", "auto")
 # Up to this width "auto" packs blocks. On toy floors they were nearer than water-filling at all widths, up to 30.
@@ -24,7 +24,7 @@ WIDEST_PACKING = 32
 _EXCESS = 0.10
 # Bounds from above pack blocks exactly up to this width, and only blocks of the next number of dimensions beyond it.
 _EXACT_PACKING, _COARSE_BLOCK = 64, 8
-_BIN = 0.05  # of the logarithm of the firing rate: features within one share a curve
+_BIN = 0.25  # of the logarithm of the firing rate: features within one share a curve
 
 
 class Allocation(NamedTuple):
@@ -198,25 +198,25 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         self.n_features_ = len(weights)
         self.critical_width_ = self.n_features_ / self.capacity_
 
-        moments = np.ones(len(weights)) if second_moments is None else _read_column(second_moments, "second_moments")
-        if len(moments) != len(weights):
-            raise ValueError(f"second_moments has {len(moments)} values for {len(weights)} importances.")
         if second_moments is None:
-            self.importances_ = np.sort(weights)[::-1]
-            self._order = None
-            ascending = self.importances_[::-1]
+            charges, saved = weights, None if means is None else np.minimum(np.square(means), weights)
+            order, ascending = None, np.sort(weights)
+            self.importances_ = ascending[::-1]
         else:
+            moments = _read_column(second_moments, "second_moments")
+            if len(moments) != len(weights):
+                raise ValueError(f"second_moments has {len(moments)} values for {len(weights)} importances.")
+            charges, saved = weights * moments, None if means is None else np.minimum(means**2, weights) * moments
             order = np.lexsort((moments, weights))  # equal importances: the floor must not depend on their order
-            self.importances_, self._order = weights[order][::-1], order
-            ascending = weights[order] * moments[order]
-        self._weights = weights
-        # Entry k is the charge of the k least important features, summed from the smallest up.
-        self._dropped_charge = np.empty(self.n_features_ + 1)
-        self._dropped_charge[0] = 0.0
-        np.cumsum(ascending, out=self._dropped_charge[1:])
-        if not cutoff:
-            rates = firing_rates if self.alpha is None else None
-            self._divide(weights * moments, rates, None if means is None else np.minimum(means**2, weights) * moments)
+            self.importances_, ascending = weights[order][::-1], charges[order]
+        if cutoff:
+            self._weights, self._order = weights, order
+            # Entry k is the charge of the k least important features, summed from the smallest up.
+            self._dropped_charge = np.empty(self.n_features_ + 1)
+            self._dropped_charge[0] = 0.0
+            np.cumsum(ascending, out=self._dropped_charge[1:])
+        else:
+            self._divide(charges, firing_rates if self.alpha is None else None, saved)
             self.critical_width_ = float(self.n_features_)
         return self
 
@@ -233,24 +233,20 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         if rates is None:
             bins, which = np.array([1.0 - self.alpha_]), np.zeros(len(charges), dtype=np.intp)
         else:
-            steps = np.round(np.log(np.clip(rates, 1e-12, 1.0)) / _BIN).astype(np.int64)
-            bins, which = _unique_steps(steps)
+            bins, which = _rate_bins(rates)
         total = np.bincount(which, weights=charges, minlength=len(bins))
         empty = np.array([empty_distortion(1.0 - rate, self.amplitude) for rate in bins])
         if saved is not None:  # the importances of a table are second moments, and it has the means
             of_bin = np.bincount(which, weights=saved, minlength=len(bins))
             empty = 1.0 - np.divide(of_bin, total, out=np.zeros_like(total), where=total > 0.0)
-        curves = [
-            distortion_curve(1.0 - rate, curve=self.curve, empty=float(loss))
-            for rate, loss in zip(bins.tolist(), empty, strict=True)
-        ]
+        curves = distortion_curves(1.0 - bins, curve=self.curve, empty=empty)
         self._filling = Waterfilling(charges, curves, which)
         self._charges = charges
         self._empty = float(np.average(empty, weights=total)) if total.sum() > 0.0 else 1.0
         self._variance = float(self._filling.floors([0.0])[0])
         relative = charges / (charges.max() or 1.0)
         effective = relative.sum() ** 2 / np.square(relative).sum() if relative.any() else 1.0
-        self._excess = 1.0 if self._is("waterfilling") else 1.0 + _EXCESS / float(np.sqrt(effective))
+        self._excess = 1.0 + _EXCESS / float(np.sqrt(effective))
 
     def _packing(self, starts: str, only: int | None = None) -> BlockPacking:
         """Blocks for the mean firing rate, of all sizes or of one, which becomes the unit of width."""
@@ -277,7 +273,7 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
             Whether to return bounds on the floor of a well-trained student as well, for the allocations that
             have measured students behind them: from below water-filling, which divides dimensions more finely
             than a student can; from above blocks as they come out of training on average, of which a student
-            can be made.
+            can be made, and what an average training loses beyond the best.
 
         Returns
         -------
@@ -300,7 +296,7 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
             floors = np.empty(len(at))
             floors[~packed] = self._filling.floors(at[~packed])
             floors[packed] = self._packing("best").floors(at[packed]) if packed.any() else 0.0
-            if self.starts == "mean":
+            if self.starts == "mean" and not self._is("waterfilling"):
                 floors = np.minimum(self._excess * floors, self._variance)
         if not return_bounds:
             return floors
@@ -327,7 +323,7 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
             upper[exact] = self._packing("mean").floors(widths[exact])
         if not exact.all():
             upper[~exact] = self._packing("mean", _COARSE_BLOCK).floors(widths[~exact] / _COARSE_BLOCK)
-        return np.minimum(upper, self._variance)
+        return np.minimum(self._excess * upper, self._variance)
 
     def allocate(self, width: float) -> Allocation:
         """How a student of one width divides its dimensions.
@@ -516,14 +512,18 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         return tags
 
 
-def _unique_steps(steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Firing rates that stand for the steps that occur, and the place of each feature's among them."""
-    lowest = int(steps.min())
-    counts = np.bincount(steps - lowest)
+def _rate_bins(rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean firing rates of the features whose rates are alike, and the place of each feature among them."""
+    steps = np.log(np.maximum(rates, 1e-12))
+    steps *= 1.0 / _BIN
+    steps = np.rint(steps, out=steps).astype(np.int16)
+    steps -= steps.min()
+    counts = np.bincount(steps)
     used = np.flatnonzero(counts)
-    place = np.empty(len(counts), dtype=np.intp)
+    place = np.zeros(len(counts), dtype=np.int16)
     place[used] = np.arange(len(used))
-    return np.exp((used + lowest) * _BIN), place[steps - lowest]
+    which = place[steps]
+    return np.clip(np.bincount(which, weights=rates) / counts[used], 1e-12, 1.0), which
 
 
 def _read_importances(importances: Any) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:

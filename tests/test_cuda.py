@@ -40,5 +40,5 @@ def test_sparse_autoencoder(tmp_path):
 def test_activations():
     path = str(load_teacher().path)
     tokens = np.random.default_rng(0).integers(0, 2000, size=(4, 64))
-    states = {d: ActivationExtractor(teacher.model, 2, device=d).fit(tokens).transform(tokens) for d in ("cpu", "cuda")}
+    states = {d: ActivationExtractor(path, 2, device=d).fit(tokens).transform(tokens) for d in ("cpu", "cuda")}
     np.testing.assert_allclose(states["cuda"], states["cpu"], atol=2e-2, rtol=2e-3)

@@ -14,9 +14,9 @@ ROOT = Path(geofloor.__file__).parent
 # Each module may import those on its own level's left and all levels above this line of it.
 LEVELS = [
     ["_streams", "capacity", "allocation", "distortion"],
-    ["statistics", "floor", "calibration", "agreement"],
+    ["statistics", "floor", "calibration", "agreement", "uncertainty", "probing"],
     ["_training", "_sparse_step", "sparse_autoencoder", "toy"],
-    ["language_models"],
+    ["language_models", "students", "distillation"],
     ["datasets", "displays"],
 ]
 RANK = {name: (level, place) for level, names in enumerate(LEVELS) for place, name in enumerate(names)}

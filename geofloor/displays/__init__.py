@@ -5,6 +5,7 @@ figure where there are several panels, or on new ones.
 """
 
 from geofloor.displays._floors import CalibrationDisplay, CapacityDisplay, FloorDisplay, SpectrumDisplay
+from geofloor.displays._probes import FeatureStaircaseDisplay, ProbeHeatmapDisplay
 from geofloor.displays._sweeps import (
     AccuracyDisplay,
     CollapseDisplay,
@@ -21,9 +22,11 @@ __all__ = [
     "CapacityDisplay",
     "CollapseDisplay",
     "ErrorDisplay",
+    "FeatureStaircaseDisplay",
     "FloorDisplay",
     "FloorGridDisplay",
     "PredictionDisplay",
+    "ProbeHeatmapDisplay",
     "SparsityDisplay",
     "SpectrumDisplay",
     "TrainingCurvesDisplay",

@@ -1,0 +1,671 @@
+import json
+import pickle
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.utils import estimator_checks as checks
+from torch.nn import functional
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+
+from geofloor import ActivationExtractor, ToyModel, distillation
+from geofloor._training.checkpoints import write_tensors
+from geofloor._training.devices import one_thread
+from geofloor._training.sampling import epoch_rows
+from geofloor._training.schedules import warmup_cosine
+from geofloor._training.seeds import draw_seed, torch_generator
+from geofloor.distillation import DistilledStudent, distill_widths, distillation_kl
+from geofloor.students import make_student
+from geofloor.toy import SparseFeatures
+
+N_VOCABULARY = 64
+
+
+def new_teacher(**changes):
+    settings = {
+        "vocab_size": N_VOCABULARY,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 32,
+        "initializer_range": 0.3,  # or its distributions would be flat, with nothing to learn
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return GPTNeoXForCausalLM(GPTNeoXConfig(**{**settings, **changes})).eval()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return new_teacher()
+
+
+@pytest.fixture(scope="module")
+def teacher_path(teacher, tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher")
+    teacher.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def tokens(rng):
+    return rng.integers(N_VOCABULARY, size=(60, 12))
+
+
+SETTINGS = {
+    "n_steps": 20,
+    "warmup": 3,
+    "batch_size": 8,
+    "learning_rate": 1e-2,
+    "eval_every": 5,
+    "validation_fraction": 0.1,
+    "device": "cpu",
+}
+
+
+def student(teacher, width=8, **changes):
+    return DistilledStudent(teacher, width, **{**SETTINGS, "random_state": 0, **changes})
+
+
+def weights(fitted):
+    return {name: value.numpy() for name, value in fitted.model_.state_dict().items()}
+
+
+def assert_same(a, b):
+    for name, value in weights(a).items():
+        np.testing.assert_array_equal(value, weights(b)[name], err_msg=name)
+    assert a.history_ == b.history_
+    assert (a.floor_, a.floor_error_) == (b.floor_, b.floor_error_)
+
+
+# The loss
+
+
+def plain_kl(student, teacher, mask, temperature):
+    rows = functional.kl_div(
+        torch.log_softmax(student / temperature, -1),
+        torch.log_softmax(teacher / temperature, -1),
+        log_target=True,
+        reduction="none",
+    ).sum(-1)
+    return rows.mean() if mask is None else rows[mask].mean()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 0.7])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("chunk_rows", [None, 7])
+def test_the_kl_and_its_gradient_are_torchs(temperature, masked, chunk_rows):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    mask = torch.rand(5, 9, generator=generator) < 0.6 if masked else None
+    options = {"temperature": temperature, "mask": mask, "chunk_rows": chunk_rows}
+    logits, target = 3 * draw(5, 9, 33), 3 * draw(5, 9, 33)
+    hidden, weight, bias = draw(5, 9, 4), draw(33, 4), draw(33)
+    teacher_hidden, teacher_weight, teacher_bias = draw(5, 9, 6), draw(33, 6), draw(33)
+    for tensors, ours, plain in [
+        ([logits], lambda s: distillation_kl(s, target, **options), lambda s: plain_kl(s, target, mask, temperature)),
+        (
+            [hidden, weight, bias],
+            lambda h, w, b: distillation_kl(
+                h,
+                teacher_hidden,
+                student_weight=w,
+                student_bias=b,
+                teacher_weight=teacher_weight,
+                teacher_bias=teacher_bias,
+                **options,
+            ),
+            lambda h, w, b: plain_kl(
+                functional.linear(h, w, b),
+                functional.linear(teacher_hidden, teacher_weight, teacher_bias),
+                mask,
+                temperature,
+            ),
+        ),
+    ]:
+        found, expected = ([t.clone().requires_grad_() for t in tensors] for _ in range(2))
+        value, reference = ours(*found), plain(*expected)
+        assert value.dtype == torch.float64
+        assert value.item() == pytest.approx(reference.item(), abs=1e-12)
+        (3 * value).backward()
+        (3 * reference).backward()
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_softmaxes_of_half_precision_logits_are_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    logits, target = (20 * torch.randn(50, 30, generator=generator).bfloat16() for _ in range(2))
+    value = distillation_kl(logits.clone().requires_grad_(), target)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(float(plain_kl(logits.double(), target.double(), None, 1.0)), rel=1e-5)
+
+
+def test_shapes_that_do_not_match_are_refused():
+    with pytest.raises(ValueError, match="vocabulary of 5 tokens, teacher one of 6"):
+        distillation_kl(torch.zeros(3, 5), torch.zeros(3, 6))
+    with pytest.raises(ValueError, match="positions .4,., teacher .3,."):
+        distillation_kl(torch.zeros(4, 5), torch.zeros(3, 5))
+    with pytest.raises(ValueError, match="temperature=0"):
+        distillation_kl(torch.zeros(3, 5), torch.zeros(3, 5), temperature=0)
+
+
+# Training
+
+
+def plain_loop(teacher, tokens, *, mask=lambda ids: None, cross_entropy=0.0, hidden=0.0):
+    """As one would write it: full logits, F.kl_div, AdamW; eight steps."""
+    module = make_student(teacher, 8, random_state=draw_seed(0))
+    projection = torch.nn.Linear(8, 16)
+    with torch.no_grad():
+        generator = torch_generator(draw_seed(0))
+        for parameter in projection.parameters():
+            parameter.normal_(std=8**-0.5, generator=generator)
+        variance = teacher.base_model(torch.from_numpy(tokens[54:]))[0].flatten(0, 1).var(0).mean()
+    optimizer = torch.optim.AdamW([*module.parameters(), *projection.parameters()], weight_decay=0.01)
+    for step in range(8):
+        optimizer.param_groups[0]["lr"] = 1e-2 * warmup_cosine(step, n_steps=8, warmup_steps=3)
+        ids = torch.from_numpy(tokens[epoch_rows(54, 8, step, 0)])
+        with torch.no_grad():
+            target = teacher(ids, output_hidden_states=True)
+        output = module(ids, output_hidden_states=True)
+        loss = 4 * plain_kl(output.logits, target.logits, mask(ids), 2.0)
+        following = functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        error = functional.mse_loss(projection(output.hidden_states[-1]), target.hidden_states[-1]) / variance
+        loss = loss + cross_entropy * following + hidden * error
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return module
+
+
+def assert_close_to_plain(fitted, module):
+    """Same logits; weights that change none, such as biases of keys, move by what rounding gives them."""
+    ids = torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(fitted.model_(ids).logits, module(ids).logits, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "losses"),
+    [
+        ({}, {}),
+        ({"gradient_accumulation": 3}, {}),
+        ({"cross_entropy_weight": 1.5, "gradient_accumulation": 2}, {"cross_entropy": 1.5}),
+        ({"hidden_weight": 5.0}, {"hidden": 5.0}),
+    ],
+)
+def test_training_is_the_textbook_loop(teacher, tokens, changes, losses):
+    fitted = student(teacher, n_steps=8, **changes).fit(tokens)
+    assert_close_to_plain(fitted, plain_loop(teacher, tokens, **losses))
+
+
+def test_the_other_losses_change_the_result(teacher, tokens):
+    logits = [plain_loop(teacher, tokens, **losses)(torch.arange(12)[None]).logits for losses in ({}, {"hidden": 5.0})]
+    assert float((logits[0] - logits[1]).abs().max().detach()) > 0.01  # so that the test above tells something
+
+
+def test_padding_counts_nowhere(teacher, tokens):
+    tokens = np.where(tokens == 63, 0, tokens)
+    lengths = np.random.default_rng(1).integers(2, 13, size=60)
+    padded = np.where(np.arange(12) < lengths[:, None], tokens, 63)
+    fitted = student(teacher, n_steps=8, pad_token_id=63, gradient_accumulation=2).fit(padded)
+    plain = plain_loop(teacher, padded, mask=lambda ids: ids != 63).requires_grad_(False)
+    assert_close_to_plain(fitted, plain)
+    per_token = [
+        plain_kl(plain(ids).logits, teacher(ids).logits, None, 2.0).item()
+        for ids in (torch.from_numpy(row[:length][None]) for row, length in zip(padded, lengths, strict=True))
+    ]
+    assert fitted.score(padded) == pytest.approx(-np.average(per_token, weights=lengths), rel=1e-3)
+    assert fitted.transform(padded).shape == (60, 8)
+
+
+def test_the_floor_is_the_mean_of_the_last_tenth_of_evaluations(teacher, tokens):
+    fitted = student(teacher, eval_every=1, n_steps=20).fit(tokens)
+    curve = [row["eval_kl"] for row in fitted.history_]
+    assert [row["step"] for row in fitted.history_] == list(range(21))
+    assert fitted.floor_ == pytest.approx(np.mean(curve[-2:]), rel=1e-12)
+    assert curve[-1] < curve[0]
+    assert -fitted.score(tokens[-6:]) == pytest.approx(curve[-1], rel=1e-6)
+    each = [-fitted.score(row[None]) for row in tokens[-6:]]
+    assert fitted.floor_error_ == pytest.approx(np.std(each, ddof=1) / np.sqrt(6), rel=0.05)
+    rates = [row["learning_rate"] for row in fitted.history_]
+    assert rates[1:4] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2])
+    assert fitted.n_parameters_ == fitted.model_.num_parameters()
+    assert fitted.n_steps_ == 20
+
+
+def test_convergence_is_told_from_the_last_two_tenths():
+    def history(before, final):
+        curve = [(0, 9.0), (50, 5.0), (85, before), (90, before), (95, final), (100, final)]
+        return [{"step": step, "eval_kl": kl} for step, kl in curve]
+
+    assert distillation._has_stopped(history(1.0, 0.995), 100, 0.01)
+    assert not distillation._has_stopped(history(1.0, 0.98), 100, 0.01)
+    assert not distillation._has_stopped(history(1.0, 1.0)[-2:], 100, 0.01)  # nothing to compare with
+
+
+def test_a_student_can_start_from_the_teachers_principal_directions(teacher, tokens, tmp_path):
+    fitted = student(teacher, width=16, init="principal", checkpoint_path=tmp_path / "checkpoint").fit(tokens)
+    assert fitted.history_[0]["eval_kl"] == pytest.approx(0, abs=1e-5)  # at the teacher's own width it is the teacher
+    assert_same(clone(fitted).fit(tokens), fitted)
+
+
+def test_evaluation_tokens_can_be_given(teacher, tokens):
+    fitted = student(teacher).fit(tokens[:54], eval_tokens=tokens[54:])
+    assert_same(fitted, student(teacher).fit(tokens))
+
+
+def test_memory_maps_of_small_integers_are_trained_on_as_arrays_are(teacher, tokens, tmp_path):
+    np.save(tmp_path / "tokens.npy", tokens.astype(np.uint8))
+    mapped = np.load(tmp_path / "tokens.npy", mmap_mode="r")
+    assert_same(student(teacher).fit(mapped), student(teacher).fit(tokens))
+
+
+def test_bf16_is_near_float32(teacher, tokens):
+    exact, rough = student(teacher).fit(tokens), student(teacher, precision="bf16").fit(tokens)
+    assert rough.floor_ == pytest.approx(exact.floor_, rel=0.02)
+    assert rough.floor_ != exact.floor_
+    assert all(value.dtype == np.float32 for value in weights(rough).values())
+
+
+def test_teachers_by_name_as_objects_and_as_bare_modules_give_the_same(teacher, teacher_path, tokens):
+    class Bare(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = teacher
+
+        def forward(self, ids):
+            return self.inner(ids).logits
+
+    @make_student.register
+    def _(teacher: Bare, width, *, init="random", random_state=None, tokens=None):
+        return make_student(teacher.inner, width, random_state=random_state)
+
+    by_object = student(teacher).fit(tokens)
+    assert_same(student(teacher_path).fit(tokens), by_object)
+    assert_same(student(str(teacher_path)).fit(tokens), by_object)
+    # Its logits come whole, so sums are rounded otherwise.
+    assert student(Bare()).fit(tokens).floor_ == pytest.approx(by_object.floor_, rel=1e-4)
+
+
+def test_tied_embeddings_and_dropout(tokens):
+    config = GPT2Config(vocab_size=N_VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=16, resid_pdrop=0.5)
+    teacher = GPT2LMHeadModel(config).train()
+    fitted = student(teacher, learning_rate=3e-3).fit(tokens)
+    assert teacher.training  # as it was
+    assert teacher.transformer.drop.training
+    assert_same(student(teacher, learning_rate=3e-3).fit(tokens), fitted)
+    assert fitted.model_.lm_head.weight is fitted.model_.transformer.wte.weight
+
+
+def test_the_teacher_is_left_alone(teacher, tokens):
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in teacher.parameters()]
+    student(teacher).fit(tokens).score(tokens)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert [parameter.requires_grad for parameter in teacher.parameters()] == flags
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+# Inference
+
+
+def test_predictions_are_the_models(teacher, tokens):
+    fitted = student(teacher).fit(tokens)
+    with torch.no_grad():
+        logits = fitted.model_(torch.from_numpy(tokens)).logits
+    np.testing.assert_array_equal(fitted.predict(tokens), logits.argmax(-1).numpy())
+    np.testing.assert_allclose(fitted.predict_log_proba(tokens), torch.log_softmax(logits, -1).numpy(), atol=1e-5)
+    expected = ActivationExtractor(fitted.model_, 0, pooling="mean").transform(tokens)
+    np.testing.assert_allclose(fitted.set_params(layer=0).transform(tokens), expected, atol=1e-6)
+    assert fitted.set_params(pooling=None).transform(tokens).shape == (60 * 11, 8)
+    assert fitted.get_feature_names_out()[-1] == "distilledstudent7"
+
+
+def test_before_fit_nothing_is_predicted(teacher, tokens):
+    for method in ("predict", "predict_log_proba", "transform", "score"):
+        with pytest.raises(NotFittedError):
+            getattr(student(teacher), method)(tokens)
+
+
+# Several students in one pass
+
+
+def test_students_trained_together_end_where_each_alone_would(teacher, tokens):
+    calls = []
+    handle = teacher.register_forward_pre_hook(lambda *_: calls.append("whole"))
+    base = teacher.base_model.register_forward_pre_hook(lambda *_: calls.append("base"))
+    pairs = [8, (8, 5), 16]
+    together = distill_widths(teacher, tokens, pairs, gradient_accumulation=2, **SETTINGS)
+    n_together = len(calls)
+    calls.clear()
+    alone = [
+        student(teacher, width, random_state=seed, gradient_accumulation=2).fit(tokens)
+        for width, seed in [(8, 0), (8, 5), (16, 0)]
+    ]
+    handle.remove()
+    base.remove()
+    for a, b in zip(together, alone, strict=True):
+        assert_same(a, b)
+        assert a.get_params() == b.get_params()
+    assert len(calls) == 3 * n_together  # one forward pass of the teacher a batch
+    assert together[0].floor_ != together[1].floor_
+
+
+def test_probabilities_that_are_not_kept_are_computed_again_to_the_same_bits(teacher, tokens, monkeypatch):
+    kept = distill_widths(teacher, tokens, [8, 16], **SETTINGS)
+    monkeypatch.setattr(distillation, "_KEPT_BYTES", 0)
+    for a, b in zip(kept, distill_widths(teacher, tokens, [8, 16], **SETTINGS), strict=True):
+        assert_same(a, b)
+
+
+@pytest.mark.parametrize("widths", [[], [8, 8], [8, (8, 0)]])
+def test_widths_must_be_there_and_differ(teacher, tokens, widths):
+    with pytest.raises(ValueError, match="at least one width and no student twice"):
+        distill_widths(teacher, tokens, widths, **SETTINGS)
+
+
+# Checkpoints
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("steps", [1, 4, 13, 19])
+def test_a_stopped_fit_goes_on_to_the_same_bits(teacher, tokens, tmp_path, monkeypatch, steps):
+    settings = {"checkpoint_every": 3, "hidden_weight": 0.1, "eval_every": 2}
+    never_stopped = student(teacher, **settings).fit(tokens)
+    stopped = student(teacher, checkpoint_path=tmp_path / "checkpoint", **settings)
+    train_step = distillation._Distillation.train_step
+
+    def stop_after(self, runs, step):
+        if step == steps:
+            raise StoppedError
+        train_step(self, runs, step)
+
+    monkeypatch.setattr(distillation._Distillation, "train_step", stop_after)
+    with pytest.raises(StoppedError):
+        clone(stopped).fit(tokens)
+    monkeypatch.undo()
+    assert_same(clone(stopped).fit(tokens), never_stopped)
+    assert_same(clone(stopped).fit(tokens), never_stopped)  # already complete
+
+
+def test_students_that_were_checkpointed_at_different_steps_go_on_together(teacher, tokens, tmp_path, monkeypatch):
+    never_stopped = distill_widths(teacher, tokens, [8, 16], **SETTINGS)
+    settings = {**SETTINGS, "checkpoint_every": 3, "checkpoint_path": tmp_path / "runs"}
+    write = distillation.write_tensors
+    written = []
+
+    def full_disk(path, *arguments, **options):
+        written.append(path.name)
+        if len(written) == 4:  # step 6, the second student
+            raise OSError(28, "No space left on device")
+        write(path, *arguments, **options)
+
+    monkeypatch.setattr(distillation, "write_tensors", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        distill_widths(teacher, tokens, [8, 16], **settings)
+    monkeypatch.undo()
+    assert written == 2 * ["width-8-seed-0.safetensors", "width-16-seed-0.safetensors"]
+    for a, b in zip(distill_widths(teacher, tokens, [8, 16], **settings), never_stopped, strict=True):
+        assert_same(a, b)
+
+
+_KILLED = """
+import sys
+import numpy as np
+import torch
+from geofloor import distillation
+
+torch.set_num_threads(1)
+
+evaluate = distillation._Distillation.evaluate
+
+def announced(self, runs):
+    evaluate(self, runs)
+    print(runs[0].step, flush=True)
+
+distillation._Distillation.evaluate = announced
+tokens = np.random.default_rng(0).integers(64, size=(60, 12))
+students = distillation.distill_widths(
+    sys.argv[1], tokens, [8, 16], n_steps=60, warmup=3, batch_size=8, learning_rate=1e-2, eval_every=2,
+    checkpoint_every=3, checkpoint_path=sys.argv[2], device="cpu",
+)
+for student in students:
+    student.save(f"{sys.argv[2]}/{student.width}.safetensors")
+"""
+
+
+def test_sigkill_loses_nothing(teacher_path, tmp_path):
+    def start(name):
+        arguments = [sys.executable, "-c", _KILLED, str(teacher_path), str(tmp_path / name)]
+        return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    for last_line in ("8", "44"):
+        with start("killed") as process:
+            for line in process.stdout:
+                if line.strip() == last_line:
+                    process.send_signal(signal.SIGKILL)
+                    break
+        assert process.returncode == -signal.SIGKILL
+    with start("killed") as process:
+        steps = process.communicate()[0].split()
+    assert int(steps[0]) >= 42  # it went on, and did not start anew
+    settings = {"n_steps": 60, "warmup": 3, "batch_size": 8, "learning_rate": 1e-2, "eval_every": 2, "device": "cpu"}
+    tokens = np.random.default_rng(0).integers(64, size=(60, 12))
+    for never_stopped in distill_widths(teacher_path, tokens, [8, 16], **settings):
+        path = tmp_path / "killed" / f"{never_stopped.width}.safetensors"
+        assert_same(DistilledStudent.load(path, device="cpu"), never_stopped)
+
+
+def test_a_checkpoint_of_something_else_is_refused(teacher, tokens, tmp_path):
+    path = tmp_path / "checkpoint"
+    student(teacher, checkpoint_path=path).fit(tokens)
+    with pytest.raises(ValueError, match="other values of temperature"):
+        student(teacher, checkpoint_path=path, temperature=3.0).fit(tokens)
+    with pytest.raises(ValueError, match="other values of random_state"):
+        student(teacher, checkpoint_path=path, random_state=1).fit(tokens)
+    with pytest.raises(ValueError, match="other tokens"):
+        student(teacher, checkpoint_path=path).fit(tokens[::-1])
+    with pytest.raises(ValueError, match="other teacher"):
+        student(new_teacher(initializer_range=0.2), checkpoint_path=path).fit(tokens)
+    write_tensors(path, {"a": torch.zeros(1)}, kind="something else", metadata={})
+    with pytest.raises(ValueError, match="holds a something else"):
+        student(teacher, checkpoint_path=path).fit(tokens)
+
+
+# Files and copies
+
+
+def test_save_and_load(teacher, teacher_path, tokens, tmp_path):
+    path = tmp_path / "student.safetensors"
+    fitted = student(teacher_path).fit(tokens)
+    fitted.save(path)
+    loaded = DistilledStudent.load(path, device="cpu")
+    assert_same(loaded, fitted)
+    assert loaded.get_params() == {**fitted.get_params(), "teacher": str(teacher_path)}
+    np.testing.assert_array_equal(loaded.predict(tokens), fitted.predict(tokens))
+    assert loaded.score(tokens) == fitted.score(tokens)
+    assert (loaded.n_parameters_, loaded.converged_) == (fitted.n_parameters_, fitted.converged_)
+
+    student(teacher).fit(tokens).save(path)
+    loaded = DistilledStudent.load(path, device="cpu")
+    np.testing.assert_array_equal(loaded.predict(tokens), fitted.predict(tokens))
+    with pytest.raises(ValueError, match="teacher=None must be"):
+        loaded.score(tokens)
+    assert DistilledStudent.load(path, teacher=teacher, device="cpu").score(tokens) == fitted.score(tokens)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="truncated"):
+        DistilledStudent.load(path)
+
+
+def test_a_clone_shares_the_teacher(teacher, tokens):
+    original = student(teacher)
+    assert clone(original).teacher is teacher
+    assert original.teacher is teacher
+
+
+def test_a_teacher_by_name_is_left_out_of_pickles(teacher, teacher_path, tokens):
+    fitted = student(teacher_path).fit(tokens)
+    names = {name for name, _ in fitted._load_teacher()[1].named_parameters()}
+    assert names
+    assert "_loaded" not in fitted.__getstate__()
+    restored = pickle.loads(pickle.dumps(fitted))
+    assert restored.score(tokens) == fitted.score(tokens)
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_a_grid_search_over_the_width(teacher_path, tokens, n_jobs):
+    search = GridSearchCV(student(str(teacher_path), n_steps=40), {"width": [8, 16]}, cv=2, n_jobs=n_jobs)
+    search.fit(tokens)
+    assert search.best_params_ == {"width": 16}
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.score(tokens) == search.best_estimator_.score(tokens)
+
+
+# Toy models
+
+
+def test_a_toy_teacher_is_distilled_as_toy_models_are():
+    features = SparseFeatures(6, alpha=0.9)
+    settings = {"n_steps": 200, "max_rounds": 20, "n_eval_samples": 4096}
+    teacher = ToyModel(4, random_state=0, **settings).fit(features)
+    fitted = DistilledStudent(teacher, 2, random_state=1, device="cpu").fit(features)
+    expected = ToyModel(2, random_state=1, device="cpu", **settings).fit(features, teacher=teacher)
+    assert (fitted.floor_, fitted.floor_error_) == (expected.floor_, expected.standard_error_)
+    assert fitted.n_parameters_ == 2 * 6 + 6
+    X = features.sample(50, random_state=0)
+    np.testing.assert_array_equal(fitted.transform(X), expected.transform(X))
+    difference = teacher.predict(X) - fitted.predict(X)
+    assert fitted.score(X) == pytest.approx(-np.mean(difference**2 @ (1 / np.arange(1, 7))))
+    [together] = distill_widths(teacher, features, [(2, 1)], device="cpu")
+    assert together.floor_ == fitted.floor_
+    with pytest.raises(ValueError, match="no probabilities"):
+        fitted.predict_log_proba(X)
+    with pytest.raises(ValueError, match="type ToyModel can't be made again"):
+        fitted.save("student")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t + 1, "token id 64, outside the teacher's vocabulary of 0 to 63"),
+        (lambda t: t - 1, "token id -1, outside"),
+        (lambda t: t[:, :1], "sequences of 1 token"),
+        (lambda t: t[:0], "empty"),
+        (lambda t: t[0], "shape .12,.; token ids are integers of shape"),
+        (lambda t: t.astype(float), "dtype float64; token ids are integers"),
+        (lambda t: [[1, 2, 3], [1, 2]], "different lengths"),
+        (lambda t: t[:1], "leaves none to train on"),
+        (lambda t: np.tile(t, 3), "36 tokens, and the teacher has 32 positions"),
+    ],
+)
+def test_bad_tokens_are_refused_before_training(teacher, tokens, change, message, monkeypatch):
+    monkeypatch.delattr(distillation._Distillation, "train")
+    with pytest.raises(ValueError, match=message):
+        student(teacher).fit(change(tokens))
+
+
+def test_padding_before_tokens_is_refused(teacher, tokens):
+    tokens[3, 4] = 0
+    with pytest.raises(ValueError, match="pad sequences at their end"):
+        student(teacher, pad_token_id=0).fit(tokens)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 0}, "width=0"),
+        ({"width": 7}, "width=7 can't be divided"),
+        ({"temperature": 0}, "temperature=0 must be above 0"),
+        ({"temperature": np.nan}, "temperature=nan"),
+        ({"n_steps": 0}, "n_steps=0"),
+        ({"n_steps": 3}, "warmup=3 must be below n_steps=3"),
+        ({"learning_rate": np.inf}, "learning_rate=inf"),
+        ({"gradient_accumulation": 9}, "gradient_accumulation=9"),
+        ({"precision": "fp16"}, "precision='fp16'"),
+        ({"init": "zeros"}, "init='zeros'"),
+        ({"validation_fraction": 1.5}, "validation_fraction=1.5"),
+        ({"device": "abacus"}, "device='abacus'"),
+        ({"teacher": 3}, "teacher=3 must be"),
+        ({"teacher_kwargs": {"dtype": "float32"}}, "teacher_kwargs"),
+        ({"teacher": torch.nn.Linear(2, 2)}, "can't take token ids"),
+    ],
+)
+def test_bad_parameters_are_refused_before_training(teacher, tokens, changes, message, monkeypatch):
+    monkeypatch.delattr(distillation._Distillation, "train_step")
+    with pytest.raises(ValueError, match=message):
+        student(teacher).set_params(**changes).fit(tokens)
+
+
+@pytest.mark.parametrize("where", ["gpt_neox.layers.1.mlp.dense_4h_to_h.bias", "lm_head.weight"])
+def test_a_teacher_that_is_not_finite_is_named(tokens, where, monkeypatch):
+    teacher = new_teacher()
+    teacher.get_parameter(where).data[0] = np.nan
+    monkeypatch.delattr(distillation._Distillation, "train_step")
+    with pytest.raises(ValueError, match="teacher's .* not finite"):
+        student(teacher).fit(tokens)
+
+
+def test_a_loss_that_is_not_finite_is_never_checkpointed(teacher, tokens, tmp_path):
+    path = tmp_path / "checkpoint"
+    diverging = student(teacher, learning_rate=1e30, checkpoint_path=path, checkpoint_every=2)
+    with pytest.raises(ValueError, match="width 8 became nan .*lower learning_rate=1e.30"):
+        diverging.fit(tokens)
+    assert not path.exists()
+
+
+# scikit-learn's contract
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        checks.check_do_not_raise_errors_in_init_or_set_params,
+        checks.check_estimator_cloneable,
+        checks.check_estimator_repr,
+        checks.check_estimator_sparse_tag,
+        checks.check_estimator_tags_renamed,
+        checks.check_estimators_unfitted,
+        checks.check_get_params_invariance,
+        checks.check_mixin_order,
+        checks.check_no_attributes_set_in_init,
+        checks.check_parameters_default_constructible,
+        checks.check_set_params,
+        checks.check_valid_tag_types,
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_scikit_learn_checks(teacher_path, check):
+    """Those that hold of any estimator; the rest fit random real numbers, which are no token ids."""
+    check("DistilledStudent", student(str(teacher_path)))
+
+
+def test_fitting_twice_gives_the_same_and_no_parameter_is_changed(teacher, tokens):
+    fitted = student(teacher).fit(tokens)
+    before = fitted.get_params()
+    assert_same(clone(fitted).fit(tokens), fitted)
+    assert fitted.get_params() == before
+    assert json.dumps(fitted.history_)

@@ -1,0 +1,249 @@
+import argparse
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    OPTConfig,
+)
+
+from geofloor import ToyModel
+from geofloor._training.devices import one_thread
+from geofloor.datasets import load_teacher
+from geofloor.distillation import distillation_kl
+from geofloor.language_models import token_blocks
+from geofloor.students import count_parameters, make_student, student_config
+from geofloor.toy import SparseFeatures
+
+PYTHIA_410M = GPTNeoXConfig(
+    vocab_size=50304, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+)
+SMOLLM2_135M = LlamaConfig(
+    vocab_size=49152,
+    hidden_size=576,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    intermediate_size=1536,
+    tie_word_embeddings=True,
+    rope_parameters={"rope_type": "default", "rope_theta": 100000},
+)
+# width, heads, FFN, parameters in millions
+TABLE_8 = [(128, 8, 512, 18), (256, 16, 1024, 45), (512, 16, 2048, 127), (768, 16, 3072, 247), (1024, 16, 4096, 405)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.mark.parametrize(("width", "heads", "ffn", "millions"), TABLE_8)
+def test_table_8(width, heads, ffn, millions):
+    config = student_config(PYTHIA_410M, width)
+    assert (config.num_hidden_layers, config.vocab_size) == (24, 50304)
+    assert (config.num_attention_heads, config.intermediate_size) == (heads, ffn)
+    assert config.max_position_embeddings == PYTHIA_410M.max_position_embeddings
+    # The table gives whole millions, so for the narrowest (17.64) it is no more exact than 2.8%.
+    assert round(count_parameters(config) / 1e6) == millions
+    assert count_parameters(config) / 1e6 == pytest.approx(millions, rel=0.0202 if width == 128 else 0.01)
+
+
+def test_parameters_are_counted_as_they_are_there_and_shared_ones_once():
+    config = GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=2, n_positions=20)
+    assert count_parameters(config) == GPT2LMHeadModel(config).num_parameters()
+
+
+def test_the_teachers_own_width_has_the_teachers_shapes():
+    for config in (PYTHIA_410M, SMOLLM2_135M, GPT2Config()):
+        assert count_parameters(student_config(config, config.hidden_size)) == count_parameters(config)
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "key_value_heads", "ffn"),
+    [(576, 9, 3, 1536), (288, 9, 3, 768), (192, 6, 2, 512), (64, 4, 2, 171)],
+)
+def test_llama_keeps_groups_of_queries_and_the_ratio_of_the_feed_forward(width, heads, key_value_heads, ffn):
+    config = student_config(SMOLLM2_135M, width)
+    assert (config.num_attention_heads, config.num_key_value_heads) == (heads, key_value_heads)
+    assert (config.head_dim, config.intermediate_size) == (width // heads, ffn)
+    assert config.rope_parameters["rope_theta"] == 100000
+    assert config.tie_word_embeddings
+
+
+def test_the_configuration_given_is_left_alone():
+    before = SMOLLM2_135M.to_dict()
+    student_config(SMOLLM2_135M, 96)
+    assert SMOLLM2_135M.to_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("config", "width", "near"),
+    [(PYTHIA_410M, 131, "130 or 132"), (PYTHIA_410M, 7, "8 or"), (GPT2Config(), 131, "130 or 132")],
+)
+def test_a_width_that_no_head_count_divides_is_refused_with_one_that_works(config, width, near):
+    with pytest.raises(ValueError, match=f"width={width} can't be divided .*use {near}"):
+        student_config(config, width)
+
+
+@pytest.mark.parametrize("width", [0, -8, 8.0, True, "8"])
+def test_a_width_that_is_no_positive_integer_is_refused(width):
+    with pytest.raises(ValueError, match="width="):
+        student_config(PYTHIA_410M, width)
+
+
+def test_other_types_are_refused_until_they_are_registered():
+    with pytest.raises(ValueError, match="'opt', for which there is no rule.*register"):
+        student_config(OPTConfig(), 64)
+
+    @student_config.register
+    def _(config: MistralConfig, width):
+        return MistralConfig(**{**config.to_dict(), "hidden_size": width})
+
+    assert student_config(MistralConfig(), 64).hidden_size == 64
+
+
+def small_teachers():
+    sizes = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    yield GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, intermediate_size=128))
+    yield LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=1, intermediate_size=80))
+    yield GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=2, n_positions=64))
+
+
+@pytest.mark.parametrize("teacher", list(small_teachers()), ids=lambda teacher: teacher.config.model_type)
+def test_a_student_runs_and_its_seed_is_its_own(teacher):
+    state = torch.get_rng_state()
+    students = [make_student(teacher, 16, random_state=seed) for seed in (0, 0, 1)]
+    assert torch.equal(torch.get_rng_state(), state)
+    logits = [student(torch.arange(10)[None]).logits for student in students]
+    assert logits[0].shape == (1, 10, 40)
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.equal(logits[0], logits[2])
+    assert type(students[0]) is type(teacher)
+    assert students[0].num_parameters() == count_parameters(students[0].config)
+
+
+def test_a_toy_student_has_the_toy_teachers_settings():
+    teacher = ToyModel(4, importance="uniform", n_steps=20, max_rounds=1, n_eval_samples=256, random_state=0)
+    with pytest.warns(UserWarning, match="still falling"):
+        teacher.fit(SparseFeatures(6, alpha=0.9))
+    student = make_student(teacher, 2, random_state=3)
+    assert (student.n_hidden, student.importance, student.random_state) == (2, "uniform", 3)
+    assert not hasattr(student, "components_")
+    with pytest.raises(ValueError, match="init='principal' is not there for a ToyModel"):
+        make_student(teacher, 2, init="principal")
+
+
+def test_what_has_no_rule_is_refused_until_it_is_registered():
+    class Table(torch.nn.Module):
+        pass
+
+    with pytest.raises(ValueError, match="teacher is a Table.*make_student.register"):
+        make_student(Table(), 8)
+
+    @make_student.register
+    def _(teacher: Table, width, *, init="random", random_state=None, tokens=None):
+        return torch.nn.Embedding(5, width)
+
+    assert make_student(Table(), 8).embedding_dim == 8
+
+
+def test_an_unknown_start_is_refused():
+    llama = list(small_teachers())[1]
+    with pytest.raises(ValueError, match="init='orthogonal' must be one of"):
+        make_student(llama, 16, init="orthogonal")
+    with pytest.raises(ValueError, match="init='principal' is not there for a teacher of type 'llama'"):
+        make_student(llama, 16, init="principal", tokens=np.zeros((2, 4), int))
+
+
+def spread_teacher(**changes):
+    settings = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 128,
+        "initializer_range": 0.3,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        teacher = GPTNeoXForCausalLM(GPTNeoXConfig(**{**settings, **changes})).eval()
+        for name, parameter in teacher.named_parameters():  # gains and biases too
+            if parameter.ndim == 1:
+                torch.nn.init.normal_(parameter, mean=float("norm.weight" in name), std=0.3)
+    return teacher
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_a_projection_on_all_principal_directions_is_the_teacher(rng, parallel):
+    teacher = spread_teacher(use_parallel_residual=parallel)
+    tokens = rng.integers(40, size=(20, 15))
+    student = make_student(teacher, 32, init="principal", random_state=0, tokens=tokens)
+    ids = torch.from_numpy(tokens)
+    with torch.no_grad():
+        expected, found = teacher(ids).logits, student(ids).logits
+    assert expected.std() > 1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+    assert not teacher.gpt_neox.final_layer_norm._forward_pre_hooks
+
+
+def test_a_teacher_that_uses_half_of_its_dimensions_is_projected_on_them_without_loss(rng):
+    teacher = spread_teacher(hidden_size=64, intermediate_size=256)  # heads of 32 dimensions, 8 of them rotated
+    plane = torch.linalg.qr(torch.randn(64, 24, generator=torch.Generator().manual_seed(0)))[0]
+    plane = torch.linalg.qr(plane - plane.mean(0))[0]  # off the mean direction, which normalisation takes out
+    onto = plane @ plane.T
+    with torch.no_grad():
+        teacher.gpt_neox.embed_in.weight.copy_(teacher.gpt_neox.embed_in.weight @ onto)
+        teacher.gpt_neox.final_layer_norm.bias.zero_()
+        for layer in teacher.gpt_neox.layers:
+            layer.mlp.dense_4h_to_h.weight[:, 120:] = 0.0
+            for parameter in layer.attention.query_key_value.parameters():
+                queries_keys_values = parameter.view(2, 3, 32, -1)
+                queries_keys_values[:, 0, :8] = 0.0  # rotated dimensions have other frequencies in the student
+                queries_keys_values[:, 1, 18:] = 0.0
+            layer.attention.dense.weight.view(64, 2, 32)[:, :, 14:] = 0.0
+            for write in (layer.mlp.dense_4h_to_h, layer.attention.dense):
+                write.weight.copy_(onto @ write.weight)
+                write.bias.copy_(onto @ write.bias)
+        tokens = rng.integers(40, size=(20, 15))
+        student = make_student(teacher, 32, init="principal", random_state=0, tokens=tokens)
+        ids = torch.from_numpy(tokens)
+        expected = teacher(ids).logits
+        assert expected.std() > 1
+        torch.testing.assert_close(student(ids).logits, expected, rtol=0, atol=2e-3)
+
+
+def test_a_projection_starts_nearer_to_a_trained_teacher_than_chance(rng):
+    teacher = load_teacher()
+    tokens = token_blocks([inspect.getsource(argparse)], teacher.tokenizer, length=64, max_blocks=40)
+    ids = torch.from_numpy(tokens[-8:])
+    kl = {}
+    with torch.no_grad():
+        for width in (32, 64, 96):
+            for init in ("principal", "random"):
+                student = make_student(teacher.model, width, init=init, random_state=0, tokens=tokens[:-8])
+                kl[init, width] = float(distillation_kl(student(ids).logits, teacher.model(ids).logits))
+    assert kl["principal", 96] < kl["principal", 64] < kl["principal", 32] < kl["random", 32]
+    assert kl["principal", 64] < 0.6 * kl["random", 64]
+
+
+@pytest.mark.parametrize(
+    ("changes", "width", "tokens", "message"),
+    [
+        ({"attention_bias": False}, 16, np.zeros((2, 4), int), "biases in its attention"),
+        ({"tie_word_embeddings": True}, 16, np.zeros((2, 4), int), "unembedding of its own"),
+        ({}, 64, np.zeros((2, 4), int), "width=64 exceeds"),
+        ({}, 16, None, "needs tokens"),
+    ],
+)
+def test_what_can_not_be_projected_is_refused(changes, width, tokens, message):
+    with pytest.raises(ValueError, match=message):
+        make_student(spread_teacher(**changes), width, init="principal", tokens=tokens)
