@@ -129,9 +129,9 @@ def plan(options, sae, statistics, test):
             "kept": floor.kept_features(widths),
             "dropped": floor.n_features_ - floor.kept_features(widths),
             "floor": floors,
+            options.allocation: shared.predict(widths),
             "normalised": floors / floors[0] if floors[0] else floors,
             "share_of_total": floors / total,
-            options.allocation: shared.predict(widths),
         }
     )
     return floor, {
@@ -157,8 +157,8 @@ def show(result):
         f"features: F = {result['n_features']:,}, sparsity alpha = {result['alpha']:.4f}, "
         f"capacity g = {result['capacity']:.2f} a dimension, critical width d* = {result['critical_width']:.1f}\n"
         f"importances: power-law tail, exponent {result['tail_exponent']:.2f} ({low:.2f} to {high:.2f})\n\n"
-        "Predicted floors, in squared activation of the teacher's hidden space: Eq. 2 and, in the last column, of\n"
-        "students that share dimensions among features:\n"
+        "Predicted floors, in squared activation of the teacher's hidden space: Eq. 2 and, beside it, of students\n"
+        "that share dimensions among features:\n"
     )
     table = pd.DataFrame(result["students"])
     print(table.to_string(index=False, float_format="{:.4g}".format))
