@@ -1,10 +1,12 @@
 """What of concepts survives in students of the embedded teacher, by linear probes (the paper's Experiment 4).
 
-    python benchmarks/probes.py --work distilled-work
+    python examples/plan_a_distillation.py && python benchmarks/probes.py --work distilled-work --plan plan
 
 Needs the students that distilled_floors.py left in `--work`. Every model's hidden states after one block, averaged over
 the tokens of an example, are probed for nine concepts by five-fold cross-validation; the table goes to
-results/probes.csv and the heatmap to `--work`.
+results/probes.csv. With the autoencoder of the main job (`--plan`) its features are probed one by one too: how well
+a hidden state tells each activation, by rank of importance; summaries go to results/staircase.csv. Figures go to
+`--work`.
 """
 
 from __future__ import annotations
@@ -14,11 +16,19 @@ import time
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
-from geofloor import ActivationExtractor, ConceptProbe, DistilledStudent
+from geofloor import (
+    ActivationExtractor,
+    ConceptProbe,
+    DistilledStudent,
+    FeatureStatistics,
+    FloorPredictor,
+    SparseAutoencoder,
+)
 from geofloor.datasets import load_concepts, load_teacher
-from geofloor.displays import ProbeHeatmapDisplay
-from geofloor.probing import probe_table
+from geofloor.displays import FeatureStaircaseDisplay, ProbeHeatmapDisplay
+from geofloor.probing import feature_probes, probe_table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -27,22 +37,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder with students of distilled_floors.py")
     parser.add_argument("--n-steps", type=int, default=3000, help="of the students to take")
+    parser.add_argument("--plan", type=Path, help="folder of the main job, for its autoencoder of the same layer")
     parser.add_argument("--layer", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RESULTS / "probes.csv")
     options = parser.parse_args()
     matplotlib.use("Agg")
     teacher = load_teacher()
-    concepts = load_concepts()
-    models = {"teacher": teacher.model}
+    models = students(options, teacher)
+    probe_concepts(options, teacher, models)
+    if options.plan is not None:
+        probe_features(options, teacher, models)
+
+
+def students(options, teacher):
+    """The teacher and its students, the widest first."""
+    models = {}
     for path in options.work.glob(f"student-*-seed-0-steps-{options.n_steps}.safetensors"):
         student = DistilledStudent.load(path, teacher=teacher.model, device="cpu")
         models[f"width {student.width}"] = student.model_
-    order = ["teacher", *sorted(set(models) - {"teacher"}, key=lambda name: -int(name.split()[1]))]
+    order = sorted(models, key=lambda name: -int(name.split()[1]))
+    return {"teacher": teacher.model} | {name: models[name] for name in order}
+
+
+def probe_concepts(options, teacher, models):
+    concepts = load_concepts()
     states = {}
-    for name in order:
+    for name, model in models.items():
         began = time.perf_counter()
         extractor = ActivationExtractor(
-            models[name], options.layer, tokenizer=teacher.tokenizer, pooling="mean", max_length=128, batch_size=64
+            model, options.layer, tokenizer=teacher.tokenizer, pooling="mean", max_length=128, batch_size=64
         ).fit()
         states[name] = {concept: extractor.transform(data.texts) for concept, data in concepts.items()}
         print(f"{name}: states in {time.perf_counter() - began:.0f} s", flush=True)
@@ -50,14 +73,42 @@ def main() -> None:
     with open(options.output, "w", encoding="utf-8") as file:
         file.write("# python benchmarks/probes.py\n")
         table.to_csv(file, index=False, float_format="%.4g")
-    accuracy = table.pivot(index="concept", columns="model", values="accuracy")[order]
+    accuracy = table.pivot(index="concept", columns="model", values="accuracy")[list(models)]
     print(accuracy.round(3).to_string())
     print(f"mean over concepts: {accuracy.mean().round(3).to_dict()}")
-    for name in order[1:]:
+    for name in list(models)[1:]:
         rows = table[table.model == name]
         print(f"{name}: {int((rows.p_value < 0.05).sum())} of {len(rows)} concepts differ from the teacher at p < 0.05")
     display = ProbeHeatmapDisplay.from_table(table, reference="teacher")
     display.figure_.savefig(options.work / "probes.png", dpi=110, bbox_inches="tight")
+
+
+def probe_features(options, teacher, models):
+    sae = SparseAutoencoder.load(options.plan / "sae.safetensors")
+    tokens = np.load(options.work / "tokens-test.npy")[:250].astype(np.int64)
+    states = {name: ActivationExtractor(model, options.layer).fit().transform(tokens) for name, model in models.items()}
+    codes = sae.transform(states["teacher"])
+    statistics = FeatureStatistics().fit(codes)
+    groups = np.repeat(np.arange(len(tokens)), codes.shape[0] // len(tokens))
+    table = feature_probes(states, codes, groups=groups, random_state=0)
+    table = table[table.n_test_firings >= 20]
+    display = FeatureStaircaseDisplay.from_table(
+        table, predictor=FloorPredictor().fit(statistics.table_), n_bins=20, reference="teacher"
+    )
+    display.figure_.savefig(options.work / "staircase.png", dpi=110, bbox_inches="tight")
+    with open(options.output.with_name("staircase.csv"), "w", encoding="utf-8") as file:
+        file.write("# python benchmarks/probes.py: median R2 of the features in bins of ranks\n")
+        display.curves.to_csv(file, index=False, float_format="%.4g")
+    kept = FloorPredictor().fit(statistics.table_)
+    n_alive, n_tokens = statistics.n_alive_, codes.shape[0]
+    print(f"{n_alive:,} features on {n_tokens:,} held-out tokens; d* {statistics.critical_width_:.0f}")
+    for name, rows in table.groupby("model", sort=False):
+        inside = rows["rank"] <= kept.kept_features([int(rows.width.iloc[0])])[0]
+        print(
+            f"{name}: median R2 {rows.r2.median():.3f}; of the {inside.sum()} that Eq. 2 keeps "
+            f"{rows.r2[inside].median():.3f}, of the others {rows.r2[~inside].median():.3f}; "
+            f"{np.mean(rows.r2 > 0.5):.0%} of all above 0.5"
+        )
 
 
 if __name__ == "__main__":
