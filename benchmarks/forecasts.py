@@ -5,8 +5,8 @@
 
 For each layer a sparse autoencoder is trained on the teacher's activations, its features are measured, and every
 predictor is put through the same test as rivals that need no features: an affine calibration to the observed losses,
-the error at a width that was left out, and the forecast of all others from two runs, the widest and one more. It takes
-ten minutes on two cores; what is finished is kept in `--work`.
+the error at a width that was left out, and the forecast of all others from two runs, the widest and one more. Training
+takes some ten minutes on two cores and is kept in `--work`; the comparison takes three.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar, nnls
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 from geofloor import (
     ActivationExtractor,
@@ -27,40 +32,60 @@ from geofloor import (
     PowerLawCalibrator,
     SparseAutoencoder,
 )
-from geofloor.capacity import capacity
 from geofloor.datasets import load_teacher
+from geofloor.forecasting import CapacityCalibrator, forecast_table
 
 RESULTS = Path(__file__).parent / "results"
-N_SEQUENCES = 800
+N_SEQUENCES, N_SEQUENCES_HELD_OUT = 1600, 80
+# Those of the main job, but for fewer passes over more tokens.
+SETTINGS = {
+    "expansion": 32,
+    "l1_coefficient": 0.8,
+    "normalization": "mean_norm",
+    "learning_rate": 3e-3,
+    "warmup_steps": 50,
+    "decay_fraction": 0.3,
+    "batch_size": 1024,
+    "n_epochs": 3,
+}
 PREDICTORS = {
     "Eq. 2": {},
     "Eq. 2, exact g": {"capacity": "minimax_nonnegative"},
     "auto, relu": {"allocation": "auto", "curve": "relu"},
     "auto, deep": {"allocation": "auto", "curve": "deep"},
 }
+ORDER = (
+    "Eq. 2",
+    "Eq. 2, B = 0",
+    "Eq. 2, exact g",
+    "Eq. 2, capacity kappa g",
+    "auto, relu",
+    "auto, deep",
+    "variance outside d components",
+    "a + b/d",
+    "a - b log d",
+    "interpolation in log d",
+    "power law (Eq. 4)",
+    "a d^-b",
+    "a exp(-b d)",
+)
+SHARES = ("left_out", "inside", "two_runs", "two_runs_best", "two_runs_worst")
+COLUMNS = ("r2", "r2_B0", "C", "B", "kappa", *SHARES)
 
 
 def measured(work: Path, layer: int) -> tuple[np.ndarray, np.ndarray, str]:
     """Feature table of a layer, the variance of its activations along each principal direction, and a description."""
-    path = work / f"layer-{layer}.npz"
+    path = work / f"features-{layer}.npz"
     if not path.exists():
         tokens = np.load(work / "tokens-train.npy", mmap_mode="r")[:N_SEQUENCES].astype(np.int64)
-        held_out = np.load(work / "tokens-test.npy", mmap_mode="r")[:80].astype(np.int64)
-        extractor = ActivationExtractor(load_teacher().path, layer, max_length=256, batch_size=32).fit()
+        held_out = np.load(work / "tokens-test.npy", mmap_mode="r")[:N_SEQUENCES_HELD_OUT].astype(np.int64)
+        extractor = ActivationExtractor(load_teacher().path, layer, max_length=tokens.shape[1], batch_size=32).fit()
         activations, test = extractor.transform(tokens), extractor.transform(held_out)
         sae = SparseAutoencoder(
-            expansion=32,
-            l1_coefficient=0.8,
-            normalization="mean_norm",
-            learning_rate=3e-3,
-            warmup_steps=50,
-            decay_fraction=0.3,
-            batch_size=1024,
-            n_epochs=5,
-            random_state=0,
+            **SETTINGS, checkpoint_path=work / f"sae-{layer}.checkpoint", checkpoint_every=100, random_state=0
         ).fit(activations)
-        batches = np.array_split(activations, 25)
-        statistics = FeatureStatistics().fit(sae.transform(batch) for batch in batches)
+        sae.save(work / f"sae-{layer}.safetensors")
+        statistics = FeatureStatistics().fit(sae.transform(batch) for batch in np.array_split(activations, 50))
         variances = np.linalg.eigvalsh(np.cov(activations.T, dtype=np.float64))[::-1]
         description = (
             f"{len(activations):,} tokens; explained variance {sae.score(test):.3f}, L0 {statistics.mean_l0_:.1f}, "
@@ -71,131 +96,108 @@ def measured(work: Path, layer: int) -> tuple[np.ndarray, np.ndarray, str]:
         return stored["table"], stored["variances"], str(stored["description"])
 
 
-class Affine:
-    """losses = C · floor + B, both at least 0 free, on a predictor's floors."""
+class LogInterpolation(RegressorMixin, BaseEstimator):
+    """Losses between the nearest widths on a line in log d, and beyond them on the nearest such line."""
 
-    n_parameters = 2
-
-    def __init__(self, floors_at) -> None:
-        self.floors_at = floors_at
-
-    def fit(self, widths, losses):
-        self.calibrator = AffineCalibrator().fit(self.floors_at(widths), losses)
+    def fit(self, X, y):
+        self.logs_, self.losses_ = np.log(X[:, 0]), np.asarray(y)
         return self
 
-    def predict(self, widths):
-        return self.calibrator.predict(self.floors_at(widths))
+    def predict(self, X):
+        logs = np.log(X[:, 0])
+        left = np.clip(np.searchsorted(self.logs_, logs) - 1, 0, len(self.logs_) - 2)
+        share = (logs - self.logs_[left]) / (self.logs_[left + 1] - self.logs_[left])
+        return (1.0 - share) * self.losses_[left] + share * self.losses_[left + 1]
 
 
-class Multiplied:
-    """Eq. 2 with a capacity κ·g, where κ is fitted with C and B."""
-
-    n_parameters = 3
-
-    def __init__(self, table) -> None:
-        self.table, self.g = table, capacity(1.0 - table[:, 1].mean())
-
-    def floors_at(self, widths, kappa):
-        return FloorPredictor(capacity=lambda _: kappa * self.g).fit(self.table).predict(widths)
-
-    def fit(self, widths, losses):
-        def residual(log_kappa):
-            floors = self.floors_at(widths, np.exp(log_kappa))
-            return nnls(np.column_stack([floors, np.ones(len(widths))]), losses)[1]
-
-        # The residual is piecewise smooth: a grid finds the basin, Brent's method its bottom.
-        grid = np.linspace(np.log(0.25), np.log(8.0), 41)
-        best = grid[np.argmin([residual(x) for x in grid])]
-        step = grid[1] - grid[0]
-        self.kappa = float(np.exp(minimize_scalar(residual, bounds=(best - step, best + step), method="bounded").x))
-        self.coefficients = nnls(np.column_stack([self.floors_at(widths, self.kappa), np.ones(len(widths))]), losses)[0]
-        return self
-
-    def predict(self, widths):
-        return self.coefficients[0] * self.floors_at(widths, self.kappa) + self.coefficients[1]
+def on_floors(floors, baseline=None):
+    """Regressor of losses on widths: an affine calibration of floors, given as a function of the widths."""
+    return make_pipeline(FunctionTransformer(floors), AffineCalibrator(baseline=baseline))
 
 
-class PowerLaw:
-    n_parameters = 3
-
-    def fit(self, widths, losses):
-        self.calibrator = PowerLawCalibrator().fit(widths, losses)
-        return self
-
-    def predict(self, widths):
-        return self.calibrator.predict(widths)
-
-
-def r_squared(losses, predicted):
-    return 1.0 - np.sum((losses - predicted) ** 2) / np.sum((losses - losses.mean()) ** 2)
-
-
-def judge(make, widths, losses) -> dict[str, float]:
-    """What a rival reaches: R² with all runs, errors at widths left out, and forecasts from two runs."""
-    row = {"R2": r_squared(losses, make().fit(widths, losses).predict(widths))}
-    left_out = []
-    for i in range(len(widths)):
-        rest = np.arange(len(widths)) != i
-        left_out.append(make().fit(widths[rest], losses[rest]).predict(widths[[i]])[0] / losses[i] - 1.0)
-    row["leave-one-out"], row["inside"] = np.median(np.abs(left_out)), np.median(np.abs(left_out[1:-1]))
-    if make().n_parameters == 2:
-        medians = []
-        for i in range(len(widths) - 1):
-            runs = np.array([i, len(widths) - 1])
-            others = np.setdiff1d(np.arange(len(widths)), runs)
-            forecast = make().fit(widths[runs], losses[runs]).predict(widths[others])
-            medians.append(np.median(np.abs(forecast / losses[others] - 1.0)))
-        row |= {"two runs": np.median(medians), "best": np.min(medians), "worst": np.max(medians)}
-    return row
+def on_logs(transform):
+    """Regressor whose logarithm of the loss is a line over transformed widths."""
+    line = make_pipeline(FunctionTransformer(transform), LinearRegression())
+    return TransformedTargetRegressor(line, func=np.log, inverse_func=np.exp)
 
 
 def compare(table, variances, widths, losses) -> pd.DataFrame:
-    predictors = {name: FloorPredictor(**settings).fit(table).predict for name, settings in PREDICTORS.items()}
+    """A row for each predictor and rival: calibration, and errors at widths that were not seen."""
     tails = np.append(np.cumsum(variances[::-1])[::-1], 0.0)
-    predictors["outside d components"] = lambda at: tails[np.asarray(at)]
-    predictors["a + b/d"] = lambda at: 1.0 / np.asarray(at)
-    predictors["a + b log d"] = lambda at: np.log(256.0 / np.asarray(at))
-    makers = {name: (lambda floors=floors: Affine(floors)) for name, floors in predictors.items()}
-    rows = {}
+    predictors = {name: FloorPredictor(**settings).fit(table).transform for name, settings in PREDICTORS.items()}
+    predictors["variance outside d components"] = lambda at: tails[at]
+    predictors["a + b/d"] = lambda at: 1.0 / at
+    predictors["a - b log d"] = lambda at: -np.log(at)
+    multiplied = CapacityCalibrator(FrozenEstimator(FloorPredictor().fit(table)))
+    estimators = {name: on_floors(floors) for name, floors in predictors.items()} | {
+        "Eq. 2, B = 0": on_floors(predictors["Eq. 2"], baseline=0.0),
+        "Eq. 2, capacity kappa g": multiplied,
+        "power law (Eq. 4)": PowerLawCalibrator(),
+        "interpolation in log d": LogInterpolation(),
+        "a d^-b": on_logs(np.log),
+        "a exp(-b d)": on_logs(None),
+    }
+    found = forecast_table(estimators, widths, losses)
     for name, floors in predictors.items():
-        fitted = AffineCalibrator().fit(floors(widths), losses)
-        through = AffineCalibrator(baseline=0.0).fit(floors(widths), losses)
-        rows[name] = judge(makers[name], widths, losses) | {
-            "R2, B = 0": through.r2_, "C": fitted.slope_, "B": fitted.baseline_
-        }  # fmt: skip
-    multiplied = Multiplied(table).fit(widths, losses)
-    rows["Eq. 2, kappa g"] = judge(lambda: Multiplied(table), widths, losses) | {
-        "C": multiplied.coefficients[0], "B": multiplied.coefficients[1], "kappa": multiplied.kappa
-    }  # fmt: skip
-    rows["power law (Eq. 4)"] = judge(PowerLaw, widths, losses)
-    return pd.DataFrame(rows).T
+        column = floors(widths[:, np.newaxis])
+        fitted = AffineCalibrator().fit(column, losses)
+        through = AffineCalibrator(baseline=0.0).fit(column, losses)
+        found.loc[name, ["r2_B0", "C", "B"]] = through.r2_, fitted.slope_, fitted.baseline_
+    multiplied.fit(widths, losses)
+    found.loc["Eq. 2, capacity kappa g", ["C", "B", "kappa"]] = (
+        multiplied.slope_,
+        multiplied.baseline_,
+        multiplied.multiplier_,
+    )
+    return found.loc[list(ORDER), list(COLUMNS)]
+
+
+def show(table: pd.DataFrame) -> str:
+    formatters = {name: ("{:.1%}" if name in SHARES else "{:.4g}").format for name in table.columns}
+    return table.to_string(formatters=formatters, na_rep="")
+
+
+def observed_floors(path: Path) -> pd.DataFrame:
+    """Floors by width and seed, a column for each number of steps."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    runs = pd.DataFrame(content["runs"])
+    floors = runs.pivot_table(index=["width", "seed"], columns="n_steps", values="floor")
+    few, many = sorted(floors.columns)
+    shown = floors.assign(change=(floors[many] / floors[few] - 1.0).map("{:+.1%}".format))
+    print("observed floors, nats per token at T = 2, by steps of 64 x 256 tokens, and what twice the steps change:")
+    print(shown.round(4).to_string())
+    for n_steps in (few, many):
+        for width, seed in floors.index:
+            if seed:
+                change = floors[n_steps][width, seed] / floors[n_steps][width, 0] - 1.0
+                print(f"{n_steps} steps, width {width}: seed {seed} is {change:+.1%} off seed 0")
+    return floors.xs(0, level="seed")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder with the token blocks of distilled_floors.py")
     parser.add_argument("--floors", type=Path, default=RESULTS / "distilled_floors.json")
+    parser.add_argument("--layers", type=int, nargs="+", default=(0, 1, 2, 3))
     parser.add_argument("--only-measure", action="store_true", help="train the autoencoders and stop")
     options = parser.parse_args()
-    layers = {layer: measured(options.work, layer) for layer in range(4)}
+    layers = {layer: measured(options.work, layer) for layer in options.layers}
     if options.only_measure:
         return
-    runs = pd.DataFrame(json.loads(options.floors.read_text(encoding="utf-8"))["runs"])
-    floors = runs.pivot_table(index=["width", "seed"], columns="n_steps", values="floor")
-    few, many = sorted(floors.columns)
-    floors["change"] = floors[many] / floors[few] - 1.0
-    print("observed floors, nats a token at T = 2, after so many steps of 16,384 tokens:")
-    print(floors.round(4).to_string())
-    for width, seed in floors.index:
-        if seed:
-            change = floors[many][width, seed] / floors[many][width, 0] - 1.0
-            print(f"width {width}: seed {seed} ends {change:+.1%} off seed 0")
-    for n_steps in (many, few):
-        observed = floors.xs(0, level="seed")[n_steps]
-        widths, losses = observed.index.to_numpy(), observed.to_numpy()
-        for layer, (table, variances, description) in layers.items():
-            print(f"\n=== {n_steps} steps, after block {layer}: {description}")
-            print(compare(table, variances, widths, losses).to_string(float_format="{:.3g}".format, na_rep=""))
+    floors = observed_floors(options.floors)
+    two_runs = {}
+    for n_steps in sorted(floors.columns, reverse=True):
+        for widest in floors.index[-1:-3:-1]:
+            observed = floors.loc[:widest, n_steps]
+            for layer, (table, variances, description) in layers.items():
+                found = compare(table, variances, observed.index.to_numpy(), observed.to_numpy())
+                two_runs[n_steps, widest, layer] = found.two_runs
+                if n_steps == floors.columns.max():
+                    print(f"\n=== after block {layer}, widths {observed.index[0]} to {widest}, {n_steps} steps")
+                    print(f"{description}\n{show(found)}")
+    print("\n=== forecast from two runs, median error, by steps, widest student and layer")
+    summary = pd.DataFrame(two_runs).dropna()
+    print(summary.to_string(float_format="{:.1%}".format))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ ROOT = Path(geofloor.__file__).parent
 # Each module may import those on its own level's left and all levels above this line of it.
 LEVELS = [
     ["_streams", "capacity", "allocation", "distortion"],
-    ["statistics", "floor", "calibration", "agreement", "uncertainty", "probing"],
+    ["statistics", "floor", "calibration", "agreement", "uncertainty", "probing", "forecasting"],
     ["_training", "_sparse_step", "sparse_autoencoder", "toy"],
     ["language_models", "students", "distillation"],
     ["datasets", "displays"],

@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+from scipy.optimize import least_squares
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from geofloor import AffineCalibrator, FloorPredictor, PowerLawCalibrator
+from geofloor.forecasting import CapacityCalibrator, forecast_errors, forecast_table
+
+# Tables 2 and 3 of the paper.
+WIDTHS = np.array([128, 256, 512, 768, 1024])
+OBSERVED = np.array([1.320, 1.008, 0.733, 0.652, 0.586])
+# Of two scales, so that a multiplier is neither a slope nor a baseline.
+IMPORTANCES = np.exp(-np.arange(30_000) / 2_000) + 0.1 * np.exp(-np.arange(30_000) / 10_000)
+LOGARITHMIC = make_pipeline(FunctionTransformer(np.log), LinearRegression())
+
+
+@pytest.fixture
+def floor():
+    return FloorPredictor(alpha=0.99).fit(IMPORTANCES)
+
+
+def test_left_out_widths_are_predicted_by_the_line_through_the_others():
+    errors = forecast_errors(LOGARITHMIC, WIDTHS, OBSERVED)
+    for i in range(len(WIDTHS)):
+        rest = np.delete(np.arange(len(WIDTHS)), i)
+        line = np.polyfit(np.log(WIDTHS[rest]), OBSERVED[rest], 1)
+        assert errors.left_out[i] == pytest.approx(np.polyval(line, np.log(WIDTHS[i])) / OBSERVED[i] - 1)
+
+
+def test_two_runs_fix_a_line_through_the_widest():
+    errors = forecast_errors(LOGARITHMIC, WIDTHS, OBSERVED).two_runs
+    assert errors.shape == (4, 5)
+    for k in range(4):
+        np.testing.assert_array_equal(np.isnan(errors[k]), np.isin(np.arange(5), [k, 4]))
+        for i in np.flatnonzero(np.isfinite(errors[k])):
+            share = np.log(WIDTHS[i] / WIDTHS[k]) / np.log(WIDTHS[4] / WIDTHS[k])
+            line = OBSERVED[k] + share * (OBSERVED[4] - OBSERVED[k])
+            assert errors[k, i] == pytest.approx(line / OBSERVED[i] - 1)
+
+
+def test_the_table_sums_up_the_errors():
+    table = forecast_table({"log": LOGARITHMIC, "law": PowerLawCalibrator()}, WIDTHS, OBSERVED)
+    errors = forecast_errors(LOGARITHMIC, WIDTHS, OBSERVED)
+    row = table.loc["log"]
+    assert row.left_out == np.median(np.abs(errors.left_out))
+    assert row.inside == np.median(np.abs(errors.left_out[1:-1]))
+    medians = [np.median(np.abs(row[np.isfinite(row)])) for row in errors.two_runs]
+    assert (row.two_runs_best, row.two_runs, row.two_runs_worst) == (min(medians), np.median(medians), max(medians))
+    assert table.r2["law"] == pytest.approx(PowerLawCalibrator().fit(WIDTHS, OBSERVED).r2_)
+    assert table.loc["law", ["two_runs", "two_runs_best", "two_runs_worst"]].isna().all()
+
+
+def test_floors_that_hold_are_forecast_from_two_runs(floor):
+    estimator = make_pipeline(FrozenEstimator(floor), AffineCalibrator())
+    errors = forecast_errors(estimator, WIDTHS, 3.0 * floor.predict(WIDTHS) + 0.5)
+    np.testing.assert_allclose(errors.left_out, 0.0, atol=1e-9)
+    np.testing.assert_allclose(errors.two_runs[np.isfinite(errors.two_runs)], 0.0, atol=1e-9)
+
+
+@pytest.mark.parametrize("multiplier", [0.6, 2.5])
+def test_a_multiplier_is_found_again_and_is_one_of_the_capacity(floor, multiplier):
+    scaled = FloorPredictor(alpha=0.99, capacity=lambda _: multiplier * floor.capacity_)
+    scaled.fit(IMPORTANCES)
+    losses = 3.0 * scaled.predict(WIDTHS) + 0.5
+    fitted = CapacityCalibrator(FrozenEstimator(floor)).fit(WIDTHS, losses)
+    assert fitted.multiplier_ == pytest.approx(multiplier, rel=0.01)
+    assert (fitted.slope_, fitted.baseline_) == pytest.approx((3.0, 0.5), rel=0.01)
+    assert fitted.r2_ > 0.9999
+    np.testing.assert_allclose(fitted.predict([200, 400]), 3.0 * scaled.predict([200, 400]) + 0.5, rtol=1e-3)
+
+
+def test_multiplier_is_the_least_squares_optimum(floor):
+    fitted = CapacityCalibrator(FrozenEstimator(floor)).fit(WIDTHS, OBSERVED)
+
+    def residuals(parameters):
+        log_multiplier, slope, baseline = parameters
+        return slope * floor.predict(np.exp(log_multiplier) * WIDTHS) + baseline - OBSERVED
+
+    starts = [(np.log(k), 0.1, 0.3) for k in (0.3, 1.0, 3.0)]
+    bounds = ([np.log(0.25), 0, 0], [np.log(8.0), np.inf, np.inf])
+    # Steps of the differences are wide, since the floor itself is a staircase.
+    independent = min(
+        np.square(least_squares(residuals, start, bounds=bounds, x_scale="jac", diff_step=1e-2).fun).sum()
+        for start in starts
+    )
+    ours = np.square(residuals([np.log(fitted.multiplier_), fitted.slope_, fitted.baseline_])).sum()
+    assert ours <= independent * (1 + 1e-3)
+    assert min(fitted.slope_, fitted.baseline_) >= 0
+
+
+def test_calibrator_clones_with_its_predictor(floor):
+    copy = clone(CapacityCalibrator(FrozenEstimator(floor), largest=4.0))
+    assert copy.largest == 4.0
+    assert copy.fit(WIDTHS, OBSERVED).score(WIDTHS, OBSERVED) == pytest.approx(copy.r2_)
+    np.testing.assert_array_equal(copy.predict(WIDTHS), copy.predict(WIDTHS[:, np.newaxis]))
+
+
+def test_bad_input(floor):
+    frozen = FrozenEstimator(floor)
+    with pytest.raises(ValueError, match="ascending"):
+        forecast_errors(LOGARITHMIC, [1, 1, 2], [3.0, 2.0, 1.0])
+    with pytest.raises(ValueError, match="above 0"):
+        forecast_errors(LOGARITHMIC, [1, 2, 3], [3.0, 2.0, 0.0])
+    with pytest.raises(ValueError, match="one loss for each width"):
+        forecast_errors(LOGARITHMIC, [1, 2, 3], [3.0, 2.0])
+    with pytest.raises(ValueError, match="estimators is empty"):
+        forecast_table({}, WIDTHS, OBSERVED)
+    with pytest.raises(ValueError, match="at least 4"):
+        CapacityCalibrator(frozen).fit([1, 2, 3], [3.0, 2.0, 1.0])
+    with pytest.raises(ValueError, match="smallest=2"):
+        CapacityCalibrator(frozen, smallest=2, largest=1).fit(WIDTHS, OBSERVED)
+    with pytest.raises(ValueError, match="NaN"):
+        CapacityCalibrator(frozen).fit(WIDTHS, [np.nan, 2, 3, 4, 5])
