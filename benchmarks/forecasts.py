@@ -70,7 +70,7 @@ ORDER = (
     "a exp(-b d)",
 )
 SHARES = ("left_out", "inside", "two_runs", "two_runs_best", "two_runs_worst")
-COLUMNS = ("r2", "r2_B0", "C", "B", "kappa", *SHARES)
+COLUMNS = ("r2", "r2_B0", "C", "B", "kappa", "d*/kappa", *SHARES)
 
 
 def measured(work: Path, layer: int) -> tuple[np.ndarray, np.ndarray, str]:
@@ -144,11 +144,9 @@ def compare(table, variances, widths, losses) -> pd.DataFrame:
         through = AffineCalibrator(baseline=0.0).fit(column, losses)
         found.loc[name, ["r2_B0", "C", "B"]] = through.r2_, fitted.slope_, fitted.baseline_
     multiplied.fit(widths, losses)
-    found.loc["Eq. 2, capacity kappa g", ["C", "B", "kappa"]] = (
-        multiplied.slope_,
-        multiplied.baseline_,
-        multiplied.multiplier_,
-    )
+    fitted = [multiplied.slope_, multiplied.baseline_, multiplied.multiplier_]
+    critical = multiplied.predictor.critical_width_ / multiplied.multiplier_
+    found.loc["Eq. 2, capacity kappa g", ["C", "B", "kappa", "d*/kappa"]] = [*fitted, critical]
     return found.loc[list(ORDER), list(COLUMNS)]
 
 
@@ -185,19 +183,23 @@ def main() -> None:
     if options.only_measure:
         return
     floors = observed_floors(options.floors)
-    two_runs = {}
+    left_out, two_runs, ends = {}, {}, {}
     for n_steps in sorted(floors.columns, reverse=True):
         for widest in floors.index[-1:-3:-1]:
             observed = floors.loc[:widest, n_steps]
             for layer, (table, variances, description) in layers.items():
                 found = compare(table, variances, observed.index.to_numpy(), observed.to_numpy())
-                two_runs[n_steps, widest, layer] = found.two_runs
+                case = n_steps, widest, layer
+                left_out[case], two_runs[case] = found.left_out, found.two_runs
+                ends[case] = found.loc["Eq. 2, capacity kappa g", ["kappa", "d*/kappa"]]
                 if n_steps == floors.columns.max():
                     print(f"\n=== after block {layer}, widths {observed.index[0]} to {widest}, {n_steps} steps")
                     print(f"{description}\n{show(found)}")
-    print("\n=== forecast from two runs, median error, by steps, widest student and layer")
-    summary = pd.DataFrame(two_runs).dropna()
-    print(summary.to_string(float_format="{:.1%}".format))
+    for title, errors in (("forecast from two runs", two_runs), ("at a width left out", left_out)):
+        print(f"\n=== {title}, median error, by steps, widest student and layer")
+        print(pd.DataFrame(errors).dropna().to_string(float_format="{:.1%}".format))
+    print("\n=== Eq. 2 with a free capacity: the multiplier, and the critical width that it leaves")
+    print(pd.DataFrame(ends).astype(float).to_string(float_format="{:.3g}".format))
 
 
 if __name__ == "__main__":

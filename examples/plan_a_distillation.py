@@ -112,7 +112,7 @@ def measure(options, train):
 # ----------------
 # Eq. 2 keeps features whole or drops them. The other floor is that of students that share dimensions among
 # features, as those with one ReLU layer do: one word, ``allocation``, tells the two apart. For language models
-# the evidence is for Eq. 2, calibrated on a distilled student or two.
+# neither is settled: calibrate on distilled students before you trust a number.
 
 
 def plan(options, sae, statistics, test):

@@ -53,8 +53,9 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
     allocation : {"cutoff", "waterfilling", "blocks", "auto"} or DistortionCurve, default="cutoff"
         How dimensions are divided among features: the cut-off of Eq. 2; reverse water-filling over the
         distortion curve of trained students, or over the curve given; whole blocks of them, for small widths;
-        or blocks for widths up to 32 and water-filling beyond. For language models the evidence is for the
-        default, with a calibration; for students with one ReLU layer it is for the others.
+        or blocks for widths up to 32 and water-filling beyond. For students with one ReLU layer
+        the others predict what is measured. For language models none is settled: the default orders widths, and
+        what it forecasts from two distilled students can be off by a fifth or more.
     capacity : {"asymptotic", "minimax", "minimax_nonnegative"} or callable, default="asymptotic"
         Features per dimension g(α), as in `geofloor.capacity.capacity`, for the cut-off.
     curve : {"relu", "deep"}, default="relu"
