@@ -170,7 +170,7 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         ValueError
             If importances or second moments are empty, negative, not finite or of the wrong shape,
             if `alpha` is outside [0, 1), or is None where there is no feature table to take it from, or
-            if `allocation`, `curve` or `amplitude` is unknown.
+            if `allocation`, `curve`, `amplitude` or `starts` is unknown.
         """
         if not isinstance(self.allocation, DistortionCurve) and self.allocation not in ALLOCATIONS:
             raise ValueError(
@@ -211,7 +211,10 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
             order = np.lexsort((moments, weights))  # equal importances: the floor must not depend on their order
             self.importances_, ascending = weights[order][::-1], charges[order]
         if cutoff:
-            self._weights, self._order = weights, order
+            self._weights, self._order = (
+                weights,
+                order,
+            )  # the caller's array: a copy would cost as much as half the sort
             # Entry k is the charge of the k least important features, summed from the smallest up.
             self._dropped_charge = np.empty(self.n_features_ + 1)
             self._dropped_charge[0] = 0.0
@@ -227,6 +230,9 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         `saved` is what a bias saves of each charge, where that is known.
         """
         self._packings: dict[tuple[str, int | None], BlockPacking] = {}
+        charges = (
+            charges.copy()
+        )  # packings are made when they are first asked for, whatever becomes of the caller's array
         if isinstance(self.allocation, DistortionCurve):
             self._filling = Waterfilling(charges, self.allocation)
             self._variance, self._excess = float(self._filling.floors([0.0])[0]), 1.0

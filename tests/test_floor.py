@@ -292,6 +292,16 @@ def test_a_curve_of_ones_own_is_water_filled_and_that_of_the_cut_off_is_eq_2():
     np.testing.assert_allclose(own.predict(whole), FloorPredictor(0.9).fit(importances).predict(whole), rtol=1e-6)
 
 
+@pytest.mark.parametrize("allocation", SHARED)
+def test_a_fitted_predictor_does_not_follow_the_callers_array(allocation):
+    importances = 1 / np.arange(1.0, 31)
+    predictor = FloorPredictor(0.9, allocation=allocation).fit(importances)
+    expected = FloorPredictor(0.9, allocation=allocation).fit(importances.copy()).predict([2, 5])
+    importances[:] = 1.0
+    np.testing.assert_array_equal(predictor.predict([2, 5]), expected)
+    assert predictor.allocate(5).capacities[0] > predictor.allocate(5).capacities[-1]
+
+
 def test_bounds_need_measured_students():
     for allocation in ("cutoff", cutoff_curve(4.0)):
         with pytest.raises(ValueError, match="return_bounds=True"):
