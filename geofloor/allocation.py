@@ -195,14 +195,10 @@ class Waterfilling:
         if index.shape != charges.shape or index.min() < 0 or index.max() >= len(each):
             raise ValueError(f"which must name one of {len(each)} curves for each of {len(charges)} charges.")
         self.charges, self._curves, self._index = charges, each, index
-        # One stable sort of small integers brings the charges of each curve together.
-        grouped = (
-            charges
-            if len(each) == 1
-            else charges[
-                np.argsort(index.astype(np.int16 if len(each) < 2**15 else np.int64, copy=False), kind="stable")
-            ]
-        )
+        grouped = charges
+        if len(each) > 1:  # one stable sort of small integers brings the charges of each curve together
+            keys = index.astype(np.int16, copy=False) if len(each) < 2**15 else index
+            grouped = charges[np.argsort(keys, kind="stable")]
         ends = np.cumsum(np.bincount(index, minlength=len(each)))
         self._groups = []
         for curve, first, last in zip(each, np.append(0, ends[:-1]), ends, strict=True):
@@ -231,14 +227,16 @@ class Waterfilling:
         """
         widths = np.asarray(widths, dtype=np.float64)
         highest = max((group[0][-1] * group[2].max(initial=0.0) for group in self._groups), default=0.0)
-        grid = np.append(0.0, np.geomspace(max(highest, 1e-290) * 1e-15, max(highest, 1e-290) * (1.0 + 1e-12), 64))
+        highest = max(highest, 1e-290)  # so that the grid below it has no zero
+        grid = np.append(0.0, np.geomspace(highest * 1e-15, highest * (1.0 + 1e-12), 64))
         dimensions, _, pieces = self._filled(grid)
         place = np.searchsorted(-dimensions, -widths, side="left").clip(max=len(grid) - 1)
+        before = np.maximum(place - 1, 0)
         # More than the width is filled at `low`, at most the width at `high`. Positive floats are ordered as their
         # bits are, so that halving the bits finds any of them; it stops early where few pieces lie between.
-        low, high = grid[np.maximum(place - 1, 0)].view(np.int64), grid[place].view(np.int64)
-        between = np.where(place > 0, pieces[np.maximum(place - 1, 0)] - pieces[place], 0)
-        n_low, n_high = pieces[np.maximum(place - 1, 0)], pieces[place]
+        low, high = grid[before].view(np.int64), grid[place].view(np.int64)
+        n_low, n_high = pieces[before], pieces[place]
+        between = n_low - n_high
         while (open_ := (between > _FEW_PIECES) & (high - low > 1)).any():
             middle = low[open_] + (high[open_] - low[open_]) // 2
             dimensions, _, pieces = self._filled(middle.view(np.float64))
@@ -353,11 +351,8 @@ class Waterfilling:
 
     def _filled(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Dimensions in pieces that save more than each level, the loss left with them, and the number of pieces."""
-        dimensions, loss, pieces = (
-            np.zeros(levels.shape),
-            np.zeros(levels.shape),
-            np.zeros(levels.shape, dtype=np.int64),
-        )
+        dimensions, loss = np.zeros(levels.shape), np.zeros(levels.shape)
+        pieces = np.zeros(levels.shape, dtype=np.int64)
         for ascending, left, savings, lengths, rest in self._groups:
             unfilled = np.searchsorted(ascending, levels[:, np.newaxis] / savings, side="right")
             filled = len(ascending) - unfilled

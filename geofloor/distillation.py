@@ -7,7 +7,6 @@ import copy
 import hashlib
 import inspect
 import itertools
-import numbers
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,12 +22,13 @@ from sklearn.utils.validation import check_is_fitted
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from geofloor._training.checkpoints import load_optimizer_tensors, optimizer_tensors, read_tensors, write_tensors
-from geofloor._training.devices import resolve_device
+from geofloor._training.devices import resolve_device, to_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.rows import fingerprint
 from geofloor._training.sampling import epoch_rows
 from geofloor._training.schedules import warmup_cosine
 from geofloor._training.seeds import draw_seed, torch_generator
+from geofloor._training.settings import check_range, plain_parameters, read_checkpoint
 from geofloor.language_models import ActivationExtractor
 from geofloor.students import make_student
 from geofloor.toy import ToyModel
@@ -639,11 +639,8 @@ class _Distillation:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bf16")
 
     def to_device(self, array: np.ndarray, dtype: torch.dtype | None = None) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        tensor = tensor if dtype is None else tensor.to(dtype)
-        if self.device.type != "cuda":
-            return tensor.to(self.device)
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        tensor = to_device(array, self.device)
+        return tensor if dtype is None else tensor.to(dtype)
 
     @torch.no_grad()
     def targets(self, ids: torch.Tensor, *, keep: bool) -> _Targets:
@@ -865,26 +862,16 @@ class _Distillation:
 
     def resume(self, estimator: DistilledStudent) -> _Run | None:
         """A run from its checkpoint, if there is one; refuse one of other settings, data or teacher."""
-        path = estimator.checkpoint_path
-        if path is None or not Path(path).exists():
+        found = read_checkpoint(
+            estimator.checkpoint_path,
+            kind=_CHECKPOINT,
+            settings=estimator._settings(),
+            random_state=estimator.random_state,
+            made_with={"tokens": self.data_fingerprint, "teacher": self.teacher_digest},
+        )
+        if found is None:
             return None
-        tensors, metadata = read_tensors(path, kind=_CHECKPOINT)
-        settings = estimator._settings()
-        other = [name for name, value in settings.items() if metadata["settings"].get(name) != value]
-        seed = _plain_seed(estimator.random_state)
-        if seed is not None and draw_seed(seed) != metadata["seed"]:
-            other.append("random_state")
-        if other:
-            raise ValueError(
-                f"checkpoint_path='{os.fspath(path)}' was made with other values of {', '.join(other)}; "
-                "use those, remove the file, or give another path."
-            )
-        for what, found in (("tokens", self.data_fingerprint), ("teacher", self.teacher_digest)):
-            if metadata[what] != found:
-                raise ValueError(
-                    f"checkpoint_path='{os.fspath(path)}' was made with other {what}; remove the file or give "
-                    "another path."
-                )
+        tensors, metadata = found
         module = make_student(self.teacher.module, estimator.width, random_state=metadata["seed"])
         module.load_state_dict(_part(tensors, "model."))
         run = self.run(estimator, module, metadata["seed"])
@@ -903,10 +890,6 @@ def _is_final(step: int, n_steps: int) -> bool:
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _plain_seed(random_state: Any) -> int | None:
-    return int(random_state) if isinstance(random_state, numbers.Integral) else None
 
 
 # Estimator
@@ -1323,20 +1306,20 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     def _check_parameters(self) -> None:
         for name in ("n_steps", "batch_size", "gradient_accumulation", "eval_every", "eval_sequences"):
-            _check_range(name, getattr(self, name), 1, whole=True)
-        _check_range("checkpoint_every", self.checkpoint_every, 1, whole=True)
-        _check_range("width", self.width, 1, whole=True)
-        _check_range("warmup", self.warmup, 0, whole=True)
-        _check_range("data_seed", self.data_seed, 0, whole=True)
+            check_range(name, getattr(self, name), 1, whole=True)
+        check_range("checkpoint_every", self.checkpoint_every, 1, whole=True)
+        check_range("width", self.width, 1, whole=True)
+        check_range("warmup", self.warmup, 0, whole=True)
+        check_range("data_seed", self.data_seed, 0, whole=True)
         for name in ("weight_decay", "cross_entropy_weight", "hidden_weight", "convergence_tol"):
-            _check_range(name, getattr(self, name), 0)
+            check_range(name, getattr(self, name), 0)
         for name in ("temperature", "learning_rate"):
-            _check_range(name, getattr(self, name), 0)
+            check_range(name, getattr(self, name), 0)
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be above 0.")
         if self.clip_norm is not None:
-            _check_range("clip_norm", self.clip_norm, 0)
-        _check_range("validation_fraction", self.validation_fraction, 0, high=1)
+            check_range("clip_norm", self.clip_norm, 0)
+        check_range("validation_fraction", self.validation_fraction, 0, high=1)
         if self.warmup >= self.n_steps:
             raise ValueError(f"warmup={self.warmup} must be below n_steps={self.n_steps}; shorten it.")
         if self.gradient_accumulation > self.batch_size:
@@ -1422,11 +1405,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     # Files
 
     def _jsonable(self) -> dict[str, Any]:
-        parameters = self.get_params(deep=False)
-        parameters["teacher"] = os.fspath(self.teacher) if self._by_name() else None
-        parameters["random_state"] = _plain_seed(self.random_state)
-        parameters["checkpoint_path"] = None if self.checkpoint_path is None else os.fspath(self.checkpoint_path)
-        return {name: value.item() if isinstance(value, np.generic) else value for name, value in parameters.items()}
+        return {**plain_parameters(self), "teacher": os.fspath(self.teacher) if self._by_name() else None}
 
     def _settings(self) -> dict[str, Any]:
         return {name: value for name, value in self._jsonable().items() if name not in _INCIDENTAL}
@@ -1480,14 +1459,6 @@ def _resolved(device: str) -> torch.device:
     if resolved.type == "cuda" and resolved.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return resolved
-
-
-def _check_range(name: str, value: Any, low: float, *, high: float = np.inf, whole: bool = False) -> None:
-    kind: Any = numbers.Integral if whole else numbers.Real
-    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high or value == np.inf:
-        number = "a whole number" if whole else "a finite number"
-        limits = f"of at least {low:g}" if high == np.inf else f"between {low:g} and {high:g}"
-        raise ValueError(f"{name}={value!r} must be {number} {limits}.")
 
 
 def _fit_together(estimators: list[DistilledStudent], tokens: Any, eval_tokens: Any) -> None:

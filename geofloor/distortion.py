@@ -167,7 +167,10 @@ def blocks(alpha: float, *, curve: str = "relu", starts: str = "best") -> Blocks
         between = PchipInterpolator(np.append(width, features), np.append(0.0, losses))(counts)
         # What is interpolated must not lie below the hull, which bounds every division of dimensions.
         found.append((np.full(len(counts), width), counts, np.maximum(between / counts, hull(width / counts))))
-    return Blocks(*(np.concatenate(column) for column in zip(*found, strict=True)))
+    columns = [np.concatenate(column) for column in zip(*found, strict=True)]
+    for column in columns:
+        column.setflags(write=False)  # the next call gets the same arrays
+    return Blocks(*columns)
 
 
 def empty_distortion(alpha: float, amplitude: str = "uniform") -> float:

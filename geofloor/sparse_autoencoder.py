@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numbers
 import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -40,6 +38,7 @@ from geofloor._training.devices import resolve_device, to_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.rows import ArrayRows, StreamRows
 from geofloor._training.seeds import draw_seed, step_generator, torch_generator
+from geofloor._training.settings import check_range, plain_parameters, read_checkpoint
 
 _FILE = "geofloor sparse autoencoder"
 _CHECKPOINT = "geofloor sparse autoencoder checkpoint"
@@ -392,7 +391,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             "decoder_bias": torch.from_numpy(self.decoder_bias_),
         }
         fitted = {name: getattr(self, name) for name in ("scale_", "history_", "n_steps_", "n_tokens_seen_")}
-        write_tensors(path, tensors, kind=_FILE, metadata={"parameters": self._jsonable(), "fitted": fitted})
+        write_tensors(path, tensors, kind=_FILE, metadata={"parameters": plain_parameters(self), "fitted": fitted})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str = "auto") -> SparseAutoencoder:
@@ -434,16 +433,16 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def _check_parameters(self) -> None:
         for name in ("expansion", "batch_size", "n_epochs", "checkpoint_every", "dead_after"):
-            _check_range(name, getattr(self, name), 1, whole=True)
+            check_range(name, getattr(self, name), 1, whole=True)
         for name in ("n_latents", "resample_every"):
             if getattr(self, name) is not None:
-                _check_range(name, getattr(self, name), 1, whole=True)
-        _check_range("warmup_steps", self.warmup_steps, 0, whole=True)
-        _check_range("l1_coefficient", self.l1_coefficient, 0)
-        _check_range("decay_fraction", self.decay_fraction, 0, high=1)
-        _check_range("learning_rate", self.learning_rate, 0)
+                check_range(name, getattr(self, name), 1, whole=True)
+        check_range("warmup_steps", self.warmup_steps, 0, whole=True)
+        check_range("l1_coefficient", self.l1_coefficient, 0)
+        check_range("decay_fraction", self.decay_fraction, 0, high=1)
+        check_range("learning_rate", self.learning_rate, 0)
         if self.clip_norm is not None:
-            _check_range("clip_norm", self.clip_norm, 0)
+            check_range("clip_norm", self.clip_norm, 0)
         if self.normalization not in (None, "mean_norm", "mean_square"):
             raise ValueError(
                 f"normalization={self.normalization!r} is unknown; use None, 'mean_norm' or 'mean_square'."
@@ -603,44 +602,27 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     # Checkpoints
 
-    def _jsonable(self) -> dict[str, Any]:
-        parameters = self.get_params(deep=False)
-        parameters["random_state"] = _plain_seed(self.random_state)
-        parameters["checkpoint_path"] = None if self.checkpoint_path is None else os.fspath(self.checkpoint_path)
-        return {name: value.item() if isinstance(value, np.generic) else value for name, value in parameters.items()}
-
     def _settings(self) -> dict[str, Any]:
-        settings = {name: value for name, value in self._jsonable().items() if name not in _INCIDENTAL}
+        settings = {name: value for name, value in plain_parameters(self).items() if name not in _INCIDENTAL}
         settings["betas"] = list(self.betas)
         return settings
 
     def _checkpoint(self, state: _State, rows: ArrayRows | StreamRows) -> None:
         self._flush(state)
         tensors, values = _pack(state)
-        metadata = {**values, "settings": self._settings(), "fingerprint": rows.fingerprint}
+        metadata = {**values, "settings": self._settings(), "data": rows.fingerprint}
         write_tensors(cast(str, self.checkpoint_path), tensors, kind=_CHECKPOINT, metadata=metadata)
 
     def _resume(self, rows: ArrayRows | StreamRows) -> _State | None:
         """State from the checkpoint, if there is one; refuse one of other settings or data."""
-        path = self.checkpoint_path
-        if path is None or not Path(path).exists():
-            return None
-        tensors, metadata = read_tensors(path, kind=_CHECKPOINT)
-        settings = self._settings()
-        other = [name for name, value in settings.items() if metadata["settings"].get(name) != value]
-        seed = _plain_seed(self.random_state)
-        if seed is not None and draw_seed(seed) != metadata["seed"]:
-            other.append("random_state")
-        if other:
-            raise ValueError(
-                f"checkpoint_path='{os.fspath(path)}' was made with other values of {', '.join(other)}; "
-                "use those, remove the file, or give another path."
-            )
-        if metadata["fingerprint"] != rows.fingerprint:
-            raise ValueError(
-                f"checkpoint_path='{os.fspath(path)}' was made on other data; remove the file or give another path."
-            )
-        return self._unpack(tensors, metadata)
+        found = read_checkpoint(
+            self.checkpoint_path,
+            kind=_CHECKPOINT,
+            settings=self._settings(),
+            random_state=self.random_state,
+            made_with={"data": rows.fingerprint},
+        )
+        return None if found is None else self._unpack(*found)
 
     def _unpack(self, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> _State:
         device = resolve_device(self.device)
@@ -717,15 +699,3 @@ def _to_csr(codes: torch.Tensor) -> sp.csr_array:
     data = stored.values().cpu().numpy()
     columns, starts = (part.cpu().numpy().astype(index) for part in (stored.col_indices(), stored.crow_indices()))
     return sp.csr_array((data, columns, starts), shape=(codes.shape[0], codes.shape[1]))
-
-
-def _plain_seed(random_state: Any) -> int | None:
-    return int(random_state) if isinstance(random_state, numbers.Integral) else None
-
-
-def _check_range(name: str, value: Any, low: float, *, high: float = np.inf, whole: bool = False) -> None:
-    kind: Any = numbers.Integral if whole else numbers.Real
-    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
-        number = "a whole number" if whole else "a finite number"
-        limits = f"of at least {low:g}" if high == np.inf else f"between {low:g} and {high:g}"
-        raise ValueError(f"{name}={value!r} must be {number} {limits}.")

@@ -182,8 +182,7 @@ def test_shared_dimensions_lose_less_with_width_at_most_the_variance_and_scale(i
     tolerance = 1e-9 * importances.sum()
     assert (np.diff(floors) <= tolerance).all()
     assert floors[0] == pytest.approx(empty_distortion(alpha) * importances.sum())
-    if allocation != "blocks":
-        assert floors[-1] <= tolerance
+    assert floors[-1] <= tolerance
     scaled = FloorPredictor(alpha, allocation=allocation).fit(importances * factor).predict(widths)
     np.testing.assert_allclose(scaled, floors * factor, rtol=1e-6, atol=tolerance * factor)
     backwards = FloorPredictor(alpha, allocation=allocation).fit(importances[::-1]).predict(widths)
@@ -282,6 +281,15 @@ def test_an_allocation_adds_up(allocation, seed, width):
     assert found.capacities.sum() <= width + 1e-9
     charges = importances if allocation == "cutoff" else importances * moments  # Eq. 2 ranks by importance
     assert found.capacities[charges.argmax()] >= found.capacities[charges.argmin()]
+
+
+def test_bounds_of_wide_students_enclose_them_too():
+    # Beyond 64 dimensions the upper bound packs blocks of one size only, which must stay an upper bound and a near one.
+    predictor = FloorPredictor(0.95, allocation="auto").fit(1 / np.arange(1, 1001))
+    floors, bounds = predictor.predict([64, 65, 100, 150], return_bounds=True)
+    assert (bounds[:, 0] <= floors).all()
+    assert (floors <= bounds[:, 1]).all()
+    np.testing.assert_allclose(bounds[2:, 1] / bounds[2:, 0], 1.0, atol=0.25)
 
 
 def test_a_curve_of_ones_own_is_water_filled_and_that_of_the_cut_off_is_eq_2():

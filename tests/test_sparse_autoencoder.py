@@ -271,7 +271,7 @@ def test_a_checkpoint_of_something_else_is_refused(activations, sae, tmp_path):
         clone(sae).set_params(l1_coefficient=0.1).fit(activations)
     with pytest.raises(ValueError, match="other values of random_state"):
         clone(sae).set_params(random_state=1).fit(activations)
-    with pytest.raises(ValueError, match="made on other data"):
+    with pytest.raises(ValueError, match="made with other data"):
         clone(sae).fit(activations + 1)
     write_tensors(tmp_path / "checkpoint", {"a": torch.zeros(1)}, kind="something else", metadata={})
     with pytest.raises(ValueError, match="holds a something else"):
