@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from distortion_curves import write_table
+from other_toy_sweeps import LAWS as ALL_LAWS
 
 from geofloor._training.schedules import warmup_cosine
 from geofloor.capacity import capacity
@@ -29,11 +30,7 @@ ROOT = Path(__file__).parents[1]
 HIDDEN = 256
 FIRING_RATES = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001)
 WIDTHS = (1, 2, 3, 4, 6, 8)
-LAWS = {
-    "Zipf 1": lambda n: 1.0 / np.arange(1, n + 1),
-    "Zipf 2": lambda n: 1.0 / np.arange(1, n + 1) ** 2,
-    "exponential": lambda n: np.exp(-np.arange(n) / (n / 5)),
-}
+LAWS = {name: ALL_LAWS[name] for name in ("Zipf 1", "Zipf 2", "exponential")}
 SECOND_MOMENT = 1.0 / 3.0  # of an active feature from U[0, 1]
 
 
