@@ -2,564 +2,46 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import hashlib
-import inspect
-import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from geofloor._causal import LanguageModel, evaluating, exact_device, load_language_model, on_device
+from geofloor._divergence import ChunkedLoss, Plan, Rows, Targets, chunks_of, distillation_kl, row_kls
+from geofloor._token_rows import Batch, TokenRows
 from geofloor._training.checkpoints import load_optimizer_tensors, optimizer_tensors, read_tensors, write_tensors
-from geofloor._training.devices import resolve_device, to_device
+from geofloor._training.devices import to_device
+from geofloor._training.processes import ALONE, Processes, join_processes
 from geofloor._training.progress import progress_bar
-from geofloor._training.rows import fingerprint
 from geofloor._training.sampling import epoch_rows
 from geofloor._training.schedules import warmup_cosine
 from geofloor._training.seeds import draw_seed, torch_generator
-from geofloor._training.settings import check_range, plain_parameters, read_checkpoint
+from geofloor._training.settings import check_range, plain_parameters, plain_seed, read_checkpoint
 from geofloor.language_models import ActivationExtractor
 from geofloor.students import make_student
 from geofloor.toy import ToyModel
+
+__all__ = ["DistilledStudent", "distill_widths", "distillation_kl"]
 
 _FILE = "geofloor distilled student"
 _CHECKPOINT = "geofloor distillation checkpoint"
 _LOOK_EVERY = 50  # steps between looks at the loss, each of which waits for the device
 _FINAL_SHARE = 0.1  # of the steps, whose evaluations make the floor
-_SCANNED_TOKENS = 2**28  # token ids looked at before training starts; the rest when they are read
-_SCAN_ROWS = 4096
-_KEPT_BYTES = 2**32  # of a teacher's probabilities, kept for several students
 # What does not change the result of a fit, and so may differ when it is resumed.
 _INCIDENTAL = frozenset(
     {"teacher", "teacher_kwargs", "device", "verbose", "checkpoint_path", "checkpoint_every", "random_state"}
     | {"layer", "pooling", "convergence_tol"}
 )
-
-
-# The loss, a chunk of rows at a time
-
-
-def distillation_kl(
-    student: torch.Tensor,
-    teacher: torch.Tensor,
-    *,
-    temperature: float = 1.0,
-    mask: torch.Tensor | None = None,
-    student_weight: torch.Tensor | None = None,
-    student_bias: torch.Tensor | None = None,
-    teacher_weight: torch.Tensor | None = None,
-    teacher_bias: torch.Tensor | None = None,
-    chunk_rows: int | None = None,
-) -> torch.Tensor:
-    r"""Mean forward KL divergence of a student's next-token distributions from a teacher's, in nats a token.
-
-    Logits are made, used and dropped a chunk of rows at a time, with the gradient beside them, so that
-    memory holds neither model's logits whole.
-
-    Parameters
-    ----------
-    student : Tensor of shape (..., d_student) or (..., n_vocabulary)
-        Hidden states that `student_weight` turns into logits, or, without it, logits.
-    teacher : Tensor of shape (..., d_teacher) or (..., n_vocabulary)
-        The same of the teacher; no gradient reaches it.
-    temperature : float, default=1.0
-        T, by which both logits are divided.
-    mask : Tensor of shape (...), bool, default=None
-        Positions that count; by default all.
-    student_weight, teacher_weight : Tensor of shape (n_vocabulary, d), default=None
-        Unembedding.
-    student_bias, teacher_bias : Tensor of shape (n_vocabulary,), default=None
-        Its bias.
-    chunk_rows : int, default=None
-        Positions a chunk; by default what suits the device.
-
-    Returns
-    -------
-    kl : Tensor, scalar
-        Σ_v p_T(v) (log p_T(v) − log p_S(v)), averaged over the positions that count; float64 for float64
-        inputs, else float32. Differentiable once in the student's tensors.
-
-    Raises
-    ------
-    ValueError
-        If shapes don't match.
-
-    Notes
-    -----
-    There is no factor :math:`T^2`: it is no part of the divergence. In training it makes the gradient's size
-    independent of the temperature; `DistilledStudent` has it in its loss, not in what it reports.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from geofloor.distillation import distillation_kl
-    >>> teacher = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
-    >>> round(float(distillation_kl(torch.zeros(2, 2), teacher)), 4)
-    0.2194
-    >>> float(distillation_kl(teacher, teacher, temperature=2.0))
-    0.0
-    """
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature!r} must be above 0.")
-    shape = student.shape[:-1]
-    if teacher.shape[:-1] != shape or (mask is not None and mask.shape != shape):
-        raise ValueError(
-            f"student has positions {tuple(shape)}, teacher {tuple(teacher.shape[:-1])}"
-            f"{'' if mask is None else f', mask {tuple(mask.shape)}'}; they must be the same."
-        )
-    sizes = [
-        rows.shape[-1] if weight is None else weight.shape[0]
-        for rows, weight in ((student, student_weight), (teacher, teacher_weight))
-    ]
-    if sizes[0] != sizes[1]:
-        raise ValueError(f"student has a vocabulary of {sizes[0]} tokens, teacher one of {sizes[1]}.")
-    source = _Rows(teacher.detach().reshape(-1, teacher.shape[-1]), teacher_weight, teacher_bias)
-    targets = _Targets(source, temperature, chunk_rows=chunk_rows)
-    weights = None if mask is None else mask.reshape(-1).to(targets.dtype)
-    total = len(source.rows) if weights is None else weights.sum()
-    plan = _Plan(targets, weights, 1.0 / total)
-    loss, _ = _ChunkedLoss.apply(student.reshape(-1, student.shape[-1]), student_weight, student_bias, plan)
-    return loss
-
-
-class _Rows(NamedTuple):
-    """What gives logits, a row a position: hidden states with an unembedding, or logits themselves."""
-
-    rows: torch.Tensor  # (n_rows, d), or (n_rows, n_vocabulary) without a weight
-    weight: torch.Tensor | None = None  # (n_vocabulary, d)
-    bias: torch.Tensor | None = None
-
-    @property
-    def n_vocabulary(self) -> int:
-        return self.rows.shape[1] if self.weight is None else self.weight.shape[0]
-
-    def cast(self, dtype: torch.dtype | None) -> _Rows:
-        """The same with an unembedding in another precision, as autocast would run it."""
-        if dtype is None or self.weight is None:
-            return self
-        return _Rows(*(None if tensor is None else tensor.to(dtype) for tensor in self))  # type: ignore[arg-type]
-
-    def logits(self, chunk: slice, factor: float) -> torch.Tensor:
-        """Logits of some rows, times a factor; it is applied where there are fewer numbers."""
-        rows = self.rows[chunk]
-        if factor != 1.0:
-            rows = rows * factor
-        if self.weight is None:
-            return rows
-        if self.bias is None:
-            return rows @ self.weight.T
-        return torch.addmm(self.bias * factor, rows, self.weight.T)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Softmaxes are taken in float32 whatever a model runs in, or in float64 if it does."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-class _Targets:
-    """A teacher's distributions at a temperature, a chunk of rows at a time.
-
-    Parameters
-    ----------
-    source : _Rows
-        The teacher's.
-    temperature : float
-        T.
-    keep : bool
-        Whether to keep the probabilities, for students to come.
-    chunk_rows : int or None
-        Rows a chunk.
-    matmul_dtype : torch.dtype or None
-        Precision of unembedding, here and in the students.
-    """
-
-    def __init__(
-        self,
-        source: _Rows,
-        temperature: float,
-        *,
-        keep: bool = False,
-        chunk_rows: int | None = None,
-        matmul_dtype: torch.dtype | None = None,
-    ) -> None:
-        self.dtype = _wide(source.rows.dtype)
-        self.source = source.cast(matmul_dtype)
-        self.temperature = temperature
-        self.matmul_dtype = matmul_dtype
-        n_rows = len(source.rows)
-        self.chunk_rows = chunk_rows or _chunk_rows(source.n_vocabulary, source.rows.device)
-        self.chunks = [
-            slice(start, min(start + self.chunk_rows, n_rows)) for start in range(0, n_rows, self.chunk_rows)
-        ]
-        keep = keep and n_rows * source.n_vocabulary * self.dtype.itemsize <= _KEPT_BYTES
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if keep else None
-
-    def chunk(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Probabilities (n, n_vocabulary) and Σ p log p (n,) of a chunk; not to be changed."""
-        if self._kept is not None and index in self._kept:
-            return self._kept[index]
-        logits = self.source.logits(self.chunks[index], 1.0 / self.temperature)
-        log_probabilities = torch.log_softmax(logits, dim=1, dtype=self.dtype)
-        probabilities = log_probabilities.exp()
-        result = probabilities, torch.linalg.vecdot(probabilities, log_probabilities)
-        if self._kept is not None:
-            self._kept[index] = result
-        return result
-
-
-def _chunk_rows(n_vocabulary: int, device: torch.device) -> int:
-    """Rows a chunk: logits that fit a cache on a CPU, a few launches a batch on an accelerator."""
-    if device.type == "cpu":
-        return max(2**19 // n_vocabulary, 128)
-    return max(2**25 // n_vocabulary, 256)
-
-
-@dataclass
-class _Plan:
-    """What a student's rows are compared with, and how much each term counts."""
-
-    targets: _Targets
-    weights: torch.Tensor | None  # (n_rows,) of the KL, 0 for padding; None where all count
-    kl_scale: Any  # factor on Σ weights·KL in the loss and in what is reported: one over the positions that count
-    kl_factor: float = 1.0  # further factor on the KL in the loss
-    # Next tokens (n_rows,) and factors on each row's cross-entropy in the loss, where that counts.
-    labels: tuple[torch.Tensor, torch.Tensor] | None = None
-
-
-class _ChunkedLoss(torch.autograd.Function):
-    """Loss and gradients in one pass over chunks of rows; returns the loss and, apart, the KL."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, weight: Any, bias: Any, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor]:
-        kl, cross_entropy, gradients = _loss_and_gradients(_Rows(rows, weight, bias), plan, ctx.needs_input_grad[:3])
-        ctx.gradients = gradients
-        kl = kl * plan.kl_scale
-        loss = kl * plan.kl_factor
-        if cross_entropy is not None:
-            loss = loss + cross_entropy
-        ctx.mark_non_differentiable(kl)
-        return loss, kl
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_loss: torch.Tensor, _: Any) -> Any:
-        gradients = ctx.gradients
-        ctx.gradients = None
-        if gradients is None:
-            raise RuntimeError("The gradient of a distillation loss can be taken only once; compute the loss again.")
-        return *(None if gradient is None else gradient.mul_(grad_loss) for gradient in gradients), None
-
-
-def _loss_and_gradients(
-    student: _Rows, plan: _Plan, needed: Sequence[bool]
-) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor | None]]:
-    """Weighted sum of KLs, weighted cross-entropy, and the gradients of the loss on rows, weight and bias.
-
-    With a = logits / T, the KL of a row is Σ p_T log p_T − Σ p_T log softmax(a), and its gradient on the
-    logits (softmax(a) − p_T) / T. Factors that differ by row are applied to hidden states, which are
-    narrower than logits.
-    """
-    targets, temperature = plan.targets, plan.targets.temperature
-    cast = student.cast(targets.matmul_dtype)
-    wide = targets.dtype
-    with_gradient = any(needed)
-    kl = torch.zeros((), dtype=wide, device=student.rows.device)
-    cross_entropy: torch.Tensor | None = None
-    on_rows = torch.empty_like(student.rows) if with_gradient else None
-    on_weight: torch.Tensor | None = None
-    on_bias: torch.Tensor | None = None
-    coefficient = plan.kl_factor * plan.kl_scale / temperature
-
-    for index, chunk in enumerate(targets.chunks):
-        probabilities, negative_entropy = targets.chunk(index)
-        scaled = cast.logits(chunk, 1.0 / temperature)
-        log_probabilities = torch.log_softmax(scaled, dim=1, dtype=wide)
-        row_kl = negative_entropy - torch.linalg.vecdot(probabilities, log_probabilities)
-        weights = None if plan.weights is None else plan.weights[chunk]
-        kl += row_kl.sum() if weights is None else row_kl @ weights
-        if not with_gradient and plan.labels is None:
-            continue
-        factors: Any = coefficient if weights is None else (coefficient * weights)[:, None]
-        gradient = log_probabilities.exp_().sub_(probabilities)  # on the logits, but for the factors
-        if plan.labels is not None:
-            gradient.mul_(factors)
-            labels, label_weights = plan.labels
-            value = _add_cross_entropy(gradient, scaled * temperature, labels[chunk], label_weights[chunk])
-            cross_entropy = value if cross_entropy is None else cross_entropy + value
-            factors = 1.0
-        if on_rows is None:
-            continue
-        if cast.weight is None:
-            on_rows[chunk] = gradient.mul_(factors)
-            continue
-        gradient = gradient.to(cast.weight.dtype)
-        on_rows[chunk] = (gradient @ cast.weight).mul_(factors)
-        if needed[1]:
-            hidden = cast.rows[chunk] * factors
-            if on_weight is None:
-                on_weight = (gradient.T @ hidden).to(student.weight.dtype)  # type: ignore[union-attr]
-            elif on_weight.dtype == gradient.dtype:
-                on_weight.addmm_(gradient.T, hidden)
-            else:
-                on_weight += gradient.T @ hidden
-        if needed[2]:
-            on_this = (gradient * factors).sum(dim=0).to(student.bias.dtype)  # type: ignore[union-attr]
-            on_bias = on_this if on_bias is None else on_bias + on_this
-    return kl, cross_entropy, [on_rows if needed[0] else None, on_weight, on_bias]
-
-
-def _row_kls(student: _Rows, targets: _Targets) -> torch.Tensor:
-    """KL of each row, (n_rows,)."""
-    cast = student.cast(targets.matmul_dtype)
-    kls = []
-    for index, chunk in enumerate(targets.chunks):
-        probabilities, negative_entropy = targets.chunk(index)
-        log_probabilities = torch.log_softmax(cast.logits(chunk, 1.0 / targets.temperature), dim=1, dtype=targets.dtype)
-        kls.append(negative_entropy - torch.linalg.vecdot(probabilities, log_probabilities))
-    return torch.cat(kls)
-
-
-def _add_cross_entropy(
-    gradient: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    """Add the cross-entropy's gradient on the logits, in place; return its weighted sum."""
-    log_probabilities = torch.log_softmax(logits, dim=1, dtype=gradient.dtype)
-    value = -(log_probabilities.gather(1, labels[:, None])[:, 0] @ weights)
-    gradient.add_(log_probabilities.exp_().mul_(weights[:, None]))
-    gradient.scatter_add_(1, labels[:, None], -weights[:, None])
-    return value
-
-
-# Data
-
-
-class _Batch(NamedTuple):
-    """Token ids (n, seq_len), and which are no padding; None where all are."""
-
-    ids: np.ndarray
-    mask: np.ndarray | None
-
-    @property
-    def n_positions(self) -> int:
-        return self.ids.size if self.mask is None else int(self.mask.sum())
-
-    @property
-    def n_labels(self) -> int:
-        """Positions that have a next token."""
-        return self.ids[:, 1:].size if self.mask is None else int(self.mask[:, 1:].sum())
-
-    def split(self, n_parts: int) -> list[_Batch]:
-        bounds = np.linspace(0, len(self.ids), min(n_parts, len(self.ids)) + 1).astype(int)
-        return [
-            _Batch(self.ids[a:b], None if self.mask is None else self.mask[a:b]) for a, b in itertools.pairwise(bounds)
-        ]
-
-
-class _Tokens:
-    """Rows of token ids, checked when they are read and never read whole if they are a memory map.
-
-    Parameters
-    ----------
-    tokens : int array-like of shape (n_sequences, seq_len)
-    name : str
-        What error messages call them.
-    n_vocabulary : int
-    max_length : int or None
-        Positions that the teacher has.
-    pad_token_id : int or None
-    """
-
-    def __init__(
-        self, tokens: Any, name: str, n_vocabulary: int, max_length: int | None, pad_token_id: int | None
-    ) -> None:
-        self._array = _token_array(tokens, name)
-        self._name, self._n_vocabulary, self._pad = name, n_vocabulary, pad_token_id
-        length = self._array.shape[1]
-        if max_length is not None and length > max_length:
-            raise ValueError(
-                f"{name} has sequences of {length} tokens, and the teacher has {max_length} positions; cut them, for "
-                f"example with geofloor.language_models.token_blocks(..., length={max_length})."
-            )
-        wanted = min(len(self), max(_SCANNED_TOKENS // length, 1))
-        rows = np.unique(np.linspace(0, len(self) - 1, wanted).astype(np.int64))
-        for start in range(0, len(rows), _SCAN_ROWS):
-            self.take(rows[start : start + _SCAN_ROWS])
-
-    def __len__(self) -> int:
-        return self._array.shape[0]
-
-    def take(self, rows: np.ndarray) -> _Batch:
-        """Rows by number."""
-        ids = np.asarray(self._array[rows])
-        mask = None
-        if self._pad is not None:
-            mask = ids != self._pad
-            mask = None if mask.all() else mask
-        real = ids if mask is None else ids[mask]
-        lowest, highest = (int(real.min()), int(real.max())) if real.size else (0, 0)
-        if lowest < 0 or highest >= self._n_vocabulary:
-            raise ValueError(
-                f"{self._name} holds the token id {lowest if lowest < 0 else highest}, outside the teacher's "
-                f"vocabulary of 0 to {self._n_vocabulary - 1}; use the tokenizer that the teacher was trained with"
-                f"{'' if self._pad is not None else ', or set pad_token_id if this is padding'}."
-            )
-        if mask is not None:
-            if (mask[:, 1:] & ~mask[:, :-1]).any() or not mask[:, 0].all():
-                raise ValueError(
-                    f"{self._name} has padding (pad_token_id={self._pad}) before a token; pad sequences at their end."
-                )
-            ids = np.where(mask, ids, 0)
-        return _Batch(ids.astype(np.int64), mask)
-
-    def fingerprint(self) -> str:
-        rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), 256)).astype(np.int64))
-        return fingerprint(np.asarray(self._array[rows]), len(self))
-
-
-def _token_array(tokens: Any, name: str) -> np.ndarray:
-    """An integer array of at least one row and two columns, memory maps as they are."""
-    if isinstance(tokens, torch.Tensor):
-        tokens = tokens.detach().cpu().numpy()
-    if sp.issparse(tokens):
-        raise ValueError(f"{name} is a sparse matrix; token ids are a dense array of integers.")
-    if not isinstance(tokens, np.ndarray):
-        try:
-            tokens = np.asarray(tokens)
-        except ValueError as error:  # ragged
-            raise ValueError(
-                f"{name} has sequences of different lengths; cut them into blocks with "
-                "geofloor.language_models.token_blocks, or pad them at their end and set pad_token_id."
-            ) from error
-    if tokens.ndim != 2:
-        raise ValueError(
-            f"{name} has shape {tokens.shape}; token ids are integers of shape (n_sequences, seq_len). "
-            "Reshape your data, or make blocks of text with geofloor.language_models.token_blocks."
-        )
-    if tokens.shape[0] == 0:
-        raise ValueError(f"{name} is empty: 0 sequence(s) (shape={tokens.shape}) while a minimum of 1 is required.")
-    if tokens.shape[1] < 2:
-        raise ValueError(f"{name} has sequences of {tokens.shape[1]} token(s); a next token needs at least 2.")
-    if tokens.dtype.kind not in "iu":
-        raise ValueError(f"{name} has dtype {tokens.dtype}; token ids are integers.")
-    return tokens
-
-
-# Models
-
-
-def _logits(output: Any) -> torch.Tensor:
-    return output if isinstance(output, torch.Tensor) else output.logits
-
-
-@contextlib.contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """A module in evaluation mode, and in training mode again afterwards where it was."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
-class _LanguageModel:
-    """A causal language model as rows that give logits: split off its unembedding where that is known to be exact.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        Takes token ids (n, seq_len) and returns logits, or an object that has them.
-    name : str
-        What error messages call it.
-    """
-
-    def __init__(self, module: torch.nn.Module, name: str) -> None:
-        self.module: Any = module
-        parameter = next(module.parameters(), None)
-        self.device = torch.device("cpu") if parameter is None else parameter.device
-        self.head: torch.nn.Linear | None = None
-        self._options: dict[str, Any] = {}
-        probe = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
-        with _evaluating(module), torch.no_grad():
-            try:
-                logits = _logits(module(probe))
-            except Exception as error:
-                raise ValueError(
-                    f"{name} is a {type(module).__name__} that can't take token ids of shape (n_sequences, seq_len) "
-                    f"({type(error).__name__}: {error})."
-                ) from error
-            if not isinstance(logits, torch.Tensor) or logits.ndim != 3:
-                raise ValueError(
-                    f"{name} is a {type(module).__name__} that gives no logits (n, seq_len, n_vocabulary)."
-                )
-            self.n_vocabulary = logits.shape[-1]
-            if isinstance(module, PreTrainedModel):
-                if "use_cache" in inspect.signature(module.base_model.forward).parameters:
-                    self._options["use_cache"] = False
-                self._split(probe, logits)
-
-    def _split(self, probe: torch.Tensor, logits: torch.Tensor) -> None:
-        """Use hidden states and unembedding, unless the model does more than multiply them."""
-        head = self.module.get_output_embeddings()
-        if type(head) is not torch.nn.Linear or self.module.base_model is self.module:
-            return
-        hidden = self.module.base_model(probe, **self._options)[0]
-        if hidden.shape[-1] == head.in_features and torch.allclose(head(hidden), logits, rtol=1e-3, atol=1e-4):
-            self.head = head
-
-    @property
-    def max_length(self) -> int | None:
-        config = getattr(self.module, "config", None)
-        if not isinstance(self.module, PreTrainedModel) or config is None:
-            return None
-        return getattr(config.get_text_config(), "max_position_embeddings", None)
-
-    @property
-    def n_tokens(self) -> int:
-        """Token ids that it embeds."""
-        if isinstance(self.module, PreTrainedModel):
-            return min(self.module.get_input_embeddings().weight.shape[0], self.n_vocabulary)
-        return self.n_vocabulary
-
-    def rows(self, ids: torch.Tensor) -> _Rows:
-        if self.head is None:
-            return _Rows(_logits(self.module(ids, **self._options)).flatten(0, 1))
-        hidden = self.module.base_model(ids, **self._options)[0]
-        return _Rows(hidden.flatten(0, 1), self.head.weight, self.head.bias)
-
-    def digest(self) -> str:
-        """Of a part of every weight: tells one model from another."""
-        digest = hashlib.sha256()
-        for name, parameter in self.module.named_parameters():
-            digest.update(f"{name}:{tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().flatten()[:256].float().cpu().numpy().tobytes())
-        return digest.hexdigest()
-
-
-def _on_device(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """The module itself if it is there, else a copy that is; the caller's stays where it is."""
-    tensors = [*module.parameters(), *module.buffers()]
-    if all(tensor.device == device for tensor in tensors):
-        return module
-    moved: dict[int, Any] = {
-        id(tensor): torch.nn.Parameter(tensor.detach().to(device), requires_grad=False)
-        if isinstance(tensor, torch.nn.Parameter)
-        else tensor.to(device)
-        for tensor in tensors
-    }
-    return copy.deepcopy(module, moved)
 
 
 # Training
@@ -570,7 +52,7 @@ class _Run:
     """All that a training step of one student reads and writes."""
 
     estimator: DistilledStudent
-    model: _LanguageModel
+    model: LanguageModel
     projection: torch.nn.Linear | None  # onto the teacher's hidden states, where these are in the loss
     optimizer: torch.optim.AdamW
     seed: int
@@ -584,9 +66,9 @@ class _Run:
         extra = [] if self.projection is None else list(self.projection.parameters())
         return [*self.model.module.parameters(), *extra]
 
-    def loss(self, student: _Rows, teacher: _Rows, plan: _Plan, hidden_scale: torch.Tensor | None) -> torch.Tensor:
+    def loss(self, student: Rows, teacher: Rows, plan: Plan, hidden_scale: torch.Tensor | None) -> torch.Tensor:
         """Loss of part of a batch; what it adds to the batch's KL goes into `kl_sum`."""
-        loss, kl = _ChunkedLoss.apply(*student, plan)
+        loss, kl = ChunkedLoss.apply(*student, plan)
         self.kl_sum += kl
         if self.projection is not None:
             error = (self.projection(student.rows).float() - teacher.rows.float()).square().mean(dim=1)
@@ -596,23 +78,27 @@ class _Run:
 
 
 class _Distillation:
-    """One pass over the data that trains several students of one teacher, which differ in width and seed."""
+    """One pass over the data that trains several students of one teacher, which differ in width and seed.
 
-    def __init__(self, estimators: list[DistilledStudent]) -> None:
+    Several processes each take their share of the rows of every batch. All else, they do alike.
+    """
+
+    def __init__(self, estimators: list[DistilledStudent], processes: Processes = ALONE) -> None:
         self.estimators = estimators
+        self.processes = processes
         self.settings = settings = estimators[0]
-        self.device, module = settings._load_teacher()
+        self.device, module = settings._load_teacher(processes.device)
         for estimator in estimators[1:]:
             estimator._loaded = settings._loaded
-        self.teacher = _LanguageModel(module, f"teacher={type(module).__name__}")
+        self.teacher = LanguageModel(module, f"teacher={type(module).__name__}")
         head = self.teacher.head
         if head is not None and not bool(torch.isfinite(head.weight).all()):
             raise ValueError("The teacher's unembedding is not finite, nor would its logits be; check its weights.")
         self.matmul_dtype = torch.bfloat16 if settings.precision == "bf16" else None
         self.teacher_finite = torch.ones((), dtype=torch.bool, device=self.device)
 
-    def rows_of(self, tokens: Any, name: str) -> _Tokens:
-        return _Tokens(
+    def rows_of(self, tokens: Any, name: str) -> TokenRows:
+        return TokenRows(
             tokens, name, self.teacher.n_tokens, self.teacher.max_length, pad_token_id=self.settings.pad_token_id
         )
 
@@ -643,11 +129,11 @@ class _Distillation:
         return tensor if dtype is None else tensor.to(dtype)
 
     @torch.no_grad()
-    def targets(self, ids: torch.Tensor, *, keep: bool) -> _Targets:
+    def targets(self, ids: torch.Tensor, *, keep: bool) -> Targets:
         with self.autocast():
             rows = self.teacher.rows(ids)
         self.teacher_finite &= torch.isfinite(rows.rows).all()
-        return _Targets(rows, self.settings.temperature, keep=keep, matmul_dtype=self.matmul_dtype)
+        return Targets(rows, self.settings.temperature, keep=keep, matmul_dtype=self.matmul_dtype)
 
     def _hidden_scale(self) -> torch.Tensor | None:
         """Factor that makes the hidden-state loss a share of the teacher's variance, by the first held-out rows."""
@@ -666,18 +152,20 @@ class _Distillation:
 
     def start(self, estimator: DistilledStudent) -> _Run:
         """A run before its first step."""
-        seed = draw_seed(estimator.random_state)
+        seed = self.processes.everyone(draw_seed(estimator.random_state))[0]
         sample = None
         if estimator.init == "principal":
             sample = self.tokens.take(np.arange(min(self.n_train, 64))).ids
         module = make_student(
             self.teacher.module, estimator.width, init=estimator.init, random_state=seed, tokens=sample
         )
-        return self.run(estimator, module, seed)
+        run = self.run(estimator, module, seed)
+        self.processes.copy_from_main([*module.state_dict().values(), *run.parameters()])
+        return run
 
     def run(self, estimator: DistilledStudent, module: torch.nn.Module, seed: int) -> _Run:
         module = module.to(self.device).eval().requires_grad_()
-        model = _LanguageModel(module, "the student")
+        model = LanguageModel(module, "the student")
         if model.n_vocabulary != self.teacher.n_vocabulary:
             raise ValueError(
                 f"the student has a vocabulary of {model.n_vocabulary} tokens, the teacher one of "
@@ -711,15 +199,19 @@ class _Distillation:
 
     def train(self) -> None:
         self.teacher_digest = self.teacher.digest()
+        self.agree()
         self.hidden_scale = self._hidden_scale()
-        runs = [self.resume(estimator) or self.start(estimator) for estimator in self.estimators]
+        found = [self.resume(estimator) for estimator in self.estimators]
+        self.processes.agree(checkpoints=[run and (run.seed, run.step) for run in found])
+        runs = [run or self.start(estimator) for run, estimator in zip(found, self.estimators, strict=True)]
         first = min(run.step for run in runs)
         n_steps, settings = self.settings.n_steps, self.settings
         new = [run for run in runs if not run.history]
         if new:
             self.evaluate(new)
         description = "distillation" if len(runs) == 1 else f"distillation of {len(runs)} students"
-        with progress_bar(description, total=n_steps, initial=first, verbose=settings.verbose) as bar:
+        verbose = settings.verbose if self.processes.is_main else 0
+        with progress_bar(description, total=n_steps, initial=first, verbose=verbose) as bar:
             for step in range(first, n_steps):
                 # A run that was checkpointed later than the others waits for them.
                 active = [run for run in runs if run.step == step]
@@ -734,17 +226,34 @@ class _Distillation:
                 if settings.checkpoint_path is not None and (done % settings.checkpoint_every == 0 or last):
                     self.look(active)
                     for run in active:
-                        self.checkpoint(run)
+                        self.processes.on_main(self.checkpoint, run)
                 bar.update()
         counts = self.eval_counts()
         for run in runs:
             run.estimator._publish(run, counts)
 
+    def agree(self) -> None:
+        """Refuse processes that were told different things."""
+        parameters = [
+            (
+                estimator._settings(),
+                plain_seed(estimator.random_state),
+                estimator.checkpoint_path is None,
+                estimator.checkpoint_every,
+            )
+            for estimator in self.estimators
+        ]
+        self.processes.agree(parameters=parameters, tokens=self.data_fingerprint, teacher=self.teacher_digest)
+
     def train_step(self, runs: list[_Run], step: int) -> None:
         """One step of every run on the same batch, with one forward pass of the teacher."""
         settings = self.settings
         batch = self.tokens.take(epoch_rows(self.n_train, settings.batch_size, step, settings.data_seed))
-        for part in batch.split(settings.gradient_accumulation):
+        share = batch.share(self.processes.share(len(batch.ids)))
+        if not self.processes.is_main:
+            for run in runs:
+                run.kl_sum.zero_()  # what the steps before gave is in the main process's
+        for part in share.split(settings.gradient_accumulation):
             ids = self.to_device(part.ids)
             targets = self.targets(ids, keep=len(runs) > 1)
             plan = self.plan(targets, part, batch)
@@ -752,6 +261,7 @@ class _Distillation:
                 with self.autocast():
                     student = run.model.rows(ids)
                 run.loss(student, targets.source, plan, self.hidden_scale).backward()
+        self.add_up(runs)
         factor = warmup_cosine(step, n_steps=settings.n_steps, warmup_steps=settings.warmup)
         for run in runs:
             if settings.clip_norm is not None:
@@ -762,7 +272,24 @@ class _Distillation:
             run.step += 1
             run.kl_steps += 1
 
-    def plan(self, targets: _Targets, part: _Batch, batch: _Batch) -> _Plan:
+    def add_up(self, runs: list[_Run]) -> None:
+        """Sum gradients and KLs over the processes."""
+        if self.processes.n == 1:
+            return
+        parameters = [parameter for run in runs for parameter in run.parameters()]
+        present = torch.ones(len(parameters), device=self.device)
+        absent = [index for index, parameter in enumerate(parameters) if parameter.grad is None]
+        for index in absent:
+            present[index] = 0.0
+            parameters[index].grad = torch.zeros_like(parameters[index])
+        gradients: list[Any] = [parameter.grad for parameter in parameters]
+        self.processes.sum([present, *(run.kl_sum for run in runs), *gradients])
+        if absent:  # what no process has used is left alone, as with one process
+            for parameter, n_processes in zip(parameters, present.tolist(), strict=True):
+                if n_processes == 0:
+                    parameter.grad = None
+
+    def plan(self, targets: Targets, part: Batch, batch: Batch) -> Plan:
         """Weights of the positions of a part, so that the parts of a batch add up to its mean."""
         weights = None if part.mask is None else self.to_device(part.mask.reshape(-1), targets.dtype)
         labels = None
@@ -772,7 +299,7 @@ class _Distillation:
             counted[:, -1] = 0.0
             counted *= self.settings.cross_entropy_weight / max(batch.n_labels, 1)
             labels = self.to_device(following.reshape(-1)), self.to_device(counted.reshape(-1), targets.dtype)
-        return _Plan(targets, weights, 1.0 / batch.n_positions, self.settings.temperature**2, labels)
+        return Plan(targets, weights, 1.0 / batch.n_positions, self.settings.temperature**2, labels)
 
     # Measuring
 
@@ -807,11 +334,12 @@ class _Distillation:
 
     @torch.no_grad()
     def held_out_kl(
-        self, students: list[_LanguageModel], tokens: _Tokens, rows: np.ndarray
+        self, students: list[LanguageModel], tokens: TokenRows, rows: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """KL of each student on each sequence, summed over positions (n_students, n_sequences), and the positions."""
         size = max(self.settings.batch_size // self.settings.gradient_accumulation, 1)
-        sums, counts = [], []
+        rows = rows[self.processes.share(len(rows))]
+        sums, counts = [torch.zeros((len(students), 0), device=self.device)], [np.zeros(0, dtype=np.int64)]
         for start in range(0, len(rows), size):
             batch = tokens.take(rows[start : start + size])
             ids = self.to_device(batch.ids)
@@ -821,11 +349,12 @@ class _Distillation:
             for student in students:
                 with self.autocast():
                     student_rows = student.rows(ids)
-                kls = _row_kls(student_rows, targets).view(ids.shape)
+                kls = row_kls(student_rows, targets).view(ids.shape)
                 found.append((kls if mask is None else kls * mask).sum(dim=1))
             sums.append(torch.stack(found))
             counts.append(np.full(len(ids), ids.shape[1]) if batch.mask is None else batch.mask.sum(axis=1))
-        return torch.cat(sums, dim=1).double().cpu().numpy(), np.concatenate(counts)
+        shares = self.processes.everyone((torch.cat(sums, dim=1).cpu().double().numpy(), np.concatenate(counts)))
+        return np.concatenate([share[0] for share in shares], axis=1), np.concatenate([share[1] for share in shares])
 
     def look(self, runs: list[_Run]) -> None:
         """Refuse to go on with a loss that is not finite."""
@@ -834,7 +363,9 @@ class _Distillation:
                 raise self.not_finite(run, kl)
 
     def not_finite(self, run: _Run, value: float) -> ValueError:
-        if not bool(self.teacher_finite):
+        wrong = (~self.teacher_finite).float()
+        self.processes.sum([wrong])  # each looked at its own share
+        if bool(wrong):
             return ValueError(
                 f"The teacher's logits are not finite, by step {run.step} at the latest; check its weights, or load "
                 "it in a dtype with more range, such as teacher_kwargs={'dtype': 'float32'}."
@@ -925,7 +456,8 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     clip_norm : float or None, default=None
         Largest joint norm of the gradients; None leaves them.
     gradient_accumulation : int, default=1
-        Parts that a batch is divided into, to save memory; the gradient stays that of the batch.
+        Parts that a batch, or each process's share of it, is divided into, to save memory; the gradient stays
+        that of the batch.
     precision : {None, "bf16"}, default=None
         ``"bf16"`` runs teacher and student under autocast to bfloat16; weights, softmaxes and losses stay
         float32.
@@ -965,7 +497,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Seed of the student's first weights.
     device : str, default="auto"
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<index>"`` or ``"mps"``. ``"auto"`` is the device of a teacher
-        given as an object on an accelerator, else the best there is.
+        given as an object on an accelerator, else the best there is; of several processes, each one's own.
     verbose : int, default=0
         Whether to show a progress bar.
 
@@ -1010,6 +542,12 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     of its epsilon, and weights of other losses count against :math:`T^2`.
 
     Dropout is off. On a CPU the same seeds, data and number of threads give the same bits.
+
+    *Several processes.* Under ``accelerate launch`` or ``torchrun`` (with ``geofloor[accelerate]``) each process takes
+    its share of the sequences of every batch and every evaluation, and gradients are summed before they are clipped:
+    batches and result are those of one process, but for the order of sums. Every process must call `fit`, with the
+    same arguments; all end with the student. The first one writes checkpoints. Other methods run in the process that
+    calls them.
 
     References
     ----------
@@ -1101,12 +639,13 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
         Parameters
         ----------
-        tokens : int array-like of shape (n_sequences, seq_len)
-            Token ids. A memory map is read batch by batch. Each epoch takes the sequences in a new order.
-            Of a `ToyModel`: what `ToyModel.fit` takes.
+        tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset
+            Token ids; of a dataset the column ``input_ids``, whose rows have one length. A memory map, such as
+            `geofloor.language_models.token_blocks` writes, and a dataset are read batch by batch. Each epoch takes
+            the sequences in a new order. Of a `ToyModel`: what `ToyModel.fit` takes.
         y : None
             Ignored; here by convention.
-        eval_tokens : int array-like of shape (n_sequences, seq_len), default=None
+        eval_tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset, default=None
             Token ids to evaluate on; by default the last sequences of `tokens`, which are not trained on.
 
         Returns
@@ -1130,7 +669,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
         Parameters
         ----------
-        tokens : int array-like of shape (n_sequences, seq_len)
+        tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset
             Token ids.
 
         Returns
@@ -1153,7 +692,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
         Parameters
         ----------
-        tokens : int array-like of shape (n_sequences, seq_len)
+        tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset
             Token ids.
 
         Returns
@@ -1176,7 +715,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
         Parameters
         ----------
-        tokens : int array-like of shape (n_sequences, seq_len)
+        tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset
             Token ids.
 
         Returns
@@ -1207,7 +746,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
         Parameters
         ----------
-        tokens : int array-like of shape (n_sequences, seq_len)
+        tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset
             Token ids, preferably held out.
         y : None
             Ignored; here by convention.
@@ -1229,8 +768,8 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             return -float(np.mean(np.square(difference, dtype=np.float64) @ self.model_.importances_))
         distillation = _Distillation([self])
         data = distillation.rows_of(tokens, "tokens")
-        student = _LanguageModel(_on_device(self.model_, distillation.device), "the student")
-        with _evaluating(distillation.teacher.module), _evaluating(student.module):
+        student = LanguageModel(on_device(self.model_, distillation.device), "the student")
+        with evaluating(distillation.teacher.module), evaluating(student.module):
             sums, counts = distillation.held_out_kl([student], data, np.arange(len(data)))
         return -float(sums.sum() / counts.sum())
 
@@ -1297,7 +836,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         with torch.random.fork_rng(devices=[]):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(tensors)
-        student._set_model(model.to(_resolved(device)))
+        student._set_model(model.to(exact_device(device)))
         for name, value in metadata["fitted"].items():
             setattr(student, name, value)
         return student
@@ -1335,28 +874,16 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def _by_name(self) -> bool:
         return isinstance(self.teacher, str | os.PathLike)
 
-    def _load_teacher(self) -> tuple[torch.device, torch.nn.Module]:
-        """The teacher on the device; one given by name is loaded once."""
-        if self._by_name():
-            device = _resolved(self.device)
-            source = (os.fspath(self.teacher), repr(self.teacher_kwargs), device)
-            if getattr(self, "_loaded", None) is None or self._loaded[0] != source:
-                options = {"dtype": "float32", **(self.teacher_kwargs or {})}
-                module = AutoModelForCausalLM.from_pretrained(source[0], **options)
-                self._loaded: Any = (source, module.to(device).eval().requires_grad_(False))
-            return device, self._loaded[1]
-        if self.teacher_kwargs:
-            raise ValueError(f"teacher_kwargs={self.teacher_kwargs!r} are for a teacher given by name, not an object.")
-        if not isinstance(self.teacher, torch.nn.Module):
-            raise ValueError(
-                f"teacher={self.teacher!r:.60} must be a transformers model, its name or path, a torch module that "
-                "returns logits, or a ToyModel."
-            )
-        parameter = next(self.teacher.parameters(), None)
-        there = torch.device("cpu") if parameter is None else parameter.device
-        device = there if self.device == "auto" and there.type != "cpu" else _resolved(self.device)
-        self._loaded = None
-        return device, _on_device(self.teacher, device)
+    def _load_teacher(self, own: torch.device | None = None) -> tuple[torch.device, torch.nn.Module]:
+        """The teacher on the device, this process's own if there are several; one given by name is loaded once."""
+        source = (
+            (self.teacher, repr(self.teacher_kwargs), own or exact_device(self.device)) if self._by_name() else None
+        )
+        if source is None or getattr(self, "_loaded", None) is None or self._loaded[0] != source:
+            found = load_language_model(self.teacher, self.teacher_kwargs, own or self.device)
+            self._loaded: Any = None if source is None else (source, found)
+            return found
+        return self._loaded[1]
 
     # Results
 
@@ -1370,7 +897,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     def _set_model(self, model: torch.nn.Module) -> None:
         self.model_: Any = model.eval()
-        student = _LanguageModel(model, "the student")
+        student = LanguageModel(model, "the student")
         self.n_parameters_ = sum(parameter.numel() for parameter in model.parameters())
         self.device_ = str(student.device)
         self._n_tokens, self._max_length = student.n_tokens, student.max_length
@@ -1382,23 +909,23 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.floor_, self.floor_error_ = toy.floor_, toy.standard_error_
         self.history_, self.n_steps_, self.converged_ = toy.history_, toy.n_steps_, toy.converged_
         self.n_parameters_ = toy.components_.size + toy.intercept_.size
-        self.device_ = str(_resolved(self.device))
+        self.device_ = str(exact_device(self.device))
         self._n_features_out = int(self.width)
         return self
 
-    def _open(self, tokens: Any) -> _Tokens:
-        return _Tokens(tokens, "tokens", self._n_tokens, self._max_length, self.pad_token_id)
+    def _open(self, tokens: Any) -> TokenRows:
+        return TokenRows(tokens, "tokens", self._n_tokens, self._max_length, self.pad_token_id)
 
     @torch.no_grad()
     def _by_position(self, tokens: Any, of_logits: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
         """A function of the student's logits, batch by batch."""
-        student = _LanguageModel(self.model_, "the student")
+        student = LanguageModel(self.model_, "the student")
         data = self._open(tokens)
         pieces = []
         for start in range(0, len(data), self.batch_size):
             ids = torch.from_numpy(data.take(np.arange(start, min(start + self.batch_size, len(data)))).ids)
             rows = student.rows(ids.to(student.device))
-            found = torch.cat([of_logits(rows.logits(chunk, 1.0)) for chunk in _chunks(rows)])
+            found = torch.cat([of_logits(rows.logits(chunk, 1.0)) for chunk in chunks_of(rows)])
             pieces.append(found.view(*ids.shape, *found.shape[1:]).cpu().numpy())
         return np.concatenate(pieces)
 
@@ -1448,25 +975,12 @@ def _has_stopped(history: list[dict[str, Any]], n_steps: int, tol: float) -> boo
     return bool(before) and float(np.mean(before)) - float(np.mean(final)) < tol * float(np.mean(before))
 
 
-def _chunks(rows: _Rows) -> list[slice]:
-    size = _chunk_rows(rows.n_vocabulary, rows.rows.device)
-    return [slice(start, start + size) for start in range(0, len(rows.rows), size)]
-
-
-def _resolved(device: str) -> torch.device:
-    """A device with its index, as tensors have it."""
-    resolved = resolve_device(device)
-    if resolved.type == "cuda" and resolved.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return resolved
-
-
 def _fit_together(estimators: list[DistilledStudent], tokens: Any, eval_tokens: Any) -> None:
     for estimator in estimators:
         estimator._check_parameters()
-    distillation = _Distillation(estimators)
+    distillation = _Distillation(estimators, join_processes(estimators[0].device))
     distillation.open(tokens, eval_tokens)
-    with _evaluating(distillation.teacher.module):
+    with evaluating(distillation.teacher.module):
         distillation.train()
 
 
@@ -1489,13 +1003,13 @@ def distill_widths(
     ----------
     teacher : PreTrainedModel, str, path-like, torch.nn.Module or ToyModel
         As in `DistilledStudent`. Students of a `ToyModel` are trained one after the other.
-    tokens : int array-like of shape (n_sequences, seq_len)
-        Token ids, or what `ToyModel.fit` takes.
+    tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset
+        As in `DistilledStudent.fit`.
     widths : sequence of int or of (int, int)
         Widths, or pairs of width and seed.
     random_state : int or None, default=0
         Seed of students whose seed `widths` does not give.
-    eval_tokens : int array-like of shape (n_sequences, seq_len), default=None
+    eval_tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset, default=None
         As in `DistilledStudent.fit`.
     checkpoint_path : str, path or None, default=None
         Folder for a checkpoint of each student. The same call resumes from there.

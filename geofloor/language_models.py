@@ -1,4 +1,4 @@
-"""From text to tokens to activations of a language model."""
+"""From texts or tokens to activations of a language model."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._set_output import _get_output_config
 
+from geofloor._columns import column_names, column_values, is_dataset, is_dataset_stream
 from geofloor._training.checkpoints import atomic_path, write_json
 from geofloor._training.devices import resolve_device
 from geofloor._training.progress import progress_bar
+from geofloor.tokens import token_blocks
+
+__all__ = ["ActivationExtractor", "ActivationStore", "token_blocks"]
 
 _LOOK_AHEAD = 64  # batches that are sorted by length together
 _WINDOW_BYTES = 2**27  # and no more than this of activations, since rows leave in the order they came
-_TEXTS_AT_ONCE = 64
 _MODEL_DTYPES = ("auto", "float32", "float16", "bfloat16")
 _STORE_DTYPES = ("float32", "float16")
 _FORMAT = "geofloor activations"
@@ -53,106 +56,16 @@ def _check_count(name: str, value: Any, minimum: int) -> None:
         raise ValueError(f"{name}={value!r} must be an integer of at least {minimum}.")
 
 
-# Text to tokens
-
-
-def token_blocks(texts: Iterable[str], tokenizer: Any, *, length: int, max_blocks: int | None = None) -> np.ndarray:
-    """Tokenise texts, join them with the end-of-text token and cut the stream into blocks.
-
-    Parameters
-    ----------
-    texts : iterable of str
-        Documents; an iterator is read only as far as needed.
-    tokenizer : PreTrainedTokenizerBase
-        A ``transformers`` tokenizer with an end-of-text token.
-    length : int
-        Tokens a block. What is left over at the end is dropped.
-    max_blocks : int or None, default=None
-        Stop after this many blocks.
-
-    Returns
-    -------
-    tokens : ndarray of shape (n_sequences, length), int64
-        Token ids.
-
-    Raises
-    ------
-    ValueError
-        If `length` is below 2, the tokenizer has no end-of-text token, or the texts give no block.
-
-    Notes
-    -----
-    No special token is added but the end-of-text token after each document, so a block may begin
-    anywhere in a document, as in the pre-training of most causal language models.
-
-    Examples
-    --------
-    >>> from tokenizers import Tokenizer, models, pre_tokenizers
-    >>> from transformers import PreTrainedTokenizerFast
-    >>> from geofloor.language_models import token_blocks
-    >>> words = Tokenizer(models.WordLevel({"<end>": 0, "a": 1, "b": 2}, unk_token="<end>"))
-    >>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
-    >>> token_blocks(["a b", "b", "a a a"], tokenizer, length=4)
-    array([[1, 2, 0, 2],
-           [0, 1, 1, 1]])
-    """
-    _check_count("length", length, 2)
-    if max_blocks is not None:
-        _check_count("max_blocks", max_blocks, 1)
-    if isinstance(texts, str):
-        raise ValueError(f"texts={texts[:40]!r} is one text; put it in a list.")
-    if tokenizer.eos_token_id is None:
-        raise ValueError("tokenizer has no eos_token, which separates documents; set tokenizer.eos_token.")
-    encode = _encoder(tokenizer)
-    wanted = np.inf if max_blocks is None else max_blocks * length
-    blocks: list[np.ndarray] = []
-    rest = np.empty(0, dtype=np.int64)
-    n_tokens = 0
-    texts = iter(texts)
-    while n_tokens < wanted:
-        chunk: list[str] = []
-        n_bytes = 0
-        # A character is at most four bytes, hence four tokens: less than what is wanted is safe to read at once.
-        while len(chunk) < _TEXTS_AT_ONCE and n_bytes < wanted - n_tokens:
-            text = next(texts, None)
-            if text is None:
-                break
-            chunk.append(text)
-            n_bytes += 4 * len(text) + 1
-        if not chunk:
-            break
-        ids = [np.asarray([*document, tokenizer.eos_token_id], dtype=np.int64) for document in encode(chunk)]
-        n_tokens += sum(map(len, ids))
-        stream = np.concatenate([rest, *ids])
-        n_whole = len(stream) // length
-        blocks.append(stream[: n_whole * length].reshape(n_whole, length))
-        rest = stream[n_whole * length :]
-    if not any(map(len, blocks)):
-        raise ValueError(f"texts hold fewer than length={length} tokens; give more text or shorter blocks.")
-    return np.concatenate(blocks)[:max_blocks]
-
-
-def _encoder(tokenizer: Any) -> Any:
-    """A function from a list of texts to their token ids, whole and without special tokens."""
-    bare = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-    if getattr(tokenizer, "is_fast", False):
-        # Past the wrapper is half as much time again; one call through it clears the truncation and
-        # padding that an earlier call may have left on the backend.
-        tokenizer("", **bare)
-        backend = tokenizer.backend_tokenizer
-        return lambda texts: [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
-    return lambda texts: tokenizer(texts, **bare)["input_ids"]
+# What texts and token ids come in
 
 
 def _rows(X: Any, text_column: str) -> Iterable[Any]:
     """What `X` is made of: an iterable of texts or of token-id sequences, as yet unchecked."""
-    datasets = sys.modules.get("datasets")  # whoever has one of its objects has imported it
-    if datasets is not None and isinstance(X, (datasets.Dataset, datasets.IterableDataset)):
-        columns = X.column_names or list(next(iter(X), {}))  # a stream may not know them
+    if is_dataset(X) or is_dataset_stream(X):
+        columns = column_names(X)
         for column in ("input_ids", text_column):
             if column in columns:
-                return (row[column] for row in X.select_columns([column]))
+                return column_values(X, column)
         if not columns:
             return ()
         raise ValueError(

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -11,16 +12,18 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils import estimator_checks as checks
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from geofloor import ActivationExtractor, ToyModel, distillation
+from geofloor import ActivationExtractor, ToyModel, _divergence, _token_rows, distillation
 from geofloor._training.checkpoints import write_tensors
 from geofloor._training.devices import one_thread
 from geofloor._training.sampling import epoch_rows
 from geofloor._training.schedules import warmup_cosine
 from geofloor._training.seeds import draw_seed, torch_generator
 from geofloor.distillation import DistilledStudent, distill_widths, distillation_kl
+from geofloor.language_models import token_blocks
 from geofloor.students import make_student
 from geofloor.toy import SparseFeatures
 
@@ -371,7 +374,7 @@ def test_students_trained_together_end_where_each_alone_would(teacher, tokens):
 
 def test_probabilities_that_are_not_kept_are_computed_again_to_the_same_bits(teacher, tokens, monkeypatch):
     kept = distill_widths(teacher, tokens, [8, 16], **SETTINGS)
-    monkeypatch.setattr(distillation, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(_divergence, "_KEPT_BYTES", 0)
     for a, b in zip(kept, distill_widths(teacher, tokens, [8, 16], **SETTINGS), strict=True):
         assert_same(a, b)
 
@@ -669,3 +672,90 @@ def test_fitting_twice_gives_the_same_and_no_parameter_is_changed(teacher, token
     assert_same(clone(fitted).fit(tokens), fitted)
     assert fitted.get_params() == before
     assert json.dumps(fitted.history_)
+
+
+# Tokens on disk
+
+
+@pytest.fixture
+def on_disk(tokens, tmp_path):
+    """The tokens as a memory map that token_blocks made, and as a dataset."""
+    vocabulary = {"<end>": 0, **{str(i): i for i in range(1, N_VOCABULARY)}}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
+    np.maximum(tokens, 1, out=tokens)[:, -1] = 0  # each row is a document
+    texts = [" ".join(map(str, row[:-1])) for row in tokens]
+    mapped = token_blocks(texts, tokenizer, length=tokens.shape[1], path=tmp_path / "tokens.npy")
+    np.testing.assert_array_equal(mapped, tokens)
+    return mapped, datasets.Dataset.from_dict({"text": texts, "input_ids": list(tokens.astype(np.uint16))})
+
+
+def test_tokens_on_disk_are_trained_on_as_arrays_are(teacher, tokens, on_disk, monkeypatch):
+    mapped, dataset = on_disk
+    monkeypatch.setattr(_token_rows, "_SCAN_ROWS", 7)
+    sizes = []
+    read = _token_rows._DatasetTokens.__getitem__
+    monkeypatch.setattr(
+        _token_rows._DatasetTokens, "__getitem__", lambda self, rows: sizes.append(len(rows)) or read(self, rows)
+    )
+    fitted = student(teacher).fit(tokens)
+    assert_same(student(teacher).fit(mapped), fitted)
+    on_dataset = student(teacher).fit(dataset.with_format("torch"))
+    assert_same(on_dataset, fitted)
+    assert len(sizes) > 20
+    assert [size for size in sizes if size > 8] == [60, 60]  # the fingerprints, of up to 256 rows each
+    assert_same(
+        distill_widths(teacher, dataset, [8], eval_tokens=mapped, **SETTINGS)[0],
+        student(teacher).fit(tokens, eval_tokens=tokens),
+    )
+    for method in ("predict", "transform", "score"):
+        np.testing.assert_array_equal(getattr(fitted, method)(dataset), getattr(fitted, method)(tokens))
+
+
+def test_a_stopped_fit_goes_on_at_the_exact_rows_of_tokens_on_disk(teacher, tokens, on_disk, tmp_path, monkeypatch):
+    never_stopped = student(teacher).fit(tokens)
+    steps = []
+
+    def rows_of(n_rows, batch_size, step, seed):
+        steps.append(step)
+        if len(steps) == 10:
+            raise StoppedError
+        return epoch_rows(n_rows, batch_size, step, seed)
+
+    monkeypatch.setattr(distillation, "epoch_rows", rows_of)
+    for data in on_disk:
+        steps.clear()
+        stopped = student(teacher, checkpoint_path=tmp_path / type(data).__name__, checkpoint_every=4)
+        with pytest.raises(StoppedError):
+            clone(stopped).fit(data)
+        assert_same(clone(stopped).fit(data), never_stopped)
+        assert steps == [*range(10), *range(8, 20)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (datasets.Dataset.from_dict({"text": ["a"]}), r"columns \['text'\], and no 'input_ids'.*token_blocks"),
+        (datasets.Dataset.from_dict({"input_ids": [[1, 2], [1, 2, 3]]}), "tokens has sequences of different lengths"),
+        (datasets.Dataset.from_dict({"input_ids": [[1, 2], [1, None]]}), "missing token ids"),
+        (datasets.Dataset.from_dict({"input_ids": [[1.0, 2.0]]}), "dtype float32; token ids are integers"),
+        (datasets.Dataset.from_dict({"input_ids": [1, 2]}), "shape .2,.; token ids are integers of shape"),
+        (datasets.Dataset.from_dict({"input_ids": []}), "tokens is empty"),
+        (datasets.Dataset.from_dict({"input_ids": [[1, 64]]}), "token id 64, outside"),
+        (datasets.Dataset.from_dict({"input_ids": [[1, 2]]}).to_iterable_dataset(), "IterableDataset.*token_blocks"),
+        ((ids for ids in [[1, 2]]), "tokens is a generator.*token_blocks"),
+        (datasets.DatasetDict(), r"tokens is a DatasetDict; choose .* tokens\['train'\]"),
+    ],
+)
+def test_datasets_that_give_no_rows_of_tokens_are_refused(teacher, tokens, message, monkeypatch):
+    monkeypatch.delattr(distillation._Distillation, "train")
+    with pytest.raises(ValueError, match=message):
+        student(teacher).fit(tokens)
+
+
+def test_sequences_of_another_length_are_refused_where_they_are_read(teacher, tokens, monkeypatch):
+    monkeypatch.setattr(_token_rows, "_SCAN_ROWS", 7)
+    rows = [row[:6] if i < 56 else row for i, row in enumerate(tokens)]
+    with pytest.raises(ValueError, match="tokens has sequences of different lengths"):
+        student(teacher).fit(datasets.Dataset.from_dict({"input_ids": rows}))

@@ -22,7 +22,6 @@ from transformers import (
     AlbertModel,
     BertConfig,
     BertForMaskedLM,
-    ByT5Tokenizer,
     FNetConfig,
     FNetModel,
     GPT2Config,
@@ -37,7 +36,6 @@ from transformers import (
 )
 
 from geofloor import ActivationExtractor, ActivationStore
-from geofloor.language_models import token_blocks
 
 N_VOCABULARY, WIDTH, N_LAYERS = 40, 16, 3
 SIZES = {"vocab_size": N_VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": N_LAYERS, "num_attention_heads": 2}
@@ -95,59 +93,6 @@ def reference(model, ids, layer, skip_first=1):
 MODEL = gpt_neox()
 UNEQUAL = random_sequences([5, 1, 9, 2, 9, 3, 1, 7, 12, 4])
 BLOCKS = np.array(random_sequences([11] * 10, seed=1))
-
-
-# Token blocks
-
-
-@st.composite
-def documents(draw):
-    words = st.integers(1, N_VOCABULARY - 1)
-    return draw(st.lists(st.lists(words, max_size=9), min_size=1, max_size=12))
-
-
-@given(documents=documents(), length=st.integers(2, 7), max_blocks=st.none() | st.integers(1, 5))
-def test_blocks_are_the_joined_stream_cut(documents, length, max_blocks):
-    stream = [token for ids in documents for token in [*ids, 0]]
-    whole = len(stream) // length
-    if not whole:
-        with pytest.raises(ValueError, match=f"fewer than length={length} tokens"):
-            token_blocks(as_text(documents), word_tokenizer(), length=length)
-        return
-    blocks = token_blocks(as_text(documents), word_tokenizer(), length=length, max_blocks=max_blocks)
-    assert blocks.dtype == np.int64
-    np.testing.assert_array_equal(blocks, np.reshape(stream[: whole * length], (whole, length))[:max_blocks])
-
-
-def test_blocks_read_an_iterator_no_further_than_needed():
-    texts = iter(["1 2 3"] * 100)
-    token_blocks(texts, word_tokenizer(), length=4, max_blocks=7)
-    assert len(list(texts)) == 93
-
-
-def test_blocks_ignore_truncation_left_on_the_tokenizer():
-    tokenizer = word_tokenizer(with_start=True)
-    tokenizer(["1 2 3 4 5"], truncation=True, max_length=2, padding="max_length")
-    np.testing.assert_array_equal(token_blocks(["1 2 3 4 5"], tokenizer, length=6), [[1, 2, 3, 4, 5, 0]])
-
-
-def test_blocks_of_a_slow_tokenizer():
-    blocks = token_blocks(["ab", "c"], ByT5Tokenizer(), length=5)  # bytes from 3 on; 1 ends a text
-    np.testing.assert_array_equal(blocks, [[100, 101, 1, 102, 1]])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"length": 1}, "length=1 must be"),
-        ({"length": 3, "max_blocks": 0}, "max_blocks=0 must be"),
-        ({"texts": "1 2 3", "length": 3}, "put it in a list"),
-        ({"tokenizer": PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())), "length": 3}, "no eos_token"),
-    ],
-)
-def test_blocks_refuse(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        token_blocks(**{"texts": ["1 2 3"], "tokenizer": word_tokenizer(), **arguments})
 
 
 # What is extracted

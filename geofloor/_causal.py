@@ -1,0 +1,151 @@
+"""Causal language models as rows that give logits."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import inspect
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from geofloor._divergence import Rows
+from geofloor._training.devices import resolve_device
+
+
+def load_language_model(
+    source: Any, options: dict[str, Any] | None, device: str | torch.device
+) -> tuple[torch.device, torch.nn.Module]:
+    """A model, given as an object or by its name or path, on a device; ``"auto"`` is where an object on one is."""
+    chosen = device if isinstance(device, torch.device) else exact_device(device)
+    if isinstance(source, str | os.PathLike):
+        module = AutoModelForCausalLM.from_pretrained(os.fspath(source), **{"dtype": "float32", **(options or {})})
+        return chosen, module.to(chosen).eval().requires_grad_(False)
+    if options:
+        raise ValueError(f"teacher_kwargs={options!r} are for a teacher given by name, not an object.")
+    if not isinstance(source, torch.nn.Module):
+        raise ValueError(
+            f"teacher={source!r:.60} must be a transformers model, its name or path, a torch module that "
+            "returns logits, or a ToyModel."
+        )
+    parameter = next(source.parameters(), None)
+    there = torch.device("cpu") if parameter is None else parameter.device
+    if device == "auto" and there.type != "cpu":
+        chosen = there
+    return chosen, on_device(source, chosen)
+
+
+def _logits(output: Any) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output.logits
+
+
+@contextlib.contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """A module in evaluation mode, and in training mode again afterwards where it was."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+class LanguageModel:
+    """A causal language model as rows that give logits: split off its unembedding where that is known to be exact.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Takes token ids (n, seq_len) and returns logits, or an object that has them.
+    name : str
+        What error messages call it.
+    """
+
+    def __init__(self, module: torch.nn.Module, name: str) -> None:
+        self.module: Any = module
+        parameter = next(module.parameters(), None)
+        self.device = torch.device("cpu") if parameter is None else parameter.device
+        self.head: torch.nn.Linear | None = None
+        self._options: dict[str, Any] = {}
+        probe = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
+        with evaluating(module), torch.no_grad():
+            try:
+                logits = _logits(module(probe))
+            except Exception as error:
+                raise ValueError(
+                    f"{name} is a {type(module).__name__} that can't take token ids of shape (n_sequences, seq_len) "
+                    f"({type(error).__name__}: {error})."
+                ) from error
+            if not isinstance(logits, torch.Tensor) or logits.ndim != 3:
+                raise ValueError(
+                    f"{name} is a {type(module).__name__} that gives no logits (n, seq_len, n_vocabulary)."
+                )
+            self.n_vocabulary = logits.shape[-1]
+            if isinstance(module, PreTrainedModel):
+                if "use_cache" in inspect.signature(module.base_model.forward).parameters:
+                    self._options["use_cache"] = False
+                self._split(probe, logits)
+
+    def _split(self, probe: torch.Tensor, logits: torch.Tensor) -> None:
+        """Use hidden states and unembedding, unless the model does more than multiply them."""
+        head = self.module.get_output_embeddings()
+        if type(head) is not torch.nn.Linear or self.module.base_model is self.module:
+            return
+        hidden = self.module.base_model(probe, **self._options)[0]
+        if hidden.shape[-1] == head.in_features and torch.allclose(head(hidden), logits, rtol=1e-3, atol=1e-4):
+            self.head = head
+
+    @property
+    def max_length(self) -> int | None:
+        config = getattr(self.module, "config", None)
+        if not isinstance(self.module, PreTrainedModel) or config is None:
+            return None
+        return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def n_tokens(self) -> int:
+        """Token ids that it embeds."""
+        if isinstance(self.module, PreTrainedModel):
+            return min(self.module.get_input_embeddings().weight.shape[0], self.n_vocabulary)
+        return self.n_vocabulary
+
+    def rows(self, ids: torch.Tensor) -> Rows:
+        if self.head is None:
+            return Rows(_logits(self.module(ids, **self._options)).flatten(0, 1))
+        hidden = self.module.base_model(ids, **self._options)[0]
+        return Rows(hidden.flatten(0, 1), self.head.weight, self.head.bias)
+
+    def digest(self) -> str:
+        """Of a part of every weight: tells one model from another."""
+        digest = hashlib.sha256()
+        for name, parameter in self.module.named_parameters():
+            digest.update(f"{name}:{tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().flatten()[:256].float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def on_device(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The module itself if it is there, else a copy that is; the caller's stays where it is."""
+    tensors = [*module.parameters(), *module.buffers()]
+    if all(tensor.device == device for tensor in tensors):
+        return module
+    moved: dict[int, Any] = {
+        id(tensor): torch.nn.Parameter(tensor.detach().to(device), requires_grad=False)
+        if isinstance(tensor, torch.nn.Parameter)
+        else tensor.to(device)
+        for tensor in tensors
+    }
+    return copy.deepcopy(module, moved)
+
+
+def exact_device(device: str) -> torch.device:
+    """A device with its index, as tensors have it."""
+    resolved = resolve_device(device)
+    if resolved.type == "cuda" and resolved.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return resolved

@@ -1,0 +1,170 @@
+"""Processes that train together, as ``accelerate launch`` or ``torchrun`` starts them; most often there is one.
+
+Everything here is collective: all processes call the same in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from geofloor._training.devices import resolve_device
+
+_BUFFER_NUMBERS = 2**24  # summed at once: few messages, and little memory beside the tensors
+
+
+class Processes:
+    """Which of how many processes this is, and what they do together.
+
+    Parameters
+    ----------
+    state : accelerate.PartialState or None
+        Of several processes.
+
+    Attributes
+    ----------
+    rank : int
+        Number of this one, from 0.
+    n : int
+        How many there are.
+    device : torch.device or None
+        This process's own, where there are several.
+    """
+
+    def __init__(self, state: Any = None) -> None:
+        self.rank: int = 0 if state is None else state.process_index
+        self.n: int = 1 if state is None else state.num_processes
+        self.device: torch.device | None = None if state is None else _plain(state.device)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    def share(self, n_rows: int) -> slice:
+        """The rows that are this process's, consecutive and perhaps none; those of all, in order, are all rows."""
+        return slice(self.rank * n_rows // self.n, (self.rank + 1) * n_rows // self.n)
+
+    @torch.no_grad()
+    def sum(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Sum tensors over the processes, in place; every process holds the same bits afterwards."""
+        if self.n == 1:
+            return
+        from accelerate.utils import reduce
+
+        for buffer in _buffers(tensors):
+            summed = reduce(torch.cat([tensor.reshape(-1) for tensor in buffer]), reduction="sum")
+            pieces = summed.split([tensor.numel() for tensor in buffer])
+            for tensor, piece in zip(buffer, pieces, strict=True):
+                tensor.copy_(piece.view_as(tensor))
+
+    def everyone(self, value: Any) -> list[Any]:
+        """The value that each process gives, by rank; any that can be pickled."""
+        if self.n == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
+
+    @torch.no_grad()
+    def copy_from_main(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Give tensors the values that they have in the main process, in place."""
+        if self.n == 1:
+            return
+        from accelerate.utils import broadcast
+
+        for tensor in tensors:
+            tensor.copy_(broadcast(tensor.contiguous()))
+
+    def agree(self, **given: Any) -> None:
+        """Refuse to go on if processes were given different things: what they sum would mean nothing."""
+        everyone = self.everyone(given)
+        other = [name for name in given if any(one[name] != everyone[0][name] for one in everyone)]
+        if other:
+            raise ValueError(
+                f"The {self.n} processes have different {', '.join(other)}; give all of them the same, and a "
+                "checkpoint_path that all of them see."
+            )
+
+    def on_main(self, act: Callable[..., None], *arguments: Any) -> None:
+        """Do something in the main process while the others wait; if it fails, all of them raise."""
+        if self.n == 1:
+            act(*arguments)
+            return
+        error = None
+        if self.is_main:
+            try:
+                act(*arguments)
+            except Exception as caught:
+                error = caught
+        message = self.everyone(None if error is None else f"{type(error).__name__}: {error}")[0]
+        if error is not None:
+            raise error
+        if message is not None:
+            raise RuntimeError(f"The main process failed: {message}")
+
+
+ALONE = Processes()
+
+
+def join_processes(device: str) -> Processes:
+    """All processes that were started together; `ALONE` if the environment says of no others.
+
+    Parameters
+    ----------
+    device : str
+        What the user asked for.
+
+    Raises
+    ------
+    ImportError
+        If there are several, and accelerate is not installed.
+    ValueError
+        If they can't find each other, or `device` is not this process's own.
+    """
+    n = int(os.environ.get("WORLD_SIZE") or 1)
+    if n == 1:
+        return ALONE
+    try:
+        from accelerate import PartialState
+        from accelerate.utils import parse_flag_from_env
+    except ImportError as error:
+        raise ImportError(
+            f"WORLD_SIZE={n} says that {n} processes train together, for which accelerate is needed; install "
+            "geofloor[accelerate], or start one process without WORLD_SIZE."
+        ) from error
+    on_cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    processes = Processes(PartialState(cpu=on_cpu))
+    if processes.n != n:
+        raise ValueError(
+            f"WORLD_SIZE={n}, but accelerate finds {processes.n} process(es); start them with accelerate launch or "
+            "torchrun, or start one without WORLD_SIZE."
+        )
+    own = str(processes.device)
+    if device != "auto" and str(resolve_device(device)) not in (own, own.split(":", maxsplit=1)[0]):
+        raise ValueError(f"device={device!r} is not '{own}', which this one of {n} processes has; use device='auto'.")
+    return processes
+
+
+def _plain(device: torch.device) -> torch.device:
+    """A CPU without the number that tensors on it don't have."""
+    return torch.device("cpu") if device.type == "cpu" else device
+
+
+def _buffers(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Tensors of one dtype after the other, in groups of limited size; the same on every process."""
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        buffer: list[torch.Tensor] = []
+        held = 0
+        for tensor in tensors:
+            if tensor.dtype != dtype:
+                continue
+            if buffer and held + tensor.numel() > _BUFFER_NUMBERS:
+                yield buffer
+                buffer, held = [], 0
+            buffer.append(tensor)
+            held += tensor.numel()
+        yield buffer

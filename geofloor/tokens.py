@@ -1,0 +1,350 @@
+"""From texts to blocks of tokens, in memory or in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from geofloor._columns import column_names, column_values, is_dataset, is_dataset_stream
+from geofloor._training.checkpoints import write_json
+from geofloor._training.settings import check_range
+
+_TEXTS_AT_ONCE = 64
+_BYTES_AT_ONCE = 2**24  # and no more than this of them, or one text
+_SAVE_TOKENS = 2**22  # tokens between notes of how far a file is
+_FORMAT = "geofloor token blocks"
+
+
+def token_blocks(
+    texts: Iterable[str],
+    tokenizer: Any,
+    *,
+    length: int,
+    max_blocks: int | None = None,
+    path: str | os.PathLike[str] | None = None,
+    text_column: str = "text",
+) -> np.ndarray:
+    """Tokenise texts, join them with the end-of-text token and cut the stream into blocks.
+
+    Parameters
+    ----------
+    texts : iterable of str, datasets.Dataset or datasets.IterableDataset
+        Documents; an iterator is read only as far as needed.
+    tokenizer : PreTrainedTokenizerBase
+        A ``transformers`` tokenizer with an end-of-text token.
+    length : int
+        Tokens a block. What is left over at the end is dropped.
+    max_blocks : int or None, default=None
+        Stop after this many blocks.
+    path : str, path or None, default=None
+        A ``.npy`` file to write the blocks to, so that they need not fit into memory. Interrupted, the same call
+        goes on from where it was, to the same bytes. A finished file is opened, and no text but the first is read.
+    text_column : str, default="text"
+        Column of a dataset that holds the text. The others are not read.
+
+    Returns
+    -------
+    tokens : ndarray of shape (n_sequences, length), int64
+        Token ids. With `path` a read-only memory map of uint16, or uint32 if the vocabulary is larger.
+
+    Raises
+    ------
+    ValueError
+        If `length` is below 2, the tokenizer has no end-of-text token, the texts give no block or one of them is
+        no text; or if `path` was made from other texts or with other settings, or is damaged.
+
+    Notes
+    -----
+    No special token is added but the end-of-text token after each document, so a block may begin
+    anywhere in a document, as in the pre-training of most causal language models.
+
+    Text files are texts as well, ``(file.read_text() for file in sorted(folder.glob("*.txt")))``, and so is a
+    stream of The Pile, of which nothing but the tokens is kept on disk::
+
+        pile = datasets.load_dataset("monology/pile-uncopyrighted", split="train", streaming=True)
+        tokens = token_blocks(pile, tokenizer, length=2048, max_blocks=150_000, path="pile.npy")
+
+    Beside the file lies another, ``pile.npy.json``, that says what it was made with, and while it is being written
+    ``pile.npy.part`` holds its tokens. To go on, a dataset skips the documents that are done; from any other
+    iterable they are read and dropped, so give an iterator anew, from its start. Other texts are told by the first
+    one and by the last that was read, and other settings in any case. Only one process may write to a path.
+
+    Examples
+    --------
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> from transformers import PreTrainedTokenizerFast
+    >>> from geofloor.tokens import token_blocks
+    >>> words = Tokenizer(models.WordLevel({"<end>": 0, "a": 1, "b": 2}, unk_token="<end>"))
+    >>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
+    >>> token_blocks(["a b", "b", "a a a"], tokenizer, length=4)
+    array([[1, 2, 0, 2],
+           [0, 1, 1, 1]])
+    """
+    check_range("length", length, 2, whole=True)
+    if max_blocks is not None:
+        check_range("max_blocks", max_blocks, 1, whole=True)
+    if isinstance(texts, str):
+        raise ValueError(f"texts={texts[:40]!r} is one text; put it in a list.")
+    if tokenizer.eos_token_id is None:
+        raise ValueError("tokenizer has no eos_token, which separates documents; set tokenizer.eos_token.")
+    wanted = np.inf if max_blocks is None else max_blocks * length
+    encode = _encoder(tokenizer)
+    documents = _documents(texts, text_column)
+    if path is None:
+        pieces = [ids for _, ids in _encoded(documents, encode, wanted)]
+        n_tokens = _whole(sum(map(len, pieces)), length, wanted)
+        return np.concatenate(pieces)[:n_tokens].reshape(-1, length)
+
+    first = next(documents, "")
+    settings = {
+        "tokenizer": _tokenizer_digest(tokenizer),
+        "length": int(length),
+        "max_blocks": None if max_blocks is None else int(max_blocks),
+        "texts": _digest(first),
+    }
+    file = _TokenFile(Path(path), settings, _smallest_dtype(tokenizer))
+    if not file.finished:
+        if not file.complete:
+            rest = file.skip_done(documents, texts, text_column) if file.n_documents else chain([first], documents)
+            file.append(_encoded(rest, encode, wanted - file.n_tokens))
+        file.finish(wanted)
+    return file.open()
+
+
+# Texts
+
+
+def _documents(texts: Any, text_column: str, *, start: int = 0) -> Iterator[str]:
+    """Texts, of a dataset those from number `start` on, each checked to be one."""
+    for index, text in enumerate(_column(texts, text_column, start), start):
+        if not isinstance(text, str):
+            raise ValueError(f"texts[{index}]={text!r:.60} is no text; leave it out or convert it.")
+        yield text
+
+
+def _column(texts: Any, text_column: str, start: int) -> Iterable[Any]:
+    if not (is_dataset(texts) or is_dataset_stream(texts)):
+        if isinstance(texts, Mapping):
+            raise ValueError(
+                f"texts is a {type(texts).__name__}; choose one entry of the mapping, such as texts['train']."
+            )
+        return texts
+    columns = column_names(texts)
+    if columns and text_column not in columns:
+        raise ValueError(f"texts has the columns {columns}, and not text_column={text_column!r}; set text_column.")
+    return column_values(texts.skip(start) if start else texts, text_column) if columns else ()
+
+
+# Texts to tokens
+
+
+def _encoded(
+    documents: Iterator[str], encode: Callable[[list[str]], list[np.ndarray]], wanted: float
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Some documents at a time and their tokens, until there are as many tokens as wanted."""
+    while wanted > 0:
+        chunk: list[str] = []
+        n_bytes = 0
+        # A character is at most four bytes, hence four tokens: less than what is wanted is safe to read at once.
+        while len(chunk) < _TEXTS_AT_ONCE and n_bytes < min(wanted, _BYTES_AT_ONCE):
+            text = next(documents, None)
+            if text is None:
+                break
+            chunk.append(text)
+            n_bytes += 4 * len(text) + 1
+        if not chunk:
+            return
+        ids = np.concatenate(encode(chunk))
+        wanted -= len(ids)
+        yield chunk, ids
+
+
+def _encoder(tokenizer: Any) -> Callable[[list[str]], list[np.ndarray]]:
+    """A function from texts to their token ids, whole and without special tokens but the end of text."""
+    bare = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+    end = tokenizer.eos_token_id
+
+    def ended(rows: Iterable[list[int]]) -> list[np.ndarray]:
+        return [np.asarray([*row, end], dtype=np.int64) for row in rows]
+
+    if getattr(tokenizer, "is_fast", False):
+        # Past the wrapper is half as much time again; one call through it clears the truncation and
+        # padding that an earlier call may have left on the backend.
+        tokenizer("", **bare)
+        backend = tokenizer.backend_tokenizer
+        return lambda texts: ended(row.ids for row in backend.encode_batch(texts, add_special_tokens=False))
+    return lambda texts: ended(tokenizer(texts, **bare)["input_ids"])
+
+
+def _smallest_dtype(tokenizer: Any) -> np.dtype:
+    """uint16, or uint32 if ids go beyond it."""
+    highest = max([tokenizer.eos_token_id, *tokenizer.get_vocab().values()])
+    return np.dtype(np.uint16 if highest <= np.iinfo(np.uint16).max else np.uint32)
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """Digest of all that decides on tokens; a backend must have no truncation or padding."""
+    if getattr(tokenizer, "is_fast", False):
+        rules = tokenizer.backend_tokenizer.to_str()
+    else:
+        rules = f"{type(tokenizer).__name__}:{sorted(tokenizer.get_vocab().items())}"
+    return _digest(f"{tokenizer.eos_token_id}:{rules}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def _whole(n_tokens: int, length: int, wanted: float) -> int:
+    """How many of the tokens go into blocks."""
+    if n_tokens < length:
+        raise ValueError(f"texts hold fewer than length={length} tokens; give more text or shorter blocks.")
+    return int(min(n_tokens - n_tokens % length, wanted))
+
+
+# Tokens to a file
+
+
+class _TokenFile:
+    """A file of blocks in the making, and JSON beside it: what it is made of, and how far it is.
+
+    JSON is written when the tokens that it counts have reached the disk. Tokens beyond them are of a run that
+    was stopped, and are written again.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], dtype: np.dtype) -> None:
+        self.path = path
+        self.partial = path.with_name(f"{path.name}.part")
+        self.notes = path.with_name(f"{path.name}.json")
+        self.dtype, self.length = dtype, settings["length"]
+        self.state: dict[str, Any] = {
+            "format": _FORMAT,
+            "version": 1,
+            "settings": settings,
+            "documents": 0,
+            "tokens": 0,
+            "last_text": None,
+            "complete": False,  # all documents have been read, and tokens that fill no block are left out
+        }
+        self.finished = path.exists()
+        if self.finished or (self.partial.exists() and self.notes.exists()):
+            self._read_state()
+
+    @property
+    def n_documents(self) -> int:
+        return self.state["documents"]
+
+    @property
+    def n_tokens(self) -> int:
+        return self.state["tokens"]
+
+    @property
+    def complete(self) -> bool:
+        return self.state["complete"]
+
+    def _refused(self, reason: str) -> ValueError:
+        file = self.path if self.finished else self.partial
+        return ValueError(f"path='{self.path}' {reason}; remove '{file}' or give another path.")
+
+    def _read_state(self) -> None:
+        try:
+            state = json.loads(self.notes.read_text(encoding="utf-8"))
+            known = state["format"] == _FORMAT and state.keys() == self.state.keys()
+        except (OSError, ValueError, TypeError, KeyError):
+            known = False
+        if not known:
+            raise self._refused(f"is there, and no '{self.notes.name}' beside it tells what it was made of")
+        settings = self.state["settings"]
+        other = [name for name, value in settings.items() if state["settings"].get(name) != value]
+        if other:
+            raise self._refused(f"was made with other values of {', '.join(other)}")
+        self.state = state
+        if not self.finished and self.partial.stat().st_size < self._place(self.n_tokens):
+            raise self._refused(f"is damaged: '{self.partial.name}' is shorter than it was")
+
+    def skip_done(self, documents: Iterator[str], texts: Any, text_column: str) -> Iterator[str]:
+        """What is to do of `documents`, of which the first has been read and compared."""
+        n_done = self.n_documents
+        if n_done == 1:
+            return documents
+        if is_dataset(texts) or is_dataset_stream(texts):
+            documents = _documents(texts, text_column, start=n_done - 1)
+        else:
+            documents = islice(documents, n_done - 2, None)
+        last = next(documents, None)
+        if last is None or _digest(last) != self.state["last_text"]:
+            raise self._refused("was made with other values of texts")
+        return documents
+
+    def append(self, chunks: Iterator[tuple[list[str], np.ndarray]]) -> None:
+        """Write tokens, and note from time to time how far they go."""
+        if not self.n_documents:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.notes.unlink(missing_ok=True)  # of a file that was removed
+            self.partial.write_bytes(self._header(0))
+        with open(self.partial, "r+b") as stream:
+            stream.seek(self._place(self.n_tokens))
+            stream.truncate()
+            n_saved = self.n_tokens
+            for texts, ids in chunks:
+                stream.write(ids.astype(self.dtype).data)
+                self.state["documents"] += len(texts)
+                self.state["tokens"] += len(ids)
+                self.state["last_text"] = _digest(texts[-1])
+                if self.n_tokens - n_saved >= _SAVE_TOKENS:
+                    _to_disk(stream)
+                    write_json(self.notes, self.state)
+                    n_saved = self.n_tokens
+            _to_disk(stream)
+
+    def finish(self, wanted: float) -> None:
+        """Make it a file of blocks."""
+        if self.n_tokens < self.length:
+            self.partial.unlink()
+        self.state["tokens"] = _whole(self.n_tokens, self.length, wanted)
+        self.state["complete"] = True
+        write_json(self.notes, self.state)
+        with open(self.partial, "r+b") as stream:
+            stream.write(self._header(self.n_tokens // self.length))
+            stream.truncate(self._place(self.n_tokens))
+            _to_disk(stream)
+        os.replace(self.partial, self.path)
+        self.finished = True
+
+    def _header(self, n_blocks: int) -> bytes:
+        """NumPy's, padded by it so that its size is the same whatever the number of blocks."""
+        header = io.BytesIO()
+        description = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
+            "fortran_order": False,
+            "shape": (n_blocks, self.length),
+        }
+        np.lib.format.write_array_header_1_0(header, description)
+        return header.getvalue()
+
+    def _place(self, n_tokens: int) -> int:
+        """Bytes up to a token."""
+        return len(self._header(0)) + n_tokens * self.dtype.itemsize
+
+    def open(self) -> np.memmap:
+        try:
+            blocks = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise self._refused(f"is damaged ({error})") from error
+        if blocks.shape != (self.n_tokens // self.length, self.length) or blocks.dtype != self.dtype:
+            raise self._refused(f"is damaged: it holds {blocks.dtype} of shape {blocks.shape}")
+        return blocks
+
+
+def _to_disk(stream: BinaryIO) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
