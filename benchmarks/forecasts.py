@@ -3,9 +3,10 @@
     python benchmarks/distilled_floors.py --work distilled-work --device cuda
     python benchmarks/forecasts.py --work distilled-work
 
-For each layer a sparse autoencoder is trained on the teacher's activations, its features are measured, and every
-predictor is put through the same test as rivals that need no features: an affine calibration to the observed losses,
-the error at a width that was left out, and the forecast of all others from two runs, the widest and one more. Training
+For each layer a sparse autoencoder is trained on the teacher's activations, and its features are measured: in the
+hidden space, and by what the teacher's output loses without them. Every predictor is put through the same test as
+rivals that need no features: an affine calibration to the observed losses, the error at a width that was left out,
+and the forecast of all others from two runs, the widest and one more. Training
 takes some ten minutes on two cores and is kept in `--work`; the comparison takes three.
 """
 
@@ -25,6 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from geofloor import (
+    AblationPredictor,
     ActivationExtractor,
     AffineCalibrator,
     FeatureStatistics,
@@ -61,6 +63,9 @@ ORDER = (
     "Eq. 2, capacity kappa g",
     "auto, relu",
     "auto, deep",
+    "teacher without latents",
+    "teacher without latents, B = 0",
+    "teacher without components",
     "variance outside d components",
     "a + b/d",
     "a - b log d",
@@ -73,27 +78,47 @@ SHARES = ("left_out", "inside", "two_runs", "two_runs_best", "two_runs_worst")
 COLUMNS = ("r2", "r2_B0", "C", "B", "kappa", "d*/kappa", *SHARES)
 
 
-def measured(work: Path, layer: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """Feature table of a layer, the variance of its activations along each principal direction, and a description."""
-    path = work / f"features-{layer}.npz"
+def measured(work: Path, layer: int) -> dict[str, np.ndarray]:
+    """What a layer is known by.
+
+    The feature `table`; `variances` of the activations along each principal direction; what the teacher loses without
+    the `latents`, or principal `components`, that a student of each width drops, in nats; and a `description`.
+    """
+    path = work / f"layer-{layer}.npz"
     if not path.exists():
         tokens = np.load(work / "tokens-train.npy", mmap_mode="r")[:N_SEQUENCES].astype(np.int64)
         held_out = np.load(work / "tokens-test.npy", mmap_mode="r")[:N_SEQUENCES_HELD_OUT].astype(np.int64)
         extractor = ActivationExtractor(load_teacher().path, layer, max_length=tokens.shape[1], batch_size=32).fit()
         activations, test = extractor.transform(tokens), extractor.transform(held_out)
-        sae = SparseAutoencoder(
-            **SETTINGS, checkpoint_path=work / f"sae-{layer}.checkpoint", checkpoint_every=100, random_state=0
-        ).fit(activations)
-        sae.save(work / f"sae-{layer}.safetensors")
+        saved = work / f"sae-{layer}.safetensors"
+        if not saved.exists():
+            checkpoint = work / f"sae-{layer}.checkpoint"
+            sae = SparseAutoencoder(**SETTINGS, checkpoint_path=checkpoint, checkpoint_every=100, random_state=0)
+            sae.fit(activations).save(saved)
+        sae = SparseAutoencoder.load(saved)
         statistics = FeatureStatistics().fit(sae.transform(batch) for batch in np.array_split(activations, 50))
         variances = np.linalg.eigvalsh(np.cov(activations.T, dtype=np.float64))[::-1]
         description = (
             f"{len(activations):,} tokens; explained variance {sae.score(test):.3f}, L0 {statistics.mean_l0_:.1f}, "
             f"F {statistics.n_alive_:,}, alpha {statistics.alpha_:.4f}, d* {statistics.critical_width_:.0f}"
         )
-        np.savez(path, table=statistics.table_, variances=variances, description=description)
+        np.savez(
+            path,
+            table=statistics.table_,
+            variances=variances,
+            latents=ablated(layer, held_out, sae, statistics),
+            components=ablated(layer, held_out),
+            description=description,
+        )
     with np.load(path) as stored:
-        return stored["table"], stored["variances"], str(stored["description"])
+        return dict(stored)
+
+
+def ablated(layer: int, tokens: np.ndarray, *features) -> np.ndarray:
+    """What the teacher loses for students of each whole width up to its own."""
+    teacher = load_teacher()
+    predictor = AblationPredictor(teacher.path, layer, *features, batch_size=16).fit(tokens)
+    return predictor.predict(np.arange(teacher.model.config.hidden_size + 1))
 
 
 class LogInterpolation(RegressorMixin, BaseEstimator):
@@ -121,16 +146,20 @@ def on_logs(transform):
     return TransformedTargetRegressor(line, func=np.log, inverse_func=np.exp)
 
 
-def compare(table, variances, widths, losses) -> pd.DataFrame:
+def compare(layer, widths, losses) -> pd.DataFrame:
     """A row for each predictor and rival: calibration, and errors at widths that were not seen."""
-    tails = np.append(np.cumsum(variances[::-1])[::-1], 0.0)
+    table = layer["table"]
+    tails = np.append(np.cumsum(layer["variances"][::-1])[::-1], 0.0)
     predictors = {name: FloorPredictor(**settings).fit(table).transform for name, settings in PREDICTORS.items()}
+    predictors["teacher without latents"] = lambda at: layer["latents"][at]
+    predictors["teacher without components"] = lambda at: layer["components"][at]
     predictors["variance outside d components"] = lambda at: tails[at]
     predictors["a + b/d"] = lambda at: 1.0 / at
     predictors["a - b log d"] = lambda at: -np.log(at)
     multiplied = CapacityCalibrator(FrozenEstimator(FloorPredictor().fit(table)))
     estimators = {name: on_floors(floors) for name, floors in predictors.items()} | {
         "Eq. 2, B = 0": on_floors(predictors["Eq. 2"], baseline=0.0),
+        "teacher without latents, B = 0": on_floors(predictors["teacher without latents"], baseline=0.0),
         "Eq. 2, capacity kappa g": multiplied,
         "power law (Eq. 4)": PowerLawCalibrator(),
         "interpolation in log d": LogInterpolation(),
@@ -187,14 +216,14 @@ def main() -> None:
     for n_steps in sorted(floors.columns, reverse=True):
         for widest in floors.index[-1:-3:-1]:
             observed = floors.loc[:widest, n_steps]
-            for layer, (table, variances, description) in layers.items():
-                found = compare(table, variances, observed.index.to_numpy(), observed.to_numpy())
+            for layer, known in layers.items():
+                found = compare(known, observed.index.to_numpy(), observed.to_numpy())
                 case = n_steps, widest, layer
                 left_out[case], two_runs[case] = found.left_out, found.two_runs
                 ends[case] = found.loc["Eq. 2, capacity kappa g", ["kappa", "d*/kappa"]]
                 if n_steps == floors.columns.max():
                     print(f"\n=== after block {layer}, widths {observed.index[0]} to {widest}, {n_steps} steps")
-                    print(f"{description}\n{show(found)}")
+                    print(f"{known['description']}\n{show(found)}")
     for title, errors in (("forecast from two runs", two_runs), ("at a width left out", left_out)):
         print(f"\n=== {title}, median error, by steps, widest student and layer")
         print(pd.DataFrame(errors).dropna().to_string(float_format="{:.1%}".format))

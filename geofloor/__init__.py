@@ -11,10 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from geofloor.ablation import AblationPredictor
     from geofloor.calibration import AffineCalibrator, PowerLawCalibrator
     from geofloor.distillation import DistilledStudent
     from geofloor.floor import FloorPredictor
     from geofloor.language_models import ActivationExtractor, ActivationStore
+    from geofloor.planning import LossForecaster
     from geofloor.probing import ConceptProbe
     from geofloor.sparse_autoencoder import SparseAutoencoder
     from geofloor.statistics import FeatureStatistics
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 __all__ = [
+    "AblationPredictor",
     "ActivationExtractor",
     "ActivationStore",
     "AffineCalibrator",
@@ -29,6 +32,7 @@ __all__ = [
     "DistilledStudent",
     "FeatureStatistics",
     "FloorPredictor",
+    "LossForecaster",
     "PowerLawCalibrator",
     "SparseAutoencoder",
     "ToyModel",
@@ -36,6 +40,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "AblationPredictor": "ablation",
     "ActivationExtractor": "language_models",
     "ActivationStore": "language_models",
     "AffineCalibrator": "calibration",
@@ -43,6 +48,7 @@ _MODULE_OF = {
     "DistilledStudent": "distillation",
     "FeatureStatistics": "statistics",
     "FloorPredictor": "floor",
+    "LossForecaster": "planning",
     "PowerLawCalibrator": "calibration",
     "SparseAutoencoder": "sparse_autoencoder",
     "ToyModel": "toy",

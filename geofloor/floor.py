@@ -7,11 +7,12 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils import Tags, check_array
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_array
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
+from geofloor._widths import WidthPredictorMixin, read_column, read_targets
 from geofloor.allocation import BlockPacking, DistortionCurve, Waterfilling
 from geofloor.capacity import CapacityMethod, NonMonotoneCapacityWarning, capacity
 from geofloor.distortion import STARTS, blocks, distortion_curves, empty_distortion
@@ -38,7 +39,7 @@ class Allocation(NamedTuple):
     interference: float  # loss of those kept in part; the two add up to the floor
 
 
-class FloorPredictor(TransformerMixin, BaseEstimator):
+class FloorPredictor(WidthPredictorMixin, BaseEstimator):
     r"""Predict the loss floor of a student of any width from the importances of the teacher's features.
 
     By default with Eq. 2: a student of width d keeps the :math:`F_S = \lfloor d\,g(\alpha) \rfloor` most
@@ -123,10 +124,8 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
     7
     """
 
-    # `importances` and `widths` are this estimator's data: they are not routed as metadata.
+    # `importances` are data too.
     __metadata_request__fit: ClassVar = {"importances": UNUSED}
-    __metadata_request__predict: ClassVar = {"widths": UNUSED}
-    __metadata_request__transform: ClassVar = {"widths": UNUSED}
 
     def __init__(
         self,
@@ -204,7 +203,7 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
             order, ascending = None, np.sort(weights)
             self.importances_ = ascending[::-1]
         else:
-            moments = _read_column(second_moments, "second_moments")
+            moments = read_column(second_moments, "second_moments")
             if len(moments) != len(weights):
                 raise ValueError(f"second_moments has {len(moments)} values for {len(weights)} importances.")
             charges, saved = weights * moments, None if means is None else np.minimum(means**2, weights) * moments
@@ -295,7 +294,7 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
             If a width is negative or not finite, or bounds are asked of an allocation that has none.
         """
         check_is_fitted(self)
-        at = _read_column(widths, "widths")
+        at = read_column(widths, "widths")
         if self._is("cutoff"):
             floors = self._dropped_charge[self.n_features_ - self._kept(at)]
         else:
@@ -364,7 +363,7 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         True
         """
         check_is_fitted(self)
-        at = _read_column([width], "width")
+        at = read_column([width], "width")
         if self._is("cutoff"):
             order = np.argsort(self._weights, kind="stable") if self._order is None else self._order
             kept = int(self._kept(at)[0])
@@ -383,48 +382,6 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
             int((~has).sum()),
             float(losses[~has].sum()),
             float(losses[has].sum()),
-        )
-
-    def transform(self, widths: ArrayLike) -> np.ndarray:
-        """Floor at each width as a column, so that a frozen predictor can stand before a calibrator.
-
-        Parameters
-        ----------
-        widths : array-like of shape (n_widths,) or (n_widths, 1)
-            Widths of students, in dimensions.
-
-        Returns
-        -------
-        floors : ndarray of shape (n_widths, 1), float64
-            Predicted floors, in the units of the importances.
-
-        Raises
-        ------
-        ValueError
-            If a width is negative or not finite.
-        """
-        return self.predict(widths)[:, np.newaxis]
-
-    def fit_transform(self, importances: Any, y: Any = None, **params: Any) -> np.ndarray:
-        """Not available: `fit` takes importances and `transform` takes widths.
-
-        Parameters
-        ----------
-        importances : object
-            Not used.
-        y : object
-            Not used.
-        **params : object
-            Not used.
-
-        Raises
-        ------
-        ValueError
-            Always, since a pipeline that refits its predictor would read widths as importances.
-        """
-        raise ValueError(
-            "FloorPredictor is fitted on importances but transforms widths, so it cannot do both at once; "
-            "inside a Pipeline put sklearn.frozen.FrozenEstimator(fitted_predictor)."
         )
 
     def kept_features(self, widths: ArrayLike) -> np.ndarray:
@@ -449,7 +406,7 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
             If a width is negative or not finite.
         """
         check_is_fitted(self)
-        at = _read_column(widths, "widths")
+        at = read_column(widths, "widths")
         return self._kept(at) if self._is("cutoff") else self._filling.served(at)
 
     def min_width(self, floor: ArrayLike) -> Any:
@@ -471,11 +428,9 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
             If a target is negative or not finite.
         """
         check_is_fitted(self)
-        target = np.asarray(floor, dtype=np.float64)
-        if not (np.isfinite(target).all() and (target >= 0).all()):
-            raise ValueError(f"floor={floor!r}: a target floor must be finite and not negative.")
         if not self._is("cutoff"):
-            return self._search_width(target)
+            return self._search_width(floor, self.n_features_)
+        target = read_targets(floor)
         needed = self.n_features_ + 1 - np.searchsorted(self._dropped_charge, target, side="right")
         width = np.ceil(needed / self.capacity_)
         # Rounding in the division must not cost, or save, a dimension.
@@ -483,40 +438,8 @@ class FloorPredictor(TransformerMixin, BaseEstimator):
         width = np.where((width > 0) & (self._kept(width - 1) >= needed), width - 1, width).astype(np.int64)
         return int(width) if width.ndim == 0 else width
 
-    def _search_width(self, target: np.ndarray) -> Any:
-        """Smallest whole width by bisection; a width of all features loses nothing."""
-        low, high = np.full(target.shape, -1, dtype=np.int64), np.full(target.shape, self.n_features_, dtype=np.int64)
-        while (high - low > 1).any():
-            middle = (low + high) // 2
-            enough = self.predict(np.maximum(middle, 0).ravel()).reshape(target.shape) <= target
-            high, low = np.where(enough, middle, high), np.where(enough, low, middle)
-        return int(high) if high.ndim == 0 else high
-
     def _kept(self, widths: np.ndarray) -> np.ndarray:
         return np.floor(np.minimum(widths * self.capacity_, self.n_features_)).astype(np.int64)
-
-    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Name of the column that `transform` gives.
-
-        Parameters
-        ----------
-        input_features : object
-            Ignored; here by convention.
-
-        Returns
-        -------
-        names : ndarray of shape (1,), object
-            ``["floor"]``.
-        """
-        check_is_fitted(self)
-        return np.array(["floor"], dtype=object)
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.one_d_array = True
-        tags.input_tags.two_d_array = False
-        tags.input_tags.positive_only = True
-        return tags
 
 
 def _rate_bins(rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -539,7 +462,7 @@ def _read_importances(importances: Any) -> tuple[np.ndarray, np.ndarray | None, 
         columns = list(importances.columns)
         if "importance" in columns:
             weights, rates, means = (
-                _read_column(importances[name], label) if name in columns else None
+                read_column(importances[name], label) if name in columns else None
                 for name, label in (("importance", "importances"), ("firing_rate", "firing_rate"), ("mean", "mean"))
             )
             return cast(np.ndarray, weights), rates, means
@@ -548,25 +471,8 @@ def _read_importances(importances: Any) -> tuple[np.ndarray, np.ndarray | None, 
     if np.ndim(importances) == 2 and np.shape(importances)[1] == 3:
         table = check_array(importances, dtype=np.float64, input_name="importances")
         weights, rates, means = (
-            _read_column(column, name)
+            read_column(column, name)
             for column, name in zip(table.T, ("importances", "firing_rate", "mean"), strict=True)
         )
         return weights, rates, means
-    return _read_column(importances, "importances"), None, None
-
-
-def _read_column(values: Any, name: str) -> np.ndarray:
-    """A float64 vector of finite, non-negative values out of one dimension or one column."""
-    array = check_array(values, dtype=np.float64, ensure_2d=False, allow_nd=True, ensure_min_samples=0, input_name=name)
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1:
-        raise ValueError(
-            f"{name} has shape {array.shape}; give one dimension or one column"
-            + (", or a feature table of 3 columns." if name == "importances" else ".")
-        )
-    if array.size == 0 and name != "widths":
-        raise ValueError(f"{name} is empty: Found array with 0 sample(s) while a minimum of 1 is required.")
-    if array.size and array.min() < 0:
-        raise ValueError(f"Negative values in data passed to {name}: {array.min():g}; they must be at least 0.")
-    return array
+    return read_column(importances, "importances"), None, None

@@ -13,16 +13,17 @@ import geofloor
 ROOT = Path(geofloor.__file__).parent
 # Each module may import those on its own level's left and all levels above this line of it.
 LEVELS = [
-    ["_streams", "capacity", "allocation", "distortion"],
-    ["statistics", "floor", "calibration", "agreement", "uncertainty", "probing", "forecasting"],
-    ["_training", "_sparse_step", "sparse_autoencoder", "toy"],
-    ["language_models", "students", "distillation"],
+    ["_streams", "_columns", "capacity", "allocation", "distortion"],
+    ["_widths", "statistics", "floor", "calibration", "agreement", "uncertainty", "probing", "forecasting", "planning"],
+    ["_training", "_sparse_step", "_divergence", "sparse_autoencoder", "toy"],
+    ["_token_rows", "_causal", "tokens", "language_models", "students", "distillation", "ablation"],
     ["datasets", "displays"],
 ]
 RANK = {name: (level, place) for level, names in enumerate(LEVELS) for place, name in enumerate(names)}
 THIRD_PARTY_FROM_LEVEL = {
     "torch": 2,
     "safetensors": 2,
+    "accelerate": 2,
     "transformers": 3,
     "datasets": 3,
     "tokenizers": 4,

@@ -1,0 +1,337 @@
+"""From a few distilled students to a decision: losses of other widths with intervals, and the smallest that does."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.optimize import lsq_linear
+from scipy.stats import norm
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+_RANGE = 3.0  # octaves of width over which a calibrated predictor's error stays alike
+_WIDEST = 2**20  # dimensions up to which a width is looked for
+
+
+class Decision(NamedTuple):
+    """Whether students of a width reach a loss. As text it is a sentence."""
+
+    width: int
+    target: float  # nats a token
+    answer: str  # "go", "no-go", or "uncertain" where the target is within the interval
+    loss: float  # forecast, nats a token
+    low: float  # its interval
+    high: float
+    level: float  # the probability of the interval
+    min_width: int | None  # smallest width forecast to reach the target; None if no width is
+    safe_width: int | None  # smallest width whose whole interval does
+
+    def __str__(self) -> str:
+        verb = {"go": "reaches", "no-go": "can't reach", "uncertain": "may or may not reach"}[self.answer]
+        smallest = "no width is forecast to"
+        if self.min_width is not None:
+            safe = "no width does so safely" if self.safe_width is None else f"{self.safe_width} does so safely"
+            smallest = f"the smallest width forecast to is {self.min_width}, and {safe}"
+        return (
+            f"{self.answer}: a student of width {self.width} {verb} {self.target:.3g} nats a token: forecast "
+            f"{self.loss:.3g}, {self.low:.3g} to {self.high:.3g} at {self.level:.0%}; {smallest}."
+        )
+
+
+class LossForecaster(RegressorMixin, BaseEstimator):
+    r"""Forecast the loss of students of any width from a few distilled ones, with intervals.
+
+    Calibrates a predictor of floors, observed = C · floor + B with C ≥ 0, and then corrects it by what the runs
+    say beyond that: where they lie on one side of the calibrated curve, so, probably, do their neighbours.
+
+    Parameters
+    ----------
+    predictor : estimator
+        Fitted predictor of floors over widths, such as an `AblationPredictor` or a `FloorPredictor`. It is
+        never changed, and shared by clones.
+    baseline : float or None, default=None
+        B, in nats per token. With None it is fitted with the slope and takes two runs; with a value, such as 0, one
+        is enough.
+    run_error : float, default=0.03
+        Standard deviation of a run's loss from one seed to another, as a share of it.
+    form_error : float, default=0.15
+        Standard deviation of the calibrated predictor's error far from any run, as a share of the loss: how
+        far its shape is trusted. See Notes for where the default comes from.
+
+    Attributes
+    ----------
+    slope_ : float
+        C, in nats per unit of the floor.
+    baseline_ : float
+        B, in nats per token.
+    form_error_ : float
+        The form error in use: `form_error`, moved by what three runs or more say about it.
+    widths_, losses_ : ndarray of shape (n_runs,)
+        The runs.
+
+    See Also
+    --------
+    AblationPredictor : The predictor recommended for language models.
+    forecast_table : Compares predictors on runs at hand.
+
+    Notes
+    -----
+    The model is universal kriging [1]_ over the logarithm of the width,
+
+    .. math:: y(d) = (C\,L^*(d) + B)\,(1 + e(d) + \epsilon), \qquad
+              \operatorname{cov}(e(d), e(d')) = \tau^2 \exp(-|\log_2 (d/d')| / 3),
+
+    with ε the `run_error` and τ the `form_error`: C and B by generalised least squares with C ≥ 0, the forecast the
+    best linear unbiased one, its variance that of a single new run, the uncertainty of C and B included.
+    Without runs nearby an interval is as wide as the predictor's form is doubtful; between two near runs it is
+    hardly wider than `run_error`. With n runs and p parameters fitted, τ² is the weighted mean of its default, with
+    weight 4, and the n − p squared standardised residuals. The default of τ holds for `AblationPredictor` on
+    students of the embedded teacher (``benchmarks/forecasts.py`` prints the coverage that it has); for other
+    predictors set what `forecast_table` shows.
+
+    Intervals are for students trained as those given were. Longer training lowers losses, and wide students' most.
+
+    References
+    ----------
+    .. [1] Cressie (1993), "Statistics for Spatial Data", Section 3.4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from geofloor import FloorPredictor
+    >>> from geofloor.planning import LossForecaster
+    >>> floor = FloorPredictor(alpha=0.992).fit(np.exp(-np.arange(30_000) / 6_000))
+    >>> forecast = LossForecaster(floor).fit([128, 1024], [1.32, 0.586])
+    >>> loss, interval = forecast.predict([256, 512], return_interval=True)
+    >>> loss.round(2), interval.round(2)
+    (array([1.  , 0.71]), array([[0.83, 1.18],
+           [0.59, 0.84]]))
+    >>> decision = forecast.decide(256, 0.7)
+    >>> decision.answer, decision.min_width, decision.safe_width
+    ('no-go', 535, 775)
+    """
+
+    def __init__(
+        self, predictor: Any, *, baseline: float | None = None, run_error: float = 0.03, form_error: float = 0.15
+    ) -> None:
+        self.predictor = predictor
+        self.baseline = baseline
+        self.run_error = run_error
+        self.form_error = form_error
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> LossForecaster:
+        """Calibrate the predictor on distilled students, from here or from elsewhere.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_runs,) or (n_runs, 1)
+            Their widths, in dimensions. A width may stand more than once.
+        y : array-like of shape (n_runs,)
+            Their losses, in nats per token, above 0.
+
+        Returns
+        -------
+        self : LossForecaster
+            The fitted forecaster.
+
+        Raises
+        ------
+        ValueError
+            If values are not finite, a width or loss is not above 0, an error is not a share above 0, or there
+            are fewer different widths than parameters.
+        """
+        for name in ("run_error", "form_error"):
+            if not 0.0 < getattr(self, name) < np.inf:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a finite share above 0.")
+        if self.baseline is not None and not np.isfinite(self.baseline):
+            raise ValueError(f"baseline={self.baseline!r} must be a finite loss in nats per token, or None to fit it.")
+        column, losses = validate_data(self, _as_column(X), y, dtype=np.float64, y_numeric=True)
+        if not column.min() > 0:
+            raise ValueError(f"X holds the width {column.min():g}; widths must be above 0.")
+        if not losses.min() > 0:
+            raise ValueError(f"y holds the loss {losses.min():g}; losses must be above 0, in nats per token.")
+        n_parameters = 2 if self.baseline is None else 1
+        if len(np.unique(column)) < n_parameters:
+            raise ValueError(
+                "baseline=None is fitted with the slope and needs runs of two widths, and X has one (n_samples = "
+                f"{len(column)}); give another run, or a baseline such as 0."
+            )
+        self.widths_, self.losses_ = column[:, 0], losses.astype(np.float64)
+        self.form_error_ = float(self.form_error)
+        residuals = self._solve()
+        free = len(losses) - n_parameters
+        if free > 0:
+            expected = 4.0 * self.form_error**2
+            self.form_error_ = float(np.sqrt((expected + self.form_error**2 * residuals @ residuals) / (4.0 + free)))
+            self._solve()
+        return self
+
+    def _solve(self) -> np.ndarray:
+        """Slope and baseline by generalised least squares; return the standardised residuals."""
+        design = self._design(self.widths_)
+        # As shares of the loss, which is what the errors are.
+        covariance = self._covariance(self.widths_, self.widths_) + self.run_error**2 * np.eye(len(self.widths_))
+        self._factor = cho_factor(covariance, lower=True)
+        response = self.losses_ - (self.baseline or 0.0)
+        whitened = self._whiten(design / self.losses_[:, np.newaxis])
+        lower = np.full(design.shape[1], -np.inf)
+        lower[0] = 0.0
+        scale = np.linalg.norm(whitened, axis=0)
+        scale[scale == 0.0] = 1.0
+        found = lsq_linear(whitened / scale, self._whiten(response / self.losses_), (lower, np.inf), method="bvls")
+        parameters = found.x / scale
+        self._parameters = parameters
+        self.slope_ = float(parameters[0])
+        self.baseline_ = float(parameters[1] if self.baseline is None else self.baseline)
+        # A slope held at zero is known; what is left to estimate is the baseline.
+        estimated = np.ones(design.shape[1], dtype=bool)
+        estimated[0] = self.slope_ > 0.0
+        self._estimated = estimated
+        self._information = np.linalg.pinv(whitened[:, estimated].T @ whitened[:, estimated])
+        relative = (response - design @ parameters) / self.losses_
+        self._weights = cho_solve(self._factor, relative)
+        self._whitened = whitened[:, estimated]
+        return self._whiten(relative)
+
+    def predict(self, X: ArrayLike, *, return_interval: bool = False, level: float = 0.9) -> Any:
+        """Loss at each width.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_widths,) or (n_widths, 1)
+            Widths of students, in dimensions.
+        return_interval : bool, default=False
+            Whether to return a prediction interval for the loss of one run as well.
+        level : float, default=0.9
+            Its probability, between 0 and 1.
+
+        Returns
+        -------
+        losses : ndarray of shape (n_widths,)
+            Forecast loss, in nats per token, at least 0.
+        interval : ndarray of shape (n_widths, 2)
+            Lower and upper end, if `return_interval`.
+
+        Raises
+        ------
+        ValueError
+            If a width is not above 0 or not finite, or `level` is outside (0, 1).
+        """
+        check_is_fitted(self)
+        if not 0.0 < level < 1.0:
+            raise ValueError(f"level={level!r} must be a probability between 0 and 1.")
+        column = validate_data(self, _as_column(X), dtype=np.float64, reset=False)
+        if not column.min() > 0:
+            raise ValueError(f"X holds the width {column.min():g}; widths must be above 0.")
+        widths = column[:, 0]
+        design = self._design(widths)
+        calibrated = np.maximum(design @ self._parameters + (self.baseline or 0.0), 0.0)
+        between = self._covariance(self.widths_, widths)
+        losses = calibrated * np.maximum(1.0 + between.T @ self._weights, 0.0)
+        if not return_interval:
+            return losses
+        whitened = self._whiten(between)
+        variance = self.form_error_**2 + self.run_error**2 - np.square(whitened).sum(axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            relative = design[:, self._estimated] / calibrated[:, np.newaxis]
+        relative = np.where(np.isfinite(relative), relative, 0.0)
+        drift = relative - whitened.T @ self._whitened
+        variance = variance + np.einsum("ij,jk,ik->i", drift, self._information, drift)
+        half = norm.ppf(0.5 + level / 2.0) * losses * np.sqrt(np.maximum(variance, 0.0))
+        return losses, np.column_stack([np.maximum(losses - half, 0.0), losses + half])
+
+    def min_width(self, target: float, *, safe: bool = False, level: float = 0.9) -> int | None:
+        """Smallest whole width that is forecast to reach a loss.
+
+        Parameters
+        ----------
+        target : float
+            Loss to reach, in nats per token.
+        safe : bool, default=False
+            Whether the upper end of the interval must reach it too.
+        level : float, default=0.9
+            Probability of the interval.
+
+        Returns
+        -------
+        width : int or None
+            In dimensions; None if no width reaches it.
+
+        Raises
+        ------
+        ValueError
+            If the target is not a finite number of at least 0, or `level` is outside (0, 1).
+        """
+        check_is_fitted(self)
+        if not 0.0 <= target < np.inf:
+            raise ValueError(f"target={target!r} must be a finite loss of at least 0, in nats per token.")
+        # Blocks of widths, each twice as wide as the one before: forecasts need not be monotone.
+        last = min(max(float(getattr(self.predictor, "critical_width_", 0.0)), 2.0 * self.widths_.max()), _WIDEST)
+        start = 1
+        while start <= last:
+            widths = np.arange(start, 2 * start)
+            reached = self.predict(widths, return_interval=True, level=level)
+            reached = reached[1][:, 1] if safe else reached[0]
+            if (reached <= target).any():
+                return int(widths[np.argmax(reached <= target)])
+            start *= 2
+        return None
+
+    def decide(self, width: int, target: float, *, level: float = 0.9) -> Decision:
+        """Whether a student of a width reaches a loss, and if not which does.
+
+        Parameters
+        ----------
+        width : int
+            Width of the student, in dimensions.
+        target : float
+            Loss to reach, in nats per token.
+        level : float, default=0.9
+            Probability of the interval.
+
+        Returns
+        -------
+        decision : Decision
+            Named tuple with ``answer``: ``"go"`` where the whole interval is at most the target, ``"no-go"`` where it
+            is above, else ``"uncertain"``; the forecast and its interval; ``min_width`` and ``safe_width``, as
+            `min_width` gives them. ``print`` makes a sentence of it.
+
+        Raises
+        ------
+        ValueError
+            As `predict` and `min_width`.
+        """
+        losses, interval = self.predict([width], return_interval=True, level=level)
+        low, high = interval[0]
+        answer = "go" if high <= target else "no-go" if low > target else "uncertain"
+        smallest, safe = (self.min_width(target, safe=each, level=level) for each in (False, True))
+        return Decision(width, target, answer, float(losses[0]), float(low), float(high), level, smallest, safe)
+
+    def _design(self, widths: np.ndarray) -> np.ndarray:
+        floors = np.asarray(self.predictor.predict(widths), dtype=np.float64)
+        return floors[:, np.newaxis] if self.baseline is not None else np.column_stack([floors, np.ones(len(floors))])
+
+    def _covariance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        octaves = np.abs(np.log2(a)[:, np.newaxis] - np.log2(b))
+        return self.form_error_**2 * np.exp(-octaves / _RANGE)
+
+    def _whiten(self, values: np.ndarray) -> np.ndarray:
+        return solve_triangular(self._factor[0], values, lower=True)
+
+    def __sklearn_clone__(self) -> LossForecaster:
+        return type(self)(**self.get_params(deep=False))
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.input_tags.positive_only = True
+        return tags
+
+
+def _as_column(X: Any) -> Any:
+    return np.reshape(X, (-1, 1)) if np.ndim(X) == 1 else X

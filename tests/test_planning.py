@@ -1,0 +1,215 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import norm
+from sklearn.base import clone
+from sklearn.utils import estimator_checks
+
+from geofloor import FloorPredictor, LossForecaster
+from geofloor.forecasting import forecast_errors
+from geofloor.planning import Decision
+
+WIDTHS = np.array([128, 256, 512, 768, 1024])
+OBSERVED = np.array([1.320, 1.008, 0.733, 0.652, 0.586])
+
+
+@pytest.fixture(scope="module")
+def floor():
+    return FloorPredictor(alpha=0.992).fit(np.exp(-np.arange(30_000) / 6_000))
+
+
+@pytest.fixture
+def forecaster(floor):
+    return LossForecaster(floor)
+
+
+def by_hand(floors, widths, losses, floor, width, tau, epsilon, baseline=None):
+    """Universal kriging as one linear system: no factorisation shared with the library."""
+    n = len(widths)
+    octaves = np.abs(np.subtract.outer(np.log2(widths), np.log2(widths)))
+    scale = np.outer(losses, losses)
+    covariance = (tau**2 * np.exp(-octaves / 3) + epsilon**2 * np.eye(n)) * scale
+    drift = floors[:, None] if baseline is not None else np.column_stack([floors, np.ones(n)])
+    response = losses - (baseline or 0.0)
+    inverse = np.linalg.inv(covariance)
+    parameters = np.linalg.solve(drift.T @ inverse @ drift, drift.T @ inverse @ response)
+    at = np.array([floor] if baseline is not None else [floor, 1.0])
+    calibrated = at @ parameters + (baseline or 0.0)
+    near = tau**2 * np.exp(-np.abs(np.log2(widths / width)) / 3) * losses  # with the error as a share of calibrated
+    loss = calibrated * (1 + near @ inverse @ (response - drift @ parameters))
+    rest = at / calibrated - drift.T @ inverse @ near
+    variance = tau**2 + epsilon**2 - near @ inverse @ near
+    variance += rest @ np.linalg.solve(drift.T @ inverse @ drift, rest)
+    return loss, loss * np.sqrt(variance)
+
+
+@pytest.mark.parametrize("baseline", [None, 0.3])
+def test_the_forecast_and_its_variance_are_those_of_universal_kriging(floor, baseline):
+    fitted = LossForecaster(floor, baseline=baseline).fit(WIDTHS, OBSERVED)
+    losses, interval = fitted.predict([200, 900, 3000], return_interval=True, level=0.8)
+    for i, width in enumerate([200, 900, 3000]):
+        loss, deviation = by_hand(
+            floor.predict(WIDTHS),
+            WIDTHS,
+            OBSERVED,
+            floor.predict([width])[0],
+            width,
+            fitted.form_error_,
+            0.03,
+            baseline,
+        )
+        assert losses[i] == pytest.approx(loss, rel=1e-9)
+        assert interval[i, 1] - losses[i] == pytest.approx(norm.ppf(0.9) * deviation, rel=1e-8)
+
+
+def test_two_runs_are_met_and_lie_on_the_calibrated_curve(forecaster, floor):
+    fitted = forecaster.fit([128, 1024], [1.32, 0.586])
+    np.testing.assert_allclose(fitted.predict([128, 1024]), [1.32, 0.586], rtol=1e-9)
+    np.testing.assert_allclose(fitted.predict(WIDTHS), fitted.slope_ * floor.predict(WIDTHS) + fitted.baseline_)
+    assert fitted.form_error_ == 0.15
+
+
+def test_more_runs_correct_the_curve_where_they_are(forecaster, floor):
+    curve = 2e-4 * floor.predict(WIDTHS) + 0.5
+    losses = curve * [1.0, 1.0, 1.2, 1.0, 1.0]  # one width is off the curve, and its neighbours may be
+    fitted = forecaster.fit(WIDTHS, losses)
+    calibrated = fitted.slope_ * floor.predict(WIDTHS) + fitted.baseline_
+    assert np.abs(fitted.predict(WIDTHS) / losses - 1).max() < 0.5 * np.abs(calibrated / losses - 1).max()
+
+
+def test_intervals_widen_away_from_the_runs_and_with_every_doubt(floor):
+    def share(at, **settings):
+        loss, interval = (
+            LossForecaster(floor, **settings).fit([128, 1024], [1.32, 0.586]).predict([at], return_interval=True)
+        )
+        return float(interval[0, 1] - loss[0]) / float(loss[0])
+
+    assert share(128) < share(180) < share(400)
+    assert share(400, form_error=0.05) < share(400) < share(400, form_error=0.3)
+    assert share(128, run_error=0.01) < share(128) < share(128, run_error=0.1)
+
+
+def test_runs_that_agree_or_disagree_with_the_curve_move_the_form_error(forecaster, floor):
+    curve = 2e-4 * floor.predict(WIDTHS) + 0.5
+    assert clone(forecaster).fit(WIDTHS, curve).form_error_ < 0.15
+    assert clone(forecaster).fit(WIDTHS, curve * [1.5, 0.6, 1.5, 0.6, 1.5]).form_error_ > 0.15
+
+
+def test_intervals_of_the_assumed_model_cover_as_often_as_they_say(floor):
+    rng = np.random.default_rng(0)
+    widths = np.array([32, 64, 128, 256, 512, 1024])
+    octaves = np.abs(np.subtract.outer(np.log2(widths), np.log2(widths)))
+    factor = np.linalg.cholesky(0.1**2 * np.exp(-octaves / 3) + 0.02**2 * np.eye(6))
+    curve = 2e-4 * floor.predict(widths) + 0.5
+    hits = []
+    for _ in range(400):
+        losses = curve * (1 + factor @ rng.normal(size=6))
+        fitted = LossForecaster(floor, form_error=0.1, run_error=0.02).fit(widths[[0, 5]], losses[[0, 5]])
+        _, interval = fitted.predict(widths[[2, 4]], return_interval=True, level=0.8)
+        hits += list((interval[:, 0] <= losses[[2, 4]]) & (losses[[2, 4]] <= interval[:, 1]))
+    assert 0.72 < np.mean(hits) < 0.88
+
+
+def test_one_run_is_enough_with_a_baseline(floor):
+    fitted = LossForecaster(floor, baseline=0.0).fit([256], [1.0])
+    np.testing.assert_allclose(fitted.predict([512]), floor.predict([512]) / floor.predict([256]))
+
+
+def test_a_slope_below_zero_is_held_at_zero(forecaster):
+    fitted = forecaster.fit([128, 1024], [0.5, 0.7])
+    assert fitted.slope_ == 0.0
+    assert 0.5 < fitted.baseline_ < 0.7
+    _, interval = fitted.predict([300], return_interval=True)
+    assert np.isfinite(interval).all()
+
+
+def test_min_width_is_the_first_that_reaches_the_target(forecaster):
+    fitted = forecaster.fit(WIDTHS, OBSERVED)
+    every = np.arange(1, 2049)
+    losses, interval = fitted.predict(every, return_interval=True)
+    for target in (1.1, 0.8, 0.7):
+        assert fitted.min_width(target) == every[np.argmax(losses <= target)]
+        assert fitted.min_width(target, safe=True) == every[np.argmax(interval[:, 1] <= target)]
+    assert interval[:, 1].min() > 0.6 > losses.min()
+    assert fitted.min_width(0.6, safe=True) is None
+    assert fitted.min_width(0.01) is None
+
+
+@given(target=st.floats(0.05, 2.0), width=st.integers(1, 3000))
+def test_decisions_agree_with_the_interval(floor, target, width):
+    fitted = LossForecaster(floor).fit(WIDTHS, OBSERVED)
+    decision = fitted.decide(width, target)
+    loss, interval = fitted.predict([width], return_interval=True)
+    assert (decision.loss, decision.low, decision.high) == (loss[0], *interval[0])
+    assert (decision.answer == "go") == (decision.high <= target)
+    assert (decision.answer == "no-go") == (decision.low > target)
+    assert decision.min_width == fitted.min_width(target)
+    if decision.answer == "go":
+        assert decision.safe_width is not None
+        assert decision.safe_width <= width
+    assert str(decision).startswith(f"{decision.answer}: a student of width {width} ")
+
+
+def test_decisions_read_as_sentences():
+    assert str(Decision(256, 0.8, "no-go", 1.0, 0.95, 1.05, 0.9, 410, 450)) == (
+        "no-go: a student of width 256 can't reach 0.8 nats a token: forecast 1, 0.95 to 1.05 at 90%; the smallest "
+        "width forecast to is 410, and 450 does so safely."
+    )
+    assert "no width is forecast to" in str(Decision(256, 0.01, "no-go", 1.0, 0.95, 1.05, 0.9, None, None))
+
+
+def test_forecasters_stand_in_comparisons(forecaster):
+    errors = forecast_errors(forecaster, WIDTHS, OBSERVED)
+    assert np.abs(errors.left_out[1:-1]).max() < 0.2
+    assert np.isfinite(errors.two_runs[0, 1:4]).all()
+
+
+def test_clones_share_the_predictor(forecaster, floor):
+    assert clone(forecaster).predictor is floor
+
+
+@pytest.mark.parametrize(
+    ("settings", "X", "y", "message"),
+    [
+        ({"run_error": 0.0}, WIDTHS, OBSERVED, "run_error=0.0 must be a finite share above 0"),
+        ({"form_error": np.nan}, WIDTHS, OBSERVED, "form_error=nan"),
+        ({"baseline": np.inf}, WIDTHS, OBSERVED, "baseline=inf must be a finite loss"),
+        ({}, [0, 2], [1, 2], "width 0; widths must be above 0"),
+        ({}, [1, 2], [1, 0], "loss 0; losses must be above 0"),
+        ({}, [128, 128], [1, 1], "needs runs of two widths"),
+        ({}, [128, np.nan], [1, 1], "NaN"),
+    ],
+)
+def test_bad_input_is_named(floor, settings, X, y, message):
+    with pytest.raises(ValueError, match=message):
+        LossForecaster(floor, **settings).fit(X, y)
+
+
+def test_bad_questions_are_named(forecaster):
+    fitted = forecaster.fit(WIDTHS, OBSERVED)
+    with pytest.raises(ValueError, match=r"target=-1.* must be a finite loss"):
+        fitted.min_width(-1)
+    with pytest.raises(ValueError, match="level=1.0 must be a probability"):
+        fitted.predict([3], return_interval=True, level=1.0)
+    with pytest.raises(ValueError, match="width 0; widths must be above 0"):
+        fitted.predict([0])
+
+
+CHECKS = [
+    "check_complex_data",
+    "check_do_not_raise_errors_in_init_or_set_params",
+    "check_estimators_empty_data_messages",
+    "check_estimators_unfitted",
+    "check_fit_non_negative",
+    "check_get_params_invariance",
+    "check_mixin_order",
+    "check_no_attributes_set_in_init",
+    "check_set_params",
+    "check_valid_tag_types",
+]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_scikit_learn_checks(forecaster, check):
+    getattr(estimator_checks, check)("LossForecaster", clone(forecaster))
