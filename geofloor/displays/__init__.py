@@ -4,6 +4,11 @@ The constructor stores, ``from_*`` computes and draws, and ``plot`` draws on giv
 figure where there are several panels, or on new ones.
 """
 
+from geofloor.displays._distillation import (
+    DistillationDisplay,
+    DistillationSummaryDisplay,
+    DistilledFloorsDisplay,
+)
 from geofloor.displays._floors import CalibrationDisplay, CapacityDisplay, FloorDisplay, SpectrumDisplay
 from geofloor.displays._probes import FeatureStaircaseDisplay, ProbeHeatmapDisplay
 from geofloor.displays._sweeps import (
@@ -21,6 +26,9 @@ __all__ = [
     "CalibrationDisplay",
     "CapacityDisplay",
     "CollapseDisplay",
+    "DistillationDisplay",
+    "DistillationSummaryDisplay",
+    "DistilledFloorsDisplay",
     "ErrorDisplay",
     "FeatureStaircaseDisplay",
     "FloorDisplay",

@@ -704,7 +704,7 @@ class CalibrationDisplay:
             line = calibrator.predict(grid)
         else:
             line, interval = calibrator.predict(grid, return_interval=True, level=level)
-        label = f"C = {calibrator.slope_:.2f}, B = {calibrator.baseline_:.3f}, R² = {calibrator.r2_:.3f}"
+        label = f"C = {calibrator.slope_:.3g}, B = {calibrator.baseline_:.3f}, R² = {calibrator.r2_:.3f}"
         display = cls(
             floors=floors,
             observed=observed,
