@@ -25,7 +25,6 @@ WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128)
 LENGTH = 256
 SETTINGS = {
     "temperature": 2.0,
-    "batch_size": 64,
     "learning_rate": 3e-3,
     "warmup": 100,
     "weight_decay": 0.01,
@@ -36,7 +35,7 @@ SETTINGS = {
 
 
 def prepared(work: Path, n_train: int, n_test: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token blocks to train and to evaluate on, made once."""
+    """Token blocks to train and to evaluate on, made once, or those that are there."""
     work.mkdir(parents=True, exist_ok=True)
     paths = {split: work / f"tokens-{split}.npy" for split in ("train", "test")}
     tokenizer = load_teacher().tokenizer
@@ -52,7 +51,9 @@ def prepared(work: Path, n_train: int, n_test: int) -> tuple[np.ndarray, np.ndar
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for token blocks, checkpoints and students")
+    parser.add_argument("--teacher", type=Path, default=load_teacher().path, help="folder, such as train_teacher makes")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=int, default=64, help="sequences a step")
     parser.add_argument("--n-steps", type=int, default=1500)
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     parser.add_argument("--second-seed", type=int, default=64, help="width that is distilled from a second seed too")
@@ -66,20 +67,21 @@ def main() -> None:
     print(f"{train.size:,} tokens to train on, {test.size:,} held out", flush=True)
     if options.only_tokens:
         return
+    settings = SETTINGS | {"batch_size": options.batch_size}
     runs = []
     for budget in options.budgets:
         pairs = [(width, 0) for width in options.widths]
         pairs += [(width, 1) for width in options.widths if width == options.second_seed]
         began = time.perf_counter()
         students = distill_widths(
-            str(load_teacher().path),
+            str(options.teacher),
             train,
             pairs,
             eval_tokens=test,
             n_steps=budget * options.n_steps,
             checkpoint_path=options.work / f"checkpoints-{budget * options.n_steps}",
             device=options.device,
-            **SETTINGS,
+            **settings,
         )
         seconds = time.perf_counter() - began
         for student in students:
@@ -90,7 +92,7 @@ def main() -> None:
                     "width": student.width,
                     "seed": student.random_state,
                     "n_steps": student.n_steps_,
-                    "n_tokens": student.n_steps_ * SETTINGS["batch_size"] * LENGTH,
+                    "n_tokens": student.n_steps_ * options.batch_size * train.shape[1],
                     "floor": student.floor_,
                     "floor_error": student.floor_error_,
                     "converged": bool(student.converged_),
@@ -104,7 +106,7 @@ def main() -> None:
                 flush=True,
             )
         print(f"{len(students)} students in {seconds:.0f} s", flush=True)
-    content = {"command": "python benchmarks/distilled_floors.py", "settings": SETTINGS, "runs": runs}
+    content = {"command": "python benchmarks/distilled_floors.py", "settings": settings, "runs": runs}
     options.output.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 

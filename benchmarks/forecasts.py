@@ -24,6 +24,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from transformers import AutoConfig
 
 from geofloor import (
     AblationPredictor,
@@ -78,7 +79,7 @@ SHARES = ("left_out", "inside", "two_runs", "two_runs_best", "two_runs_worst")
 COLUMNS = ("r2", "r2_B0", "C", "B", "kappa", "d*/kappa", *SHARES)
 
 
-def measured(work: Path, layer: int) -> dict[str, np.ndarray]:
+def measured(teacher: Path, work: Path, layer: int) -> dict[str, np.ndarray]:
     """What a layer is known by.
 
     The feature `table`; `variances` of the activations along each principal direction; what the teacher loses without
@@ -88,7 +89,7 @@ def measured(work: Path, layer: int) -> dict[str, np.ndarray]:
     if not path.exists():
         tokens = np.load(work / "tokens-train.npy", mmap_mode="r")[:N_SEQUENCES].astype(np.int64)
         held_out = np.load(work / "tokens-test.npy", mmap_mode="r")[:N_SEQUENCES_HELD_OUT].astype(np.int64)
-        extractor = ActivationExtractor(load_teacher().path, layer, max_length=tokens.shape[1], batch_size=32).fit()
+        extractor = ActivationExtractor(teacher, layer, max_length=tokens.shape[1], batch_size=32).fit()
         activations, test = extractor.transform(tokens), extractor.transform(held_out)
         saved = work / f"sae-{layer}.safetensors"
         if not saved.exists():
@@ -106,19 +107,18 @@ def measured(work: Path, layer: int) -> dict[str, np.ndarray]:
             path,
             table=statistics.table_,
             variances=variances,
-            latents=ablated(layer, held_out, sae, statistics),
-            components=ablated(layer, held_out),
+            latents=ablated(teacher, layer, held_out, sae, statistics),
+            components=ablated(teacher, layer, held_out),
             description=description,
         )
     with np.load(path) as stored:
         return dict(stored)
 
 
-def ablated(layer: int, tokens: np.ndarray, *features) -> np.ndarray:
+def ablated(teacher: Path, layer: int, tokens: np.ndarray, *features) -> np.ndarray:
     """What the teacher loses for students of each whole width up to its own."""
-    teacher = load_teacher()
-    predictor = AblationPredictor(teacher.path, layer, *features, batch_size=16).fit(tokens)
-    return predictor.predict(np.arange(teacher.model.config.hidden_size + 1))
+    predictor = AblationPredictor(teacher, layer, *features, batch_size=16).fit(tokens)
+    return predictor.predict(np.arange(AutoConfig.from_pretrained(teacher).hidden_size + 1))
 
 
 class LogInterpolation(RegressorMixin, BaseEstimator):
@@ -186,12 +186,12 @@ def show(table: pd.DataFrame) -> str:
 
 def observed_floors(path: Path) -> pd.DataFrame:
     """Floors by width and seed, a column for each number of steps."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    runs = pd.DataFrame(content["runs"])
+    runs = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["runs"])
     floors = runs.pivot_table(index=["width", "seed"], columns="n_steps", values="floor")
     few, many = sorted(floors.columns)
     shown = floors.assign(change=(floors[many] / floors[few] - 1.0).map("{:+.1%}".format))
-    print("observed floors, nats per token at T = 2, by steps of 64 x 256 tokens, and what twice the steps change:")
+    tokens = (runs.n_tokens / runs.n_steps).iloc[0]
+    print(f"observed floors, nats per token at T = 2, by steps of {tokens:,.0f} tokens; what twice the steps change:")
     print(shown.round(4).to_string())
     for n_steps in (few, many):
         for width, seed in floors.index:
@@ -204,11 +204,14 @@ def observed_floors(path: Path) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder with the token blocks of distilled_floors.py")
+    parser.add_argument("--teacher", type=Path, default=load_teacher().path, help="folder, such as train_teacher makes")
     parser.add_argument("--floors", type=Path, default=RESULTS / "distilled_floors.json")
-    parser.add_argument("--layers", type=int, nargs="+", default=(0, 1, 2, 3))
+    parser.add_argument("--layers", type=int, nargs="+", help="by default all blocks")
     parser.add_argument("--only-measure", action="store_true", help="train the autoencoders and stop")
     options = parser.parse_args()
-    layers = {layer: measured(options.work, layer) for layer in options.layers}
+    n_blocks = AutoConfig.from_pretrained(options.teacher).num_hidden_layers
+    blocks = range(n_blocks) if options.layers is None else options.layers
+    layers = {layer: measured(options.teacher, options.work, layer) for layer in blocks}
     if options.only_measure:
         return
     floors = observed_floors(options.floors)
