@@ -1,0 +1,447 @@
+"""The paper's reproduction in miniature: the same script on the embedded teacher and rows with The Pile's columns."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, GPTNeoXConfig, GPTNeoXForCausalLM
+
+from geofloor import (
+    ActivationExtractor,
+    AffineCalibrator,
+    ConceptProbe,
+    DistilledStudent,
+    FeatureStatistics,
+    FloorPredictor,
+    PowerLawCalibrator,
+    SparseAutoencoder,
+)
+from geofloor.datasets import load_paper_tables, load_teacher, pile_concepts
+from geofloor.distillation import distill_widths
+from geofloor.language_models import token_blocks
+from geofloor.students import count_parameters, student_config
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPT = EXAMPLES / "reproduce_pythia_410m.py"
+OUTPUT = Path("results")  # relative, so that two folders hold the same bytes
+WIDTHS = [8, 16, 32, 64]
+SMALL = [
+    *("--model", str(load_teacher().path), "--dataset", "../pile.jsonl", "--output", str(OUTPUT), "--device", "cpu"),
+    *("--layers", "1", "2", "--expansion", "4", "--l1-coefficient", "2", "--sae-learning-rate", "3e-3"),
+    *("--sae-tokens", "40000", "--sae-length", "64", "--sae-batch", "512", "--sae-checkpoint-every", "10"),
+    *("--statistics-tokens", "6000", "--length", "32", "--batch-size", "8", "--learning-rate", "3e-3"),
+    *("--widths", "8", "16", "32", "64", "--repeat-widths", "8", "--n-steps", "30", "--warmup", "5"),
+    *("--eval-every", "5", "--eval-sequences", "8", "--checkpoint-every", "3"),
+    *("--probe-layer", "2", "--probe-widths", "8", "64", "--concepts", "legal", "code"),
+    *("--n-per-class", "20", "--max-characters", "100"),
+]
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The script as a module, its neighbour beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)
+        import reproduce_pythia_410m
+
+        yield reproduce_pythia_410m
+    for name in ("reproduce_pythia_410m", "costs"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def costs(script):
+    return script.costs
+
+
+def rows():
+    """Rows with The Pile's columns; words differ, so that there is something to learn."""
+    rng = np.random.default_rng(0)
+    words = {
+        "FreeLaw": "the court of appeal affirmed judgment motion denied party statute district plaintiff claim",
+        "Github": "def return self value for in range if not none import class list print open",
+        "Pile-CC": "she went to the old house by a river and saw winter light over green hills",
+    }
+    for _ in range(700):
+        for subset, chosen in words.items():
+            yield {"text": " ".join(rng.choice(chosen.split(), size=40)), "meta": {"pile_set_name": subset}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reproduction")
+    with open(folder / "pile.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows())
+    return folder
+
+
+def run(script, folder, *arguments):
+    folder.mkdir(exist_ok=True)
+    with contextlib.chdir(folder):
+        script.main([*SMALL, *arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(script, folder):
+    """A run that was never stopped."""
+    run(script, folder / "whole")
+    return folder / "whole" / OUTPUT
+
+
+def planned(script, *arguments):
+    options = script.parse_arguments(arguments)
+    config = script.configuration(options.model)
+    plan = script.make_plan(options, config)
+    return options, plan, script.costs.costs(options, config, plan)
+
+
+# Results
+
+
+def test_features_are_those_of_the_library_called_directly(finished):
+    teacher = load_teacher()
+    n_sae, n_statistics = -(-40_000 // 63), -(-6000 // 63)
+    texts = [row["text"] for row in rows()]
+    blocks = token_blocks(texts, teacher.tokenizer, length=32, max_blocks=8 + 2 * (n_sae + n_statistics))
+    stored = np.load(finished / "tokens.npy")
+    assert stored.dtype == np.uint16
+    np.testing.assert_array_equal(stored, blocks)
+    sequences = blocks[8:].reshape(-1, 64)
+    extractor = ActivationExtractor(teacher.model, 1, batch_size=32)
+    order = np.random.default_rng(0).permutation(n_sae)
+    activations = [extractor.transform(sequences[order[start : start + 8]]) for start in range(0, n_sae, 8)]
+    direct = SparseAutoencoder(
+        expansion=4, l1_coefficient=2.0, learning_rate=3e-3, batch_size=512, random_state=0, device="cpu"
+    ).fit(activations)
+    sae = SparseAutoencoder.load(finished / "sae-layer-1.safetensors", device="cpu")
+    np.testing.assert_array_equal(sae.encoder_, direct.encoder_)
+    np.testing.assert_array_equal(sae.decoder_bias_, direct.decoder_bias_)
+    held_out = extractor.transform(sequences[n_sae:])
+    statistics = FeatureStatistics().fit(direct.transform(held_out))
+    features = load_file(finished / "features-layer-1.safetensors")
+    np.testing.assert_allclose(features["table"], statistics.table_, rtol=1e-5)
+    measured = pd.read_csv(finished / "layers.csv").set_index("layer").loc[1]
+    assert measured["n_tokens"] == len(held_out) == 63 * n_statistics
+    assert measured["n_features"] == statistics.n_alive_
+    assert measured["critical_width"] == pytest.approx(statistics.critical_width_)
+    assert measured["explained_variance"] == pytest.approx(sae.score(held_out[: 2 * 8 * 63]))
+
+
+def test_floors_and_calibrations_follow_from_the_stored_tables(finished):
+    students = pd.read_csv(finished / "students.csv")
+    observed = students["kl"][students["seed"] == 0].to_numpy()
+    calibration = json.loads((finished / "calibration.json").read_text())
+    predicted = pd.read_csv(finished / "predicted.csv")
+    forecasts = pd.read_csv(finished / "forecasts.csv").set_index("predictor")
+    for layer in (1, 2):
+        floor = FloorPredictor().fit(load_file(finished / f"features-layer-{layer}.safetensors")["table"])
+        table = predicted[predicted["layer"] == layer]
+        assert table["width"].tolist() == WIDTHS
+        np.testing.assert_allclose(table["floor"], floor.predict(WIDTHS))
+        np.testing.assert_array_equal(table["kept"], floor.kept_features(WIDTHS))
+        for name, baseline in (("free", None), ("fixed", observed[-1])):
+            fit = AffineCalibrator(baseline=baseline).fit(floor.predict(WIDTHS), observed)
+            found = calibration["layers"][str(layer)][name]
+            assert found == pytest.approx({"slope": fit.slope_, "baseline": fit.baseline_, "r2": fit.r2_})
+        assert forecasts["r2"][f"Eq. 3, layer {layer}"] == pytest.approx(
+            calibration["layers"][str(layer)]["free"]["r2"]
+        )
+    power_law = PowerLawCalibrator().fit(WIDTHS, observed)
+    assert calibration["eq_4"]["exponent"] == pytest.approx(power_law.exponent_)
+    assert np.isfinite(forecasts.loc["Eq. 4", "left_out"])
+    pair = students["kl"][students["width"] == 8].to_numpy()
+    assert calibration["seeds"] == pytest.approx({"8": abs(pair[0] - pair[1]) / pair.mean()})
+
+
+def test_students_are_those_of_a_lone_fit(finished):
+    blocks = np.load(finished / "tokens.npy")
+    lone = DistilledStudent(
+        load_teacher().path,
+        8,
+        n_steps=30,
+        batch_size=8,
+        learning_rate=3e-3,
+        warmup=5,
+        eval_every=5,
+        random_state=1,
+        device="cpu",
+    ).fit(blocks[8:], eval_tokens=blocks[:8])
+    students = pd.read_csv(finished / "students.csv")
+    assert students[["width", "seed"]].to_numpy().tolist() == [*([width, 0] for width in WIDTHS), [8, 1]]
+    found = students.iloc[-1]
+    assert found["kl"] == pytest.approx(lone.floor_, rel=1e-12)
+    assert found["raw_kl"] == pytest.approx(lone.floor_ * 32 * 4)
+    assert found["n_parameters"] == lone.n_parameters_
+    curves = pd.read_csv(finished / "curves.csv")
+    np.testing.assert_allclose(
+        curves["eval_kl"][(curves["width"] == 8) & (curves["seed"] == 1)],
+        [row["eval_kl"] for row in lone.history_],
+    )
+
+
+def test_probes_are_those_of_the_pile_s_concepts(finished):
+    table = pd.read_csv(finished / "probes.csv").set_index(["concept", "model"])
+    assert list(table.index) == [(c, m) for c in ("legal", "code") for m in ("teacher", "width 64", "width 8")]
+    legal = pile_concepts(rows(), ["legal"], n_per_class=20, max_characters=100).legal
+    student = DistilledStudent.load(finished / "student-width-8-seed-0.safetensors", device="cpu")
+    states = ActivationExtractor(
+        student.model_, 2, tokenizer=load_teacher().tokenizer, pooling="mean", max_length=32, batch_size=32
+    ).transform(legal.texts)
+    probe = ConceptProbe(random_state=0).fit(states, legal.labels, groups=legal.groups)
+    assert table["accuracy"]["legal", "width 8"] == probe.accuracy_
+    assert table["width"]["legal", "width 8"] == 8
+
+
+# Stopped and started
+
+
+def content(path):
+    """Bytes of a file; of safetensors the header apart, whose entries come in any order."""
+    raw = path.read_bytes()
+    if path.suffix != ".safetensors":
+        return raw
+    end = 8 + int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8:end]), raw[end:]
+
+
+def test_killed_in_two_steps_and_resumed_to_the_same_bytes(script, folder, finished):
+    killed = folder / "killed"
+    killed.mkdir()
+    _, _, by_step = planned(script, *SMALL)
+    for step, mark, result in (
+        ("sae", "autoencoders/layer-2.safetensors", "sae-layer-2.safetensors"),
+        ("students", "distillation/width-8-seed-1.safetensors", "students.csv"),
+    ):
+        with subprocess.Popen(
+            [sys.executable, str(SCRIPT), *SMALL], cwd=killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            while not (killed / OUTPUT / mark).exists() and process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.002)
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        assert not (killed / OUTPUT / result).exists()
+        size = sum(path.stat().st_size for path in (killed / OUTPUT / mark).parent.glob("*.safetensors"))
+        assert by_step[step].checkpoints == pytest.approx(size, rel=0.1)
+        if step == "sae":
+            assert script.steps_done(killed / OUTPUT / mark) % 10 == 0 < script.steps_done(killed / OUTPUT / mark)
+    run(script, killed)
+    files = sorted(path.name for path in finished.iterdir())
+    assert files == sorted(path.name for path in (killed / OUTPUT).iterdir())
+    for file in files:
+        assert content(killed / OUTPUT / file) == content(finished / file), file
+
+
+class Counted:
+    skip_first = 1
+
+    def __init__(self):
+        self.read = []
+
+    def transform(self, sequences):
+        self.read.append(sequences[0, 0])
+        return np.repeat(sequences[:, 1:].reshape(-1, 1), 2, axis=1).astype(np.float32)
+
+
+def test_activations_that_were_trained_on_are_not_computed_again(script):
+    sequences, order = np.arange(50).reshape(10, 5), np.arange(10)[::-1]
+    whole = list(script.Activations(Counted(), sequences, order, 2))
+    extractor = Counted()
+    pieces = list(script.Activations(extractor, sequences, order, 2, first_row=25))  # within the fourth piece
+    assert [sequences[order[start], 0] for start in (0, 6, 8)] == extractor.read
+    for index in (0, 3, 4):
+        np.testing.assert_array_equal(pieces[index], whole[index])
+    assert [piece.shape for piece in pieces] == [piece.shape for piece in whole]
+
+
+def test_finished_steps_are_skipped_and_other_arguments_refused(script, folder, finished, capsys):
+    times = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    run(script, folder / "whole")
+    assert "sae: finished before" in capsys.readouterr().out
+    assert times == {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    with pytest.raises(SystemExit, match="the step 'sae' with other values of expansion"):
+        run(script, folder / "whole", "--expansion", "8", "--steps", "statistics")
+    with pytest.raises(SystemExit, match="'probes' needs students"):
+        run(script, folder / "new", "--steps", "probes")
+
+
+@pytest.mark.slow
+def test_several_processes_share_the_students_alone(folder):
+    pytest.importorskip("accelerate")
+    alone, together = folder / "alone", folder / "together"
+    few = ["--device", "auto", "--n-steps", "8", "--steps", "tokens", "students"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for place, launched in ((alone, []), (together, launch)):
+        place.mkdir()
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *launched, str(SCRIPT), *SMALL, *few]
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("students …") == 1
+    found = [pd.read_csv(place / OUTPUT / "students.csv") for place in (alone, together)]
+    np.testing.assert_allclose(found[0]["kl"], found[1]["kl"], rtol=1e-4)
+    assert (alone / OUTPUT / "tokens.npy").read_bytes() == (together / OUTPUT / "tokens.npy").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "folder"])
+def test_text_comes_from_files_and_folders(script, folder, tmp_path, kind):
+    source = tmp_path / f"pile.{kind}"
+    if kind == "parquet":
+        datasets.Dataset.from_list(list(rows())).to_parquet(source)
+    else:
+        file = source / "train.jsonl" if kind == "folder" else source
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes((folder / "pile.jsonl").read_bytes())
+    found = script.open_dataset(script.parse_arguments(["--dataset", str(source)]))
+    assert isinstance(found, datasets.IterableDataset)
+    assert list(found.take(5)) == list(islice(rows(), 5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--layers", "4"], "--layers"),
+        (["--sae-length", "48"], "--sae-length"),
+        (["--probe-widths", "24"], "--probe-widths"),
+        (["--warmup", "30"], "--warmup"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_starts(script, folder, arguments, named):
+    with pytest.raises(SystemExit, match=f"{named}: out of range"):
+        run(script, folder / "refused", *arguments)
+    assert not (folder / "refused" / OUTPUT).exists()
+
+
+# What it costs
+
+
+def test_the_dry_run_knows_the_paper_s_models_without_a_connection(script, capsys, monkeypatch, tmp_path):
+    def connect(*arguments, **settings):
+        raise AssertionError("a dry run asked for a configuration")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", connect)
+    monkeypatch.chdir(tmp_path)
+    script.main(["--dry-run"])
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()[1:8]] == [*script.NEEDS, "in"]
+    assert "does not fit" not in printed
+    assert not list(tmp_path.iterdir())
+    config = script.configuration(script.PYTHIA_410M)
+    table = load_paper_tables().students
+    for row in table.itertuples():
+        student = student_config(config, row.width)
+        assert round(count_parameters(student) / 1e6) == row.parameters_millions
+        assert script.costs.shape_of(student).n_parameters == count_parameters(student)
+
+
+def test_what_does_not_fit_a_gpu_is_said_and_the_remedy_works(script, costs):
+    options, _, by_step = planned(script, "--gpu", "rtx4090")
+    printed = costs.table(by_step, options)
+    assert "The step 'students' needs" in printed
+    remedy = by_step["students"].remedy.split()
+    options, _, by_step = planned(script, "--gpu", "rtx4090", *remedy)
+    assert "does not fit" not in costs.table(by_step, options)
+
+
+def test_hours_are_operations_over_the_peak_that_is_reached(script):
+    _, plan, by_step = planned(script, "--gpu", "a100", "--utilisation", "0.5", "--precision", "bf16")
+    assert by_step["students"].seconds == pytest.approx(by_step["students"].flops / (0.5 * 312e12))
+    assert by_step["sae"].seconds == pytest.approx(by_step["sae"].flops / (0.5 * 156e12))  # float32 in any case
+    assert plan.sae_steps * 32 * 1024 == pytest.approx(300e6, rel=1e-3)
+
+
+def count_operations():
+    """Torch's counter, with the sums in place that it leaves out."""
+
+    def in_place(total, left, right, **settings):
+        return 2 * left[0] * left[1] * right[1]
+
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place})
+
+
+def test_operations_of_an_autoencoder_are_those_counted(costs):
+    X = np.random.default_rng(0).standard_normal((2048, 48)).astype(np.float32)
+    with count_operations() as counter:
+        SparseAutoencoder(n_latents=256, batch_size=1024, random_state=0, device="cpu").partial_fit(X)
+    assert counter.get_total_flops() == pytest.approx(2048 * costs.sae_training(48, 256), rel=0.02)
+
+
+TINY = {"vocab_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64}
+
+
+def test_operations_of_extraction_and_distillation_are_those_counted(costs):
+    config = GPTNeoXConfig(hidden_size=64, intermediate_size=256, **TINY)
+    teacher, shape = GPTNeoXForCausalLM(config), costs.shape_of(config)
+    tokens = np.random.default_rng(0).integers(512, size=(40, 32))
+    extractor = ActivationExtractor(teacher, 1, batch_size=40).fit()
+    with sdpa_kernel(SDPBackend.MATH), count_operations() as counter:  # of whose products it knows
+        extractor.transform(tokens)
+    assert counter.get_total_flops() == pytest.approx(tokens.size * costs.blocks_forward(shape, 32, 2), rel=0.02)
+    widths = [16, 32]
+    with sdpa_kernel(SDPBackend.MATH), count_operations() as counter:
+        distill_widths(teacher, tokens[8:], widths, eval_tokens=tokens[:8], n_steps=4, warmup=1, eval_every=2,
+                       batch_size=8, device="cpu")  # fmt: skip
+    students = [costs.shape_of(student_config(config, width)) for width in widths]
+    divergences = 3 * costs.divergence(shape)  # no products of matrices
+    trained = costs.distillation(shape, students, 32) - divergences
+    evaluated = costs.evaluation(shape, students, 32) - divergences
+    assert counter.get_total_flops() == pytest.approx(8 * 32 * (4 * trained + 3 * evaluated), rel=0.03)
+
+
+def saved_bytes(width, n_layers, precision):
+    """Bytes that the backward pass of a forward pass over 8 × 64 tokens needs, beside weights."""
+    config = GPTNeoXConfig(hidden_size=width, intermediate_size=4 * width, **{**TINY, "num_hidden_layers": n_layers})
+    model = GPTNeoXForCausalLM(config).eval()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        model.base_model(torch.zeros((8, 64), dtype=torch.int64), use_cache=False)
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_memory_of_a_backward_pass_is_that_counted(costs, precision):
+    per_layer = saved_bytes(128, 3, precision) - saved_bytes(128, 2, precision)
+    if precision == "bf16":
+        per_layer -= 2 * 12 * 128**2  # copies of the weights, which count once, however many tokens
+    assert per_layer / (8 * 64 * 128) == pytest.approx(costs.SAVED_BYTES[precision], rel=0.1)
+
+
+def test_disk_is_what_the_miniature_wrote(script, finished):
+    _, plan, by_step = planned(script, *SMALL)
+    written = {
+        "tokens": ["tokens.npy"],
+        "sae": ["sae-*.safetensors"],
+        "statistics": ["features-*.safetensors"],
+        "students": ["student-*.safetensors"],
+        "probes": ["concepts.json"],
+    }
+    for step, patterns in written.items():
+        size = sum(path.stat().st_size for pattern in patterns for path in finished.glob(pattern))
+        assert by_step[step].disk == pytest.approx(size, rel=0.1), step
+    total = sum(path.stat().st_size for path in finished.iterdir())
+    assert sum(cost.disk for cost in by_step.values()) == pytest.approx(total, rel=0.1)
+    assert plan.n_blocks == len(np.load(finished / "tokens.npy", mmap_mode="r"))
