@@ -269,7 +269,8 @@ class AblationPredictor(WidthPredictorMixin, BaseEstimator):
         ValueError
             If a width is negative or not finite.
         """
-        return self._interpolate(np.log1p(self.kept_features(widths)))
+        kept = self.kept_features(widths)
+        return self._interpolate(np.log1p(kept))
 
     def kept_features(self, widths: ArrayLike) -> np.ndarray:
         """Features kept at each width, at most all there are.

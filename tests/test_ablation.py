@@ -1,0 +1,240 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.decomposition import PCA
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import make_pipeline
+from sklearn.utils import estimator_checks
+from torch.nn import functional
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+
+from geofloor import (
+    AblationPredictor,
+    ActivationExtractor,
+    AffineCalibrator,
+    FeatureStatistics,
+    LossForecaster,
+    SparseAutoencoder,
+)
+
+LAYER = 1
+
+
+def gpt_neox(seed=0):
+    torch.manual_seed(seed)
+    config = GPTNeoXConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=12, initializer_range=0.3,
+    )  # fmt: skip
+    return GPTNeoXForCausalLM(config).eval()
+
+
+def gpt2():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=32, n_embd=16, n_layer=3, n_head=2, n_positions=12, initializer_range=0.3)
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return gpt_neox()
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return np.random.default_rng(0).integers(32, size=(20, 12))
+
+
+@pytest.fixture(scope="module")
+def activations(teacher, tokens):
+    return ActivationExtractor(teacher, LAYER).transform(tokens)
+
+
+@pytest.fixture(scope="module")
+def autoencoder(activations):
+    return SparseAutoencoder(
+        64, l1_coefficient=0.6, learning_rate=1e-2, batch_size=55, n_epochs=60, normalization="mean_norm",
+        random_state=0,
+    ).fit(activations)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def statistics(autoencoder, activations):
+    return FeatureStatistics().fit(autoencoder.transform(activations))
+
+
+def loss_of(teacher, blocks, tokens, change, temperature):
+    """KL of the teacher from itself with other states after the block, by torch's own loss on whole logits."""
+    ids = torch.from_numpy(tokens)
+
+    def hook(module, arguments, output):
+        states = output if isinstance(output, torch.Tensor) else output[0]
+        changed = states.clone()
+        changed[:, 1:] = torch.from_numpy(change(states[:, 1:].reshape(-1, 16).numpy())).reshape(len(ids), -1, 16)
+        return changed if isinstance(output, torch.Tensor) else (changed, *output[1:])
+
+    with torch.no_grad():
+        whole = teacher(ids).logits
+        handle = blocks[LAYER].register_forward_hook(hook)
+        ablated = teacher(ids).logits
+        handle.remove()
+    log_p, log_q = ((each / temperature).log_softmax(-1) for each in (whole, ablated))
+    return functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).mean(dim=1).double().numpy()
+
+
+@pytest.mark.parametrize("make", [gpt_neox, gpt2])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_components_are_those_of_pca_and_the_loss_is_torchs(make, tokens, temperature):
+    model = make()
+    blocks = model.gpt_neox.layers if make is gpt_neox else model.transformer.h
+    predictor = AblationPredictor(model, LAYER, temperature=temperature, n_points=16, batch_size=7).fit(tokens)
+    pca = PCA().fit(ActivationExtractor(model, LAYER).transform(tokens))
+    for row in predictor.curve_.itertuples():
+        kept = pca.components_[: row.kept]
+
+        def change(states, kept=kept):
+            return (pca.mean_ + (states - pca.mean_) @ kept.T @ kept).astype(np.float32)
+
+        losses = loss_of(model, blocks, tokens, change, temperature)
+        assert row.kl == pytest.approx(losses.mean(), abs=2e-5)
+        assert row.standard_error == pytest.approx(losses.std(ddof=1) / np.sqrt(len(losses)), abs=1e-5)
+    assert predictor.curve_.kl[0] > 0.05
+    assert (predictor.n_features_, predictor.capacity_, predictor.critical_width_) == (16, 1.0, 16.0)
+
+
+def test_latents_are_dropped_in_the_order_of_importance_and_leave_their_means(teacher, tokens, autoencoder, statistics):
+    predictor = AblationPredictor(teacher, LAYER, autoencoder, statistics, n_points=12).fit(tokens)
+    importance, means = statistics.table_[:, 0], statistics.table_[:, 2]
+    order = np.argsort(-importance, kind="stable")
+    for row in predictor.curve_.itertuples():
+        dropped = order[row.kept :]
+
+        def change(states, dropped=dropped):
+            codes = autoencoder.transform(states).toarray()
+            ablated = codes.copy()
+            ablated[:, statistics.alive_[dropped]] = means[dropped]
+            difference = autoencoder.inverse_transform(codes) - autoencoder.inverse_transform(ablated)
+            return (states - difference).astype(np.float32)
+
+        losses = loss_of(teacher, teacher.gpt_neox.layers, tokens, change, 2.0)
+        assert row.kl == pytest.approx(losses.mean(), abs=2e-5)
+    assert predictor.alpha_ == statistics.alpha_
+    assert predictor.n_features_ == statistics.n_alive_
+    assert predictor.critical_width_ == pytest.approx(statistics.critical_width_)
+    widths = [0, 1, 2.5, 4, 1000]
+    assert predictor.kept_features(widths).tolist() == [
+        min(int(width * predictor.capacity_), predictor.n_features_) for width in widths
+    ]
+
+
+def test_predictions_meet_what_was_measured_and_never_rise(teacher, tokens):
+    predictor = AblationPredictor(teacher, LAYER, n_points=6).fit(tokens)
+    lowest = np.minimum.accumulate(predictor.curve_.kl)
+    np.testing.assert_allclose(predictor.predict(predictor.curve_.kept), np.maximum(lowest, 0.0), atol=1e-12)
+    floors = predictor.predict(np.linspace(0, 20, 200))
+    assert (np.diff(floors) <= 1e-12).all()
+    assert floors[-1] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_statistics_are_measured_on_the_tokens_where_none_are_given(teacher, tokens, autoencoder, statistics):
+    given = AblationPredictor(teacher, LAYER, autoencoder, statistics, n_points=4).fit(tokens)
+    measured = AblationPredictor(teacher, LAYER, autoencoder, n_points=4).fit(tokens)
+    assert measured.alpha_ == pytest.approx(given.alpha_)
+    np.testing.assert_allclose(measured.curve_.kl, given.curve_.kl, atol=1e-5)
+
+
+def test_the_smallest_width_is_the_first_that_reaches_the_target(teacher, tokens):
+    predictor = AblationPredictor(teacher, LAYER).fit(tokens)
+    floors = predictor.predict(np.arange(17))
+    for target in (floors[0], 0.5 * floors[0], floors[5]):
+        assert predictor.min_width(target) == np.argmax(floors <= target)
+    assert predictor.min_width([floors[3], floors[9]]).tolist() == [3, 9]
+
+
+def test_the_teacher_is_left_as_it_was(tokens, autoencoder, monkeypatch):
+    model = gpt_neox().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    AblationPredictor(model, LAYER, n_points=3).fit(tokens)
+    monkeypatch.setattr(SparseAutoencoder, "transform", lambda self, X: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        AblationPredictor(model, LAYER, autoencoder, n_points=3).fit(tokens)
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_teacher_by_path_gives_the_same(teacher, tokens, tmp_path):
+    teacher.save_pretrained(tmp_path)
+    by_path = AblationPredictor(tmp_path, LAYER, n_points=4).fit(tokens)
+    np.testing.assert_array_equal(by_path.curve_, AblationPredictor(teacher, LAYER, n_points=4).fit(tokens).curve_)
+
+
+def test_it_stands_before_calibrators(teacher, tokens):
+    predictor = AblationPredictor(teacher, LAYER).fit(tokens)
+    widths = np.array([2, 4, 8, 12])
+    observed = 0.8 * predictor.predict(widths) + 0.01
+    for forecast in (make_pipeline(FrozenEstimator(predictor), AffineCalibrator()), LossForecaster(predictor)):
+        forecast.fit(widths, observed)
+        np.testing.assert_allclose(forecast.predict([3, 10]), 0.8 * predictor.predict([3, 10]) + 0.01)
+    with pytest.raises(ValueError, match="AblationPredictor is fitted on one kind of data"):
+        predictor.fit_transform(tokens)
+
+
+def test_clones_share_what_is_never_changed(teacher, autoencoder, statistics):
+    cloned = clone(AblationPredictor(teacher, LAYER, autoencoder, statistics, n_points=5))
+    assert cloned.teacher is teacher
+    assert cloned.autoencoder is autoencoder
+    assert cloned.statistics is statistics
+    assert cloned.n_points == 5
+
+
+def test_bad_input_is_named(teacher, tokens, autoencoder, statistics):
+    def fit(*arguments, data=tokens, **settings):
+        return AblationPredictor(teacher, *arguments, **settings).fit(data)
+
+    with pytest.raises(ValueError, match="layer=7 is not there"):
+        fit(7)
+    with pytest.raises(ValueError, match="n_points=1 must be a whole number of at least 2"):
+        fit(LAYER, n_points=1)
+    with pytest.raises(ValueError, match="temperature=0"):
+        fit(LAYER, temperature=0)
+    with pytest.raises(ValueError, match="autoencoder=None; give both or none"):
+        fit(LAYER, None, statistics)
+    with pytest.raises(ValueError, match="token id 32, outside"):
+        fit(LAYER, data=np.full((2, 5), 32))
+
+    def other(n_latents, width):
+        data = np.random.default_rng(0).random((64, width))
+        return SparseAutoencoder(n_latents, batch_size=16, n_epochs=1, random_state=0).fit(data)
+
+    narrow = other(12, 8)
+    with pytest.raises(ValueError, match="width 8, and the teacher's are 16 wide"):
+        fit(LAYER, narrow, FeatureStatistics().fit(narrow.transform(np.ones((9, 8)))))
+    with pytest.raises(ValueError, match="and autoencoder has 4"):
+        fit(LAYER, other(4, 16), statistics)
+    with pytest.raises(ValueError, match=r"teacher=3 must be a transformers model"):
+        AblationPredictor(3, LAYER).fit(tokens)
+    broken = gpt_neox()
+    with torch.no_grad():
+        broken.get_output_embeddings().weight[3] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        AblationPredictor(broken, LAYER, n_points=3).fit(tokens)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "check_do_not_raise_errors_in_init_or_set_params",
+        "check_estimator_cloneable",
+        "check_estimator_repr",
+        "check_estimators_unfitted",
+        "check_get_params_invariance",
+        "check_mixin_order",
+        "check_no_attributes_set_in_init",
+        "check_set_params",
+        "check_valid_tag_types",
+    ],
+)
+def test_scikit_learn_checks(teacher, check):
+    getattr(estimator_checks, check)("AblationPredictor", AblationPredictor(teacher, LAYER))
