@@ -12,8 +12,10 @@ takes the language model that comes with the library; any other causal language 
 
     python examples/plan_a_distillation.py --model NAME_OR_PATH --layer 12 --text corpus/*.txt
 
-The plan, its two figures and all intermediate results go to the folder ``plan``. Stopped at any point, the
-same command goes on from there to the same result.
+Floors come in two units: squared activation of the teacher's hidden space, and nats a token, from what the
+teacher loses without what a student drops. Two quick students say how far to trust the latter, and turn it into
+a forecast with intervals; ``--no-distill`` leaves them out. The plan, its figures and all intermediate results
+go to the folder ``plan``. Stopped at any point, the same command goes on from there to the same result.
 """
 
 # %%
@@ -22,14 +24,23 @@ same command goes on from there to the same result.
 import argparse
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 import pandas as pd
 
-from geofloor import ActivationExtractor, FeatureStatistics, FloorPredictor, SparseAutoencoder
+from geofloor import (
+    AblationPredictor,
+    ActivationExtractor,
+    FeatureStatistics,
+    FloorPredictor,
+    LossForecaster,
+    SparseAutoencoder,
+)
 from geofloor.datasets import load_local_corpus, load_teacher
-from geofloor.displays import FloorDisplay, SpectrumDisplay
+from geofloor.displays import FloorDisplay, ForecastDisplay, SpectrumDisplay
+from geofloor.distillation import distill_widths
 from geofloor.language_models import token_blocks
 
 
@@ -47,6 +58,14 @@ def parse_arguments(arguments=None):
     parser.add_argument("--widths", type=int, nargs="+", help="student widths; by default fractions of the teacher's")
     parser.add_argument("--target", type=float, default=0.1, help="floor to reach, as a share of the floor at width 0")
     parser.add_argument("--allocation", default="auto", help="of the second floor: auto, waterfilling or blocks")
+    parser.add_argument("--no-distill", action="store_true", help="forecast nothing: train no students")
+    parser.add_argument(
+        "--distill-widths", type=int, nargs=2, help="by default a quarter of the teacher's, and its own"
+    )
+    parser.add_argument("--distill-steps", type=int, default=300)
+    parser.add_argument("--distill-batch", type=int, default=8, help="sequences a step")
+    parser.add_argument("--distill-learning-rate", type=float, default=3e-3)
+    parser.add_argument("--target-kl", type=float, default=0.5, help="loss to reach, in nats a token")
     parser.add_argument("--output", type=Path, default=Path("plan"))
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
@@ -57,6 +76,15 @@ def parse_arguments(arguments=None):
 # ------------------------------
 # The residual stream after one block, for every token but the first of each sequence, goes to a store on
 # disk. One block in twenty is held out to judge the autoencoder by.
+
+
+class Measured(NamedTuple):
+    path: object  # of the teacher
+    layer: int
+    train: object  # activations, on disk
+    test: np.ndarray
+    tokens: np.ndarray  # for students
+    held_out: np.ndarray  # tokens
 
 
 def extract(options):
@@ -72,13 +100,17 @@ def extract(options):
     layer = extractor.n_layers_ // 2 if options.layer is None else options.layer
     extractor.set_params(layer=layer).fit()
     n_blocks = -(-options.tokens // (options.length - 1))
-    tokens = token_blocks(texts, extractor.tokenizer_, length=options.length, max_blocks=n_blocks)
-    held_out = max(len(tokens) // 20, 1)
-    train = extractor.transform_to_store(tokens[:-held_out], options.output / "activations")
-    test = extractor.transform_to_store(tokens[-held_out:], options.output / "activations-held-out")
+    n_distilled = 0 if options.no_distill else options.distill_steps * options.distill_batch
+    tokens = token_blocks(texts, extractor.tokenizer_, length=options.length, max_blocks=n_blocks + n_distilled)
+    measured, more = tokens[:n_blocks], tokens[n_blocks:]
+    held_out = max(len(measured) // 20, 1)
+    train = extractor.transform_to_store(measured[:-held_out], options.output / "activations")
+    test = extractor.transform_to_store(measured[-held_out:], options.output / "activations-held-out")
     print(f"teacher: {extractor.n_layers_} blocks of width {train.shape[1]}, measured after block {layer}")
     print(f"activations: {len(train):,} tokens, and {len(test):,} held out")
-    return train, np.asarray(test)
+    return Measured(
+        path, layer, train, np.asarray(test), np.concatenate([more, measured[:-held_out]]), measured[-held_out:]
+    )
 
 
 # %%
@@ -110,18 +142,22 @@ def measure(options, train):
 # %%
 # Features → floor
 # ----------------
-# Eq. 2 keeps features whole or drops them. The other floor is that of students that share dimensions among
-# features, as those with one ReLU layer do: one word, ``allocation``, tells the two apart. For language models
-# neither is settled: calibrate on distilled students before you trust a number.
+# Eq. 2 keeps features whole or drops them. The other hidden-space floor is that of students that share dimensions
+# among features, as those with one ReLU layer do: one word, ``allocation``, tells the two apart. In nats, the same
+# features are dropped as in Eq. 2, out of the teacher itself.
 
 
-def plan(options, sae, statistics, test):
+def predict(options, source, sae, statistics):
     floor = FloorPredictor().fit(statistics.table_)
     shared = FloorPredictor(allocation=options.allocation).fit(statistics.table_)
+    nats = AblationPredictor(
+        source.path, source.layer, sae, statistics, teacher_kwargs=options.model_kwargs, batch_size=16, verbose=1
+    ).fit(source.held_out)
     total = float(floor.predict([0])[0])
     widths = options.widths
     if widths is None:
-        widths = sorted({max(round(share * test.shape[1]), 1) for share in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)})
+        own = source.test.shape[1]
+        widths = sorted({max(round(share * own), 1) for share in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)})
     floors = floor.predict(widths)
     table = pd.DataFrame(
         {
@@ -130,23 +166,68 @@ def plan(options, sae, statistics, test):
             "dropped": floor.n_features_ - floor.kept_features(widths),
             "floor": floors,
             options.allocation: shared.predict(widths),
-            "normalised": floors / floors[0] if floors[0] else floors,
             "share_of_total": floors / total,
+            "nats": nats.predict(widths),
         }
     )
-    return floor, {
-        "explained_variance": sae.score(test),
-        "alpha": statistics.alpha_,
-        "n_features": statistics.n_alive_,
-        "mean_l0": statistics.mean_l0_,
-        "capacity": floor.capacity_,
-        "critical_width": floor.critical_width_,
-        "tail_exponent": statistics.tail_exponent_,
-        "tail_exponent_interval": statistics.tail_exponent_interval_,
-        "target": options.target,
-        "min_width": floor.min_width(options.target * total),
-        "students": table.to_dict("list"),
-    }
+    return (
+        floor,
+        nats,
+        {
+            "explained_variance": sae.score(source.test),
+            "alpha": statistics.alpha_,
+            "n_features": statistics.n_alive_,
+            "mean_l0": statistics.mean_l0_,
+            "capacity": floor.capacity_,
+            "critical_width": floor.critical_width_,
+            "tail_exponent": statistics.tail_exponent_,
+            "tail_exponent_interval": statistics.tail_exponent_interval_,
+            "target": options.target,
+            "min_width": floor.min_width(options.target * total),
+            "students": table.to_dict("list"),
+        },
+    )
+
+
+# %%
+# Floor → forecast
+# ----------------
+# Two students, trained in one pass over the data, calibrate the floor in nats. What is forecast are students trained
+# as these are: so few steps leave all of them far from what their width could reach.
+
+
+def forecast(options, source, nats, result):
+    own = source.test.shape[1]
+    widths = options.distill_widths or [max(own // 4, 1), own]
+    students = distill_widths(
+        str(source.path),
+        source.tokens,
+        widths,
+        eval_tokens=source.held_out,
+        teacher_kwargs=options.model_kwargs,
+        n_steps=options.distill_steps,
+        warmup=options.distill_steps // 10,
+        batch_size=options.distill_batch,
+        learning_rate=options.distill_learning_rate,
+        clip_norm=1.0,
+        eval_every=max(options.distill_steps // 20, 1),
+        checkpoint_path=options.output / "students",
+        checkpoint_every=50,
+        random_state=options.seed,
+        verbose=1,
+    )
+    forecaster = LossForecaster(nats).fit(widths, [student.floor_ for student in students])
+    losses, interval = forecaster.predict(result["students"]["width"], return_interval=True)
+    result["students"] |= {"forecast": losses.tolist(), "low": interval[:, 0].tolist(), "high": interval[:, 1].tolist()}
+    decisions = [forecaster.decide(width, options.target_kl) for width in result["students"]["width"]]
+    result["students"]["answer"] = [decision.answer for decision in decisions]
+    result["runs"] = [
+        {"width": each.width, "floor": each.floor_, "floor_error": each.floor_error_, "n_steps": each.n_steps_}
+        for each in students
+    ]
+    result["calibration"] = {"slope": forecaster.slope_, "baseline": forecaster.baseline_}
+    result["decision"] = str(decisions[len(decisions) // 2])
+    return forecaster
 
 
 def show(result):
@@ -157,20 +238,39 @@ def show(result):
         f"features: F = {result['n_features']:,}, sparsity alpha = {result['alpha']:.4f}, "
         f"capacity g = {result['capacity']:.2f} a dimension, critical width d* = {result['critical_width']:.1f}\n"
         f"importances: power-law tail, exponent {result['tail_exponent']:.2f} ({low:.2f} to {high:.2f})\n\n"
-        "Predicted floors, in squared activation of the teacher's hidden space: Eq. 2 and, beside it, of students\n"
-        "that share dimensions among features:\n"
+        "Predicted floors: in squared activation of the teacher's hidden space (Eq. 2; beside it, of students that\n"
+        "share dimensions among features), and in nats a token, which the teacher loses without what is dropped:\n"
     )
     table = pd.DataFrame(result["students"])
-    print(table.to_string(index=False, float_format="{:.4g}".format))
+    predicted = table.loc[:, :"nats"]
+    print(predicted.to_string(index=False, float_format="{:.4g}".format))
     print(f"\nThe smallest width whose floor is at most {result['target']:.0%} of the total: {result['min_width']}")
+    if "runs" in result:
+        runs = ", ".join(f"{run['width']}: {run['floor']:.4f} ± {run['floor_error']:.4f}" for run in result["runs"])
+        print(
+            f"\nDistilled for {result['runs'][0]['n_steps']} steps, nats a token: {runs}\n"
+            + "calibration: loss = {slope:.3g} x nats + {baseline:.3g}\n\n".format(**result["calibration"])
+            + "Forecast for students trained as these two, in nats a token, with 90% intervals:\n"
+        )
+        columns = ["width", "forecast", "low", "high", "answer"]
+        print(table[columns].to_string(index=False, float_format="{:.3f}".format))
+        print(f"\n{result['decision']}")
 
 
-def draw(options, floor, statistics, widths):
-    up_to = round(1.25 * max(widths))
-    display = FloorDisplay.from_predictor(floor, np.arange(1, up_to + 1))
-    display.figure_.savefig(options.output / "floor.png", dpi=150, bbox_inches="tight")
-    display = SpectrumDisplay.from_statistics(statistics, widths=[widths[0], widths[len(widths) // 2], widths[-1]])
-    display.figure_.savefig(options.output / "spectrum.png", dpi=150, bbox_inches="tight")
+def draw(options, floor, statistics, forecaster, widths):
+    up_to = np.arange(1, round(1.25 * max(widths)) + 1)
+    displays = {
+        "floor": FloorDisplay.from_predictor(floor, up_to),
+        "spectrum": SpectrumDisplay.from_statistics(
+            statistics, widths=[widths[0], widths[len(widths) // 2], widths[-1]]
+        ),
+    }
+    if forecaster is not None:
+        at = np.arange(min(widths), max(widths) + 1)
+        displays["forecast"] = ForecastDisplay.from_forecaster(forecaster, at, target=options.target_kl)
+    for name, display in displays.items():
+        display.figure_.savefig(options.output / f"{name}.png", dpi=150, bbox_inches="tight")
+    return [str(options.output / f"{name}.png") for name in displays]
 
 
 # %%
@@ -181,13 +281,14 @@ def draw(options, floor, statistics, widths):
 def main(arguments=None):
     options = parse_arguments(arguments)
     matplotlib.use("Agg")
-    train, test = extract(options)
-    sae, statistics = measure(options, train)
-    floor, result = plan(options, sae, statistics, test)
+    source = extract(options)
+    sae, statistics = measure(options, source.train)
+    floor, nats, result = predict(options, source, sae, statistics)
+    forecaster = None if options.no_distill else forecast(options, source, nats, result)
     (options.output / "plan.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     show(result)
-    draw(options, floor, statistics, result["students"]["width"])
-    print(f"Figures: {options.output / 'floor.png'} and {options.output / 'spectrum.png'}")
+    figures = draw(options, floor, statistics, forecaster, result["students"]["width"])
+    print(f"Figures: {', '.join(figures)}")
 
 
 if __name__ == "__main__":

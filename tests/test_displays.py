@@ -4,9 +4,9 @@ import pytest
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 
-from geofloor import AffineCalibrator, FeatureStatistics, FloorPredictor, PowerLawCalibrator
+from geofloor import AffineCalibrator, FeatureStatistics, FloorPredictor, LossForecaster, PowerLawCalibrator
 from geofloor.capacity import capacity
-from geofloor.displays import CalibrationDisplay, CapacityDisplay, FloorDisplay, SpectrumDisplay
+from geofloor.displays import CalibrationDisplay, CapacityDisplay, FloorDisplay, ForecastDisplay, SpectrumDisplay
 from geofloor.statistics import PowerLawTail
 
 WIDTHS = np.array([128, 256, 512, 768, 1024])
@@ -205,3 +205,20 @@ def test_styles_reach_the_line():
         CalibrationDisplay(floors=FLOORS, observed=OBSERVED, grid=[0, 1], line=[0, 1]).plot(line_kwargs=kwargs).line_,
     ]
     assert [(line.get_color(), line.get_linewidth()) for line in lines] == [("red", 3.0)] * 4
+
+
+def test_forecasts_have_their_interval_runs_and_target():
+    floor = FloorPredictor(alpha=0.99).fit(np.exp(-np.arange(3000) / 600))
+    forecaster = LossForecaster(floor).fit([8, 64], [1.0, 0.4])
+    widths = np.array([64, 8, 16])
+    display = ForecastDisplay.from_forecaster(forecaster, widths, target=0.5, level=0.8)
+    losses, interval = forecaster.predict([8, 16, 64], return_interval=True, level=0.8)
+    np.testing.assert_array_equal(display.line_.get_xydata(), np.column_stack([[8, 16, 64], losses]))
+    outline = display.band_.get_paths()[0].vertices
+    for width, ends in zip([8, 16, 64], interval, strict=True):
+        assert set(ends) <= set(outline[outline[:, 0] == width, 1])
+    np.testing.assert_array_equal(display.runs_.get_xydata(), [[8, 1.0], [64, 0.4]])
+    assert set(display.target_line_.get_ydata()) == {0.5}
+    assert "80% interval" in [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    with pytest.raises(ValueError, match=r"shapes \(0,\)"):
+        ForecastDisplay(widths=[], losses=[], interval=[]).plot()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from geofloor import SparseAutoencoder
@@ -16,6 +17,7 @@ from geofloor.datasets import load_teacher
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "plan_a_distillation.py"
 SMALL = ["--tokens", "6000", "--expansion", "8", "--l1-coefficient", "2", "--epochs", "16", "--length", "64"]
+SMALL += ["--distill-steps", "10", "--distill-widths", "8", "64"]
 
 
 def load_example():
@@ -48,14 +50,39 @@ def test_the_plan_is_eq_2_of_what_was_measured(finished):
     assert f"at most 10% of the total: {plan['min_width']}" in printed
     for width in students["width"]:
         assert any(line.split()[:1] == [str(width)] for line in printed.splitlines())
-    for figure in ("floor.png", "spectrum.png"):
+    for figure in ("floor.png", "spectrum.png", "forecast.png"):
         assert (folder / figure).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_forecast_meets_its_two_students_and_decides_by_its_interval(finished):
+    folder, printed = finished
+    plan = json.loads((folder / "plan.json").read_text())
+    students = pd.DataFrame(plan["students"])
+    assert [run["width"] for run in plan["runs"]] == [8, 64]
+    nats = students.set_index("width").nats
+    for run in plan["runs"]:
+        calibrated = plan["calibration"]["slope"] * nats[run["width"]] + plan["calibration"]["baseline"]
+        forecast = students.set_index("width").forecast[run["width"]]
+        if plan["calibration"]["slope"] > 0:
+            assert run["floor"] == pytest.approx(forecast) == pytest.approx(calibrated)
+    assert (students.low < students.forecast).all()
+    assert (students.forecast < students.high).all()
+    assert students.answer.tolist() == [
+        "go" if high <= 0.5 else "no-go" if low > 0.5 else "uncertain"
+        for low, high in zip(students.low, students.high, strict=True)
+    ]
+    assert plan["decision"] in printed
 
 
 def test_sigkill_at_several_points_loses_nothing(finished, tmp_path):
     never_stopped, _ = finished
     command = [sys.executable, str(EXAMPLE), *SMALL, "--output", str(tmp_path)]
-    marks = [tmp_path / "activations", tmp_path / "activations" / "manifest.json", tmp_path / "sae.checkpoint"]
+    marks = [
+        tmp_path / "activations",
+        tmp_path / "activations" / "manifest.json",
+        tmp_path / "sae.checkpoint",
+        tmp_path / "students",
+    ]
     for mark in marks:  # killed as soon as each of these is there
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             while not mark.exists() and process.poll() is None:
@@ -74,23 +101,15 @@ def test_another_model_and_text(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text(EXAMPLE.read_text() * 3)
     arguments = ["--model", str(load_teacher().path), "--layer", "0", "--text", str(text), "--widths", "8", "32"]
-    arguments += [
-        "--tokens",
-        "3000",
-        "--expansion",
-        "16",
-        "--l1-coefficient",
-        "4",
-        "--epochs",
-        "20",
-        "--output",
-        str(tmp_path / "plan"),
-    ]
+    arguments += ["--tokens", "3000", "--expansion", "16", "--l1-coefficient", "4", "--epochs", "20", "--no-distill"]
+    arguments += ["--output", str(tmp_path / "plan")]
     load_example().main(arguments)
     printed = capsys.readouterr().out
     assert "measured after block 0" in printed
     plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert plan["students"]["width"] == [8, 32]
+    assert "runs" not in plan
+    assert not (tmp_path / "plan" / "students").exists()
 
 
 def test_settings_that_do_not_fit_what_is_there_are_refused(finished):

@@ -10,6 +10,7 @@ from geofloor.displays._distillation import (
     DistilledFloorsDisplay,
 )
 from geofloor.displays._floors import CalibrationDisplay, CapacityDisplay, FloorDisplay, SpectrumDisplay
+from geofloor.displays._forecasts import ForecastDisplay
 from geofloor.displays._probes import FeatureStaircaseDisplay, ProbeHeatmapDisplay
 from geofloor.displays._sweeps import (
     AccuracyDisplay,
@@ -33,6 +34,7 @@ __all__ = [
     "FeatureStaircaseDisplay",
     "FloorDisplay",
     "FloorGridDisplay",
+    "ForecastDisplay",
     "PredictionDisplay",
     "ProbeHeatmapDisplay",
     "SparsityDisplay",
