@@ -32,6 +32,7 @@ from geofloor import (
     AffineCalibrator,
     FeatureStatistics,
     FloorPredictor,
+    LossForecaster,
     PowerLawCalibrator,
     SparseAutoencoder,
 )
@@ -66,6 +67,7 @@ ORDER = (
     "auto, deep",
     "teacher without latents",
     "teacher without latents, B = 0",
+    "teacher without latents, corrected",
     "teacher without components",
     "variance outside d components",
     "a + b/d",
@@ -161,6 +163,7 @@ def compare(layer, widths, losses) -> pd.DataFrame:
         "Eq. 2, B = 0": on_floors(predictors["Eq. 2"], baseline=0.0),
         "teacher without latents, B = 0": on_floors(predictors["teacher without latents"], baseline=0.0),
         "Eq. 2, capacity kappa g": multiplied,
+        "teacher without latents, corrected": LossForecaster(Curve(layer["latents"])),
         "power law (Eq. 4)": PowerLawCalibrator(),
         "interpolation in log d": LogInterpolation(),
         "a d^-b": on_logs(np.log),
@@ -179,6 +182,37 @@ def compare(layer, widths, losses) -> pd.DataFrame:
     return found.loc[list(ORDER), list(COLUMNS)]
 
 
+class Curve:
+    """A predictor that was measured at every whole width."""
+
+    def __init__(self, floors: np.ndarray) -> None:
+        self.floors = floors
+
+    def predict(self, widths: np.ndarray) -> np.ndarray:
+        return self.floors[widths.astype(int)]
+
+
+def intervals(layer, widths, losses) -> dict[str, float]:
+    """Share of the widths forecast from two runs whose loss is within the interval, at 90%, and its half width."""
+    predictors = {
+        "teacher without latents": Curve(layer["latents"]),
+        "teacher without components": Curve(layer["components"]),
+        "Eq. 2": FloorPredictor().fit(layer["table"]),
+    }
+    found = {}
+    for name, predictor in predictors.items():
+        inside, half = [], []
+        for k in range(len(widths) - 1):
+            seen = np.isin(np.arange(len(widths)), [k, len(widths) - 1])
+            forecaster = LossForecaster(predictor).fit(widths[seen], losses[seen])
+            forecast, ends = forecaster.predict(widths[~seen], return_interval=True)
+            inside.append((ends[:, 0] <= losses[~seen]) & (losses[~seen] <= ends[:, 1]))
+            half.append((ends[:, 1] - ends[:, 0]) / 2 / forecast)
+        found[name] = np.mean(inside)
+        found[f"half width, {name}"] = np.median(half)
+    return found
+
+
 def show(table: pd.DataFrame) -> str:
     formatters = {name: ("{:.1%}" if name in SHARES else "{:.4g}").format for name in table.columns}
     return table.to_string(formatters=formatters, na_rep="")
@@ -188,12 +222,12 @@ def observed_floors(path: Path) -> pd.DataFrame:
     """Floors by width and seed, a column for each number of steps."""
     runs = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["runs"])
     floors = runs.pivot_table(index=["width", "seed"], columns="n_steps", values="floor")
-    few, many = sorted(floors.columns)
+    few, many = floors.columns.min(), floors.columns.max()
     shown = floors.assign(change=(floors[many] / floors[few] - 1.0).map("{:+.1%}".format))
     tokens = (runs.n_tokens / runs.n_steps).iloc[0]
     print(f"observed floors, nats per token at T = 2, by steps of {tokens:,.0f} tokens; what twice the steps change:")
     print(shown.round(4).to_string())
-    for n_steps in (few, many):
+    for n_steps in sorted(floors.columns):
         for width, seed in floors.index:
             if seed:
                 change = floors[n_steps][width, seed] / floors[n_steps][width, 0] - 1.0
@@ -215,13 +249,14 @@ def main() -> None:
     if options.only_measure:
         return
     floors = observed_floors(options.floors)
-    left_out, two_runs, ends = {}, {}, {}
+    left_out, two_runs, ends, within = {}, {}, {}, {}
     for n_steps in sorted(floors.columns, reverse=True):
         for widest in floors.index[-1:-3:-1]:
             observed = floors.loc[:widest, n_steps]
             for layer, known in layers.items():
                 found = compare(known, observed.index.to_numpy(), observed.to_numpy())
                 case = n_steps, widest, layer
+                within[case] = intervals(known, observed.index.to_numpy(), observed.to_numpy())
                 left_out[case], two_runs[case] = found.left_out, found.two_runs
                 ends[case] = found.loc["Eq. 2, capacity kappa g", ["kappa", "d*/kappa"]]
                 if n_steps == floors.columns.max():
@@ -230,6 +265,8 @@ def main() -> None:
     for title, errors in (("forecast from two runs", two_runs), ("at a width left out", left_out)):
         print(f"\n=== {title}, median error, by steps, widest student and layer")
         print(pd.DataFrame(errors).dropna().to_string(float_format="{:.1%}".format))
+    print("\n=== LossForecaster from two runs: widths whose loss is within the interval, at 90%, and its half width")
+    print(pd.DataFrame(within).to_string(float_format="{:.1%}".format))
     print("\n=== Eq. 2 with a free capacity: the multiplier, and the critical width that it leaves")
     print(pd.DataFrame(ends).astype(float).to_string(float_format="{:.3g}".format))
 
