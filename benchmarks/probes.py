@@ -17,6 +17,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 
 from geofloor import (
     ActivationExtractor,
@@ -38,13 +39,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder with students of distilled_floors.py")
     parser.add_argument("--n-steps", type=int, default=3000, help="of the students to take")
     parser.add_argument("--plan", type=Path, help="folder of the main job, for its autoencoder of the same layer")
+    parser.add_argument("--no-concepts", action="store_true", help="with --plan: only the features")
     parser.add_argument("--layer", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RESULTS / "probes.csv")
     options = parser.parse_args()
     matplotlib.use("Agg")
     teacher = load_teacher()
     models = students(options, teacher)
-    probe_concepts(options, teacher, models)
+    if not options.no_concepts:
+        probe_concepts(options, teacher, models)
     if options.plan is not None:
         probe_features(options, teacher, models)
 
@@ -73,7 +76,7 @@ def probe_concepts(options, teacher, models):
     with open(options.output, "w", encoding="utf-8") as file:
         file.write("# python benchmarks/probes.py\n")
         table.to_csv(file, index=False, float_format="%.4g")
-    accuracy = table.pivot(index="concept", columns="model", values="accuracy")[list(models)]
+    accuracy = table.pivot_table("accuracy", "concept", "model")[list(models)]
     print(accuracy.round(3).to_string())
     print(f"mean over concepts: {accuracy.mean().round(3).to_dict()}")
     for name in list(models)[1:]:
@@ -90,24 +93,28 @@ def probe_features(options, teacher, models):
     codes = sae.transform(states["teacher"])
     statistics = FeatureStatistics().fit(codes)
     groups = np.repeat(np.arange(len(tokens)), codes.shape[0] // len(tokens))
-    table = feature_probes(states, codes, groups=groups, random_state=0)
+    table = feature_probes(states, codes, groups=groups, auc=True, random_state=0)
     table = table[table.n_test_firings >= 20]
-    display = FeatureStaircaseDisplay.from_table(
-        table, predictor=FloorPredictor().fit(statistics.table_), n_bins=20, reference="teacher"
-    )
-    display.figure_.savefig(options.work / "staircase.png", dpi=110, bbox_inches="tight")
+    predictor = FloorPredictor().fit(statistics.table_)
+    curves = []
+    for score in ("r2", "auc"):
+        display = FeatureStaircaseDisplay.from_table(
+            table, score=score, predictor=predictor, n_bins=20, reference="teacher"
+        )
+        display.figure_.savefig(options.work / f"staircase-{score}.png", dpi=110, bbox_inches="tight")
+        curves.append(display.curves.set_index(["model", "width", "rank"])[score])
     with open(options.output.with_name("staircase.csv"), "w", encoding="utf-8") as file:
-        file.write("# python benchmarks/probes.py: median R2 of the features in bins of ranks\n")
-        display.curves.to_csv(file, index=False, float_format="%.4g")
-    kept = FloorPredictor().fit(statistics.table_)
+        file.write("# python benchmarks/probes.py: median R2 and AUC of the features in bins of ranks\n")
+        pd.concat(curves, axis=1).reset_index().to_csv(file, index=False, float_format="%.4g")
     n_alive, n_tokens = statistics.n_alive_, codes.shape[0]
     print(f"{n_alive:,} features on {n_tokens:,} held-out tokens; d* {statistics.critical_width_:.0f}")
     for name, rows in table.groupby("model", sort=False):
-        inside = rows["rank"] <= kept.kept_features([int(rows.width.iloc[0])])[0]
+        inside = rows["rank"] <= predictor.kept_features([int(rows.width.iloc[0])])[0]
         print(
             f"{name}: median R2 {rows.r2.median():.3f}; of the {inside.sum()} that Eq. 2 keeps "
             f"{rows.r2[inside].median():.3f}, of the others {rows.r2[~inside].median():.3f}; "
-            f"{np.mean(rows.r2 > 0.5):.0%} of all above 0.5"
+            f"{np.mean(rows.r2 > 0.5):.0%} of all above 0.5; median AUC {rows.auc.median():.3f}, "
+            f"{rows.auc[inside].median():.3f} and {rows.auc[~inside].median():.3f}"
         )
 
 

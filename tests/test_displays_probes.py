@@ -145,7 +145,7 @@ def test_staircase_without_names_has_a_curve_for_each_width_and_leaves_nan_out(f
     ("change", "arguments", "message"),
     [
         (lambda table: table.drop(columns="rank"), {}, "lacks the columns"),
-        (lambda table: table.assign(r2=np.nan), {}, "no row with an R²"),
+        (lambda table: table.assign(r2=np.nan), {}, "no row with a finite r2"),
         (lambda table: table.assign(rank=0), {}, "ranks below 1"),
         (lambda table: table.assign(model="one"), {}, "with a rank twice"),
         (lambda table: table, {"reference": "student"}, "reference='student'"),
@@ -157,3 +157,14 @@ def test_staircase_without_names_has_a_curve_for_each_width_and_leaves_nan_out(f
 def test_staircase_refuses_what_it_cannot_draw(features, change, arguments, message):
     with pytest.raises(ValueError, match=message):
         FeatureStaircaseDisplay.from_table(change(features), **arguments)
+
+
+def test_the_staircase_of_firing_has_chance_for_its_ground(features):
+    table = features.assign(auc=np.where(features["rank"] <= 40, 0.95, 0.6))
+    display = FeatureStaircaseDisplay.from_table(table, score="auc", statistic="mean")
+    for line in display.lines_.values():
+        assert set(np.round(line.get_ydata()[[0, -1]], 9)) == {0.95, 0.6}
+    assert display.ax_.get_lines()[0].get_ydata()[0] == 0.5
+    assert "ROC" in display.ax_.get_ylabel()
+    with pytest.raises(ValueError, match="score='gini' must be 'r2' or 'auc'"):
+        FeatureStaircaseDisplay.from_table(table, score="gini")

@@ -226,17 +226,19 @@ def _cell(accuracy: float, change: float, starred: bool) -> str:
 
 
 class FeatureStaircaseDisplay:
-    """R² of single-feature probes over importance rank, a curve a width, beside the features that Eq. 2 keeps.
+    """Scores of single-feature probes over importance rank, a curve a width, beside the features that Eq. 2 keeps.
 
     Parameters
     ----------
     curves : DataFrame
         One row a bin of ranks and model, with the columns model, width, rank (the middle of the bin),
-        r2, low and high (the middle half of the features in it).
+        the score, low and high (the middle half of the features in it).
+    score : {"r2", "auc"}, default="r2"
+        R² of a feature's activation, or the area under the ROC curve of its firing, by which column of `curves`.
     kept : mapping of int to float, default=None
         Predicted number of kept features F_S at each width, drawn as dotted verticals.
     statistic : str, default="median"
-        What `r2` is of the features in a bin, for the label.
+        What the score is of the features in a bin, for the label.
     band : bool, default=False
         Whether to shade the middle half of the features.
     reference : str or None, default=None
@@ -263,7 +265,8 @@ class FeatureStaircaseDisplay:
     Notes
     -----
     The theory has a step at F_S: features to its left are kept and those to its right are lost. A linear
-    probe sees less than a student can use: see `feature_probes`. The y axis ends at −0.5.
+    probe sees less than a student can use: see `feature_probes`. The y axis of R² ends at −0.5, that of areas at 0.5,
+    which is chance, or below.
 
     Examples
     --------
@@ -281,12 +284,14 @@ class FeatureStaircaseDisplay:
         self,
         *,
         curves: pd.DataFrame,
+        score: str = "r2",
         kept: Mapping[int, float] | None = None,
         statistic: str = "median",
         band: bool = False,
         reference: str | None = None,
     ) -> None:
         self.curves = curves
+        self.score = score
         self.kept = kept
         self.statistic = statistic
         self.band = band
@@ -297,6 +302,7 @@ class FeatureStaircaseDisplay:
         cls,
         table: pd.DataFrame,
         *,
+        score: str = "r2",
         kept: Mapping[int, float] | None = None,
         predictor: Any = None,
         n_bins: int = 30,
@@ -305,13 +311,15 @@ class FeatureStaircaseDisplay:
         reference: str | None = None,
         ax: Axes | None = None,
     ) -> FeatureStaircaseDisplay:
-        """Summarise R² in bins of ranks, and draw a curve for each model.
+        """Summarise scores in bins of ranks, and draw a curve for each model.
 
         Parameters
         ----------
         table : DataFrame
-            One row a feature and model, with the columns width, rank and r2, and perhaps model, by which
-            the curves are named, as from `feature_probes`. Rows whose R² is NaN are left out.
+            One row a feature and model, with the columns width, rank and the score, and perhaps model, by which
+            the curves are named, as from `feature_probes`. Rows whose score is NaN are left out.
+        score : {"r2", "auc"}, default="r2"
+            What is drawn.
         kept : mapping of int to float, default=None
             Predicted number of kept features F_S at each width.
         predictor : FloorPredictor, default=None
@@ -336,11 +344,13 @@ class FeatureStaircaseDisplay:
         Raises
         ------
         ValueError
-            If the table has no row with an R², lacks a column, has ranks below 1, or a model has several
+            If the table has no row with a score, lacks a column, has ranks below 1, or a model has several
             widths or a rank twice; if `kept` and `predictor` are both given; if a parameter or the
             reference is unknown.
         """
-        missing = [name for name in ("width", "rank", "r2") if name not in table.columns]
+        if score not in _SCORES:
+            raise ValueError(f"score={score!r} must be {' or '.join(map(repr, _SCORES))}.")
+        missing = [name for name in ("width", "rank", score) if name not in table.columns]
         if missing:
             raise ValueError(f"table lacks the columns {missing}; see feature_probes.")
         if kept is not None and predictor is not None:
@@ -349,9 +359,9 @@ class FeatureStaircaseDisplay:
             raise ValueError(f"statistic={statistic!r} must be 'median' or 'mean'.")
         if n_bins < 1:
             raise ValueError(f"n_bins={n_bins!r} must be at least 1.")
-        points = table[np.isfinite(table["r2"].to_numpy(dtype=np.float64))]
+        points = table[np.isfinite(table[score].to_numpy(dtype=np.float64))]
         if points.empty or not (points["rank"] >= 1).all():
-            raise ValueError("table has no row with an R², or ranks below 1; see feature_probes.")
+            raise ValueError(f"table has no row with a finite {score}, or ranks below 1; see feature_probes.")
         if "model" not in points.columns:
             points = points.assign(model=[f"d = {width:g}" for width in points["width"]])
         if points.duplicated(["model", "rank"]).any() or len(points.drop_duplicates(["model", "width"])) > len(
@@ -363,8 +373,9 @@ class FeatureStaircaseDisplay:
         if predictor is not None:
             widths = points.loc[points["model"] != reference, "width"].unique()
             kept = dict(zip(widths.tolist(), predictor.kept_features(widths).tolist(), strict=True))
-        curves = _binned(points, n_bins, statistic)
-        return cls(curves=curves, kept=kept, statistic=statistic, band=band, reference=reference).plot(ax=ax)
+        curves = _binned(points, score, n_bins, statistic)
+        display = cls(curves=curves, score=score, kept=kept, statistic=statistic, band=band, reference=reference)
+        return display.plot(ax=ax)
 
     def plot(self, ax: Axes | None = None) -> FeatureStaircaseDisplay:
         """Draw the curves and the verticals.
@@ -386,13 +397,14 @@ class FeatureStaircaseDisplay:
         of_model = self.curves.groupby("model", sort=False)["width"].first()
         colors = ramp(sorted({*of_model[of_model.index != self.reference].tolist(), *kept}), WIDTH_COLORMAP)
         last = max(float(self.curves["rank"].max()), 2.0)
-        self.ax_.axhline(0.0, color=FAINT, linewidth=1.0, zorder=1)
+        name, nothing = _SCORES[self.score]
+        self.ax_.axhline(nothing, color=FAINT, linewidth=1.0, zorder=1)
         for model, curve in self.curves.groupby("model", sort=False):
             is_reference = model == self.reference
             color = INK if is_reference else colors[of_model[model]]
             (self.lines_[model],) = self.ax_.plot(
                 curve["rank"].to_numpy(),
-                curve["r2"].to_numpy(),
+                curve[self.score].to_numpy(),
                 color=color,
                 linewidth=1.6,
                 linestyle=DASHES[1] if is_reference else "-",
@@ -415,11 +427,9 @@ class FeatureStaircaseDisplay:
         self.ax_.set_xscale("log")
         self.ax_.xaxis.set_major_formatter("{x:g}")
         self.ax_.set_xlim(self.curves["rank"].min(), last)
-        low = min(float(self.curves["r2"].min()), 0.0)
+        low = min(float(self.curves[self.score].min()), nothing)
         self.ax_.set_ylim(max(low - 0.03, -0.5), 1.02)
-        self.ax_.set(
-            xlabel="importance rank of the feature", ylabel=f"R² of a linear probe ({self.statistic} in rank bins)"
-        )
+        self.ax_.set(xlabel="importance rank of the feature", ylabel=f"{name} ({self.statistic} in rank bins)")
         handles = list(self.lines_.values())
         if self.kept_lines_:
             handles.append(key("predicted F_S", color=FAINT, linestyle=":", linewidth=1.4))
@@ -432,17 +442,21 @@ class FeatureStaircaseDisplay:
         return f"{model}, F_S = {(self.kept or {})[width]:,.0f}"
 
 
-def _binned(points: pd.DataFrame, n_bins: int, statistic: str) -> pd.DataFrame:
-    """R² of each model in bins of about equal width in the logarithm of the rank."""
+# What each score is called, and what it is where a probe knows nothing.
+_SCORES = {"r2": ("R² of a linear probe", 0.0), "auc": ("area under the ROC curve of firing", 0.5)}
+
+
+def _binned(points: pd.DataFrame, score: str, n_bins: int, statistic: str) -> pd.DataFrame:
+    """Scores of each model in bins of about equal width in the logarithm of the rank."""
     edges = np.unique(np.rint(np.geomspace(1, points["rank"].max() + 1, n_bins + 1)))
     bins = np.searchsorted(edges, points["rank"].to_numpy(), side="right")
     grouped = points.groupby(["model", "width", bins], sort=False)
     curves = pd.DataFrame(
         {
             "rank": grouped["rank"].agg(lambda ranks: float(np.exp(np.log(ranks).mean()))),
-            "r2": grouped["r2"].agg(statistic),
-            "low": grouped["r2"].quantile(0.25),
-            "high": grouped["r2"].quantile(0.75),
+            score: grouped[score].agg(statistic),
+            "low": grouped[score].quantile(0.25),
+            "high": grouped[score].quantile(0.75),
         }
     )
     in_order = curves.reset_index(level=["model", "width"])
