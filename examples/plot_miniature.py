@@ -185,8 +185,10 @@ plt.show()
 # %%
 # Beyond the paper: single features
 # ---------------------------------
-# Were features kept or dropped whole, R² would fall in a step, at a rank that grows with the student's width. It falls
-# smoothly, and is low in the teacher itself, whose features are no linear function of its hidden state.
+# Were features kept or dropped whole, the scores of linear probes would fall in a step, at a rank that grows with the
+# student's width. R² is low in the teacher itself, whose activations are no linear function of its hidden state; how
+# well a probe tells firing from not firing is near 1 there, and in students falls smoothly over rank, everywhere at once.
 staircase = pd.read_csv(RESULTS / "staircase.csv", comment="#")
 FeatureStaircaseDisplay(curves=staircase, reference="teacher").plot()
+FeatureStaircaseDisplay(curves=staircase, score="auc", reference="teacher").plot()
 plt.show()
