@@ -187,7 +187,7 @@ plt.show()
 # ---------------------------------
 # Were features kept or dropped whole, the scores of linear probes would fall in a step, at a rank that grows with the
 # student's width. R² is low in the teacher itself, whose activations are no linear function of its hidden state; how
-# well a probe tells firing from not firing is near 1 there, and in students falls smoothly over rank, everywhere at once.
+# well a probe tells firing from not firing is near 1 there, and in students falls smoothly over rank, for all at once.
 staircase = pd.read_csv(RESULTS / "staircase.csv", comment="#")
 FeatureStaircaseDisplay(curves=staircase, reference="teacher").plot()
 FeatureStaircaseDisplay(curves=staircase, score="auc", reference="teacher").plot()
