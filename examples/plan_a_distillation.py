@@ -62,7 +62,7 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--distill-widths", type=int, nargs=2, help="by default a quarter of the teacher's, and its own"
     )
-    parser.add_argument("--distill-steps", type=int, default=300)
+    parser.add_argument("--distill-steps", type=int, default=600)
     parser.add_argument("--distill-batch", type=int, default=8, help="sequences a step")
     parser.add_argument("--distill-learning-rate", type=float, default=3e-3)
     parser.add_argument("--target-kl", type=float, default=0.5, help="loss to reach, in nats a token")
