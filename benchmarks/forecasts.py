@@ -76,6 +76,7 @@ ORDER = (
     "power law (Eq. 4)",
     "a d^-b",
     "a exp(-b d)",
+    "a exp(-b d), corrected",
 )
 SHARES = ("left_out", "inside", "two_runs", "two_runs_best", "two_runs_worst")
 COLUMNS = ("r2", "r2_B0", "C", "B", "kappa", "d*/kappa", *SHARES)
@@ -164,6 +165,7 @@ def compare(layer, widths, losses) -> pd.DataFrame:
         "teacher without latents, B = 0": on_floors(predictors["teacher without latents"], baseline=0.0),
         "Eq. 2, capacity kappa g": multiplied,
         "teacher without latents, corrected": LossForecaster(Curve(layer["latents"])),
+        "a exp(-b d), corrected": LossForecaster(),
         "power law (Eq. 4)": PowerLawCalibrator(),
         "interpolation in log d": LogInterpolation(),
         "a d^-b": on_logs(np.log),
@@ -198,6 +200,7 @@ def intervals(layer, widths, losses) -> dict[str, float]:
         "teacher without latents": Curve(layer["latents"]),
         "teacher without components": Curve(layer["components"]),
         "Eq. 2": FloorPredictor().fit(layer["table"]),
+        "a exp(-b d)": None,
     }
     found = {}
     for name, predictor in predictors.items():

@@ -45,14 +45,16 @@ class Decision(NamedTuple):
 class LossForecaster(RegressorMixin, BaseEstimator):
     r"""Forecast the loss of students of any width from a few distilled ones, with intervals.
 
-    Calibrates a predictor of floors, observed = C · floor + B with C ≥ 0, and then corrects it by what the runs
-    say beyond that: where they lie on one side of the calibrated curve, so, probably, do their neighbours.
+    Fits an exponential in the width, or calibrates a predictor of floors, observed = C · floor + B with C ≥ 0, and then
+    corrects it by what the runs say beyond that: where they lie on one side of the curve, so, probably, do their
+    neighbours.
 
     Parameters
     ----------
-    predictor : estimator
+    predictor : estimator, default=None
         Fitted predictor of floors over widths, such as an `AblationPredictor` or a `FloorPredictor`. It is
-        never changed, and shared by clones.
+        never changed, and shared by clones. With None the curve is :math:`a\,e^{-b d}` with b ≥ 0, which from two
+        runs was the best on the students of two small language models, features or none (see :doc:`/distillation`).
     baseline : float or None, default=None
         B, in nats per token. With None it is fitted with the slope and takes two runs; with a value, such as 0, one
         is enough.
@@ -65,9 +67,11 @@ class LossForecaster(RegressorMixin, BaseEstimator):
     Attributes
     ----------
     slope_ : float
-        C, in nats per unit of the floor.
+        C, in nats per unit of the floor; without a predictor a, in nats per token.
+    decay_ : float
+        b, per dimension; only without a predictor.
     baseline_ : float
-        B, in nats per token.
+        B, in nats per token; 0 without a predictor.
     form_error_ : float
         The form error in use: `form_error`, moved by what three runs or more say about it.
     widths_, losses_ : ndarray of shape (n_runs,)
@@ -75,7 +79,7 @@ class LossForecaster(RegressorMixin, BaseEstimator):
 
     See Also
     --------
-    AblationPredictor : The predictor recommended for language models.
+    AblationPredictor : The best of the predictors made of features, for language models.
     forecast_table : Compares predictors on runs at hand.
 
     Notes
@@ -85,13 +89,14 @@ class LossForecaster(RegressorMixin, BaseEstimator):
     .. math:: y(d) = (C\,L^*(d) + B)\,(1 + e(d) + \epsilon), \qquad
               \operatorname{cov}(e(d), e(d')) = \tau^2 \exp(-|\log_2 (d/d')| / 3),
 
+    and without a predictor :math:`\log y(d) = \log a - b\,d + e(d) + \epsilon`,
     with ε the `run_error` and τ the `form_error`: C and B by generalised least squares with C ≥ 0, the forecast the
     best linear unbiased one, its variance that of a single new run, the uncertainty of C and B included.
     Without runs nearby an interval is as wide as the predictor's form is doubtful; between two near runs it is
     hardly wider than `run_error`. With n runs and p parameters fitted, τ² is the weighted mean of its default, with
-    weight 4, and the n − p squared standardised residuals. The default of τ holds for `AblationPredictor` on
-    students of the embedded teacher (``benchmarks/forecasts.py`` prints the coverage that it has); for other
-    predictors set what `forecast_table` shows.
+    weight 4, and the n − p squared standardised residuals. The default of τ was chosen for `AblationPredictor` on
+    students of the embedded teacher. :doc:`/distillation` says how often such intervals hold, there and on students of
+    another teacher; for other predictors set what `forecast_table` shows.
 
     Intervals are for students trained as those given were. Longer training lowers losses, and wide students' most.
 
@@ -110,13 +115,15 @@ class LossForecaster(RegressorMixin, BaseEstimator):
     >>> loss.round(2), interval.round(2)
     (array([1.  , 0.71]), array([[0.83, 1.18],
            [0.59, 0.84]]))
+    >>> LossForecaster().fit([128, 1024], [1.32, 0.586]).predict([256, 512]).round(2)
+    array([1.18, 0.93])
     >>> decision = forecast.decide(256, 0.7)
     >>> decision.answer, decision.min_width, decision.safe_width
     ('no-go', 535, 775)
     """
 
     def __init__(
-        self, predictor: Any, *, baseline: float | None = None, run_error: float = 0.03, form_error: float = 0.15
+        self, predictor: Any = None, *, baseline: float | None = None, run_error: float = 0.03, form_error: float = 0.15
     ) -> None:
         self.predictor = predictor
         self.baseline = baseline
@@ -149,6 +156,10 @@ class LossForecaster(RegressorMixin, BaseEstimator):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a finite share above 0.")
         if self.baseline is not None and not np.isfinite(self.baseline):
             raise ValueError(f"baseline={self.baseline!r} must be a finite loss in nats per token, or None to fit it.")
+        if self.predictor is None and self.baseline is not None:
+            raise ValueError(
+                f"baseline={self.baseline!r} is that of a predictor's floors, and predictor=None; give both."
+            )
         column, losses = validate_data(self, _as_column(X), y, dtype=np.float64, y_numeric=True)
         if not column.min() > 0:
             raise ValueError(f"X holds the width {column.min():g}; widths must be above 0.")
@@ -158,7 +169,7 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         if len(np.unique(column)) < n_parameters:
             raise ValueError(
                 "baseline=None is fitted with the slope and needs runs of two widths, and X has one (n_samples = "
-                f"{len(column)}); give another run, or a baseline such as 0."
+                f"{len(column)}); give another run, or a predictor with a baseline such as 0."
             )
         self.widths_, self.losses_ = column[:, 0], losses.astype(np.float64)
         self.form_error_ = float(self.form_error)
@@ -173,26 +184,31 @@ class LossForecaster(RegressorMixin, BaseEstimator):
     def _solve(self) -> np.ndarray:
         """Slope and baseline by generalised least squares; return the standardised residuals."""
         design = self._design(self.widths_)
-        # As shares of the loss, which is what the errors are.
         covariance = self._covariance(self.widths_, self.widths_) + self.run_error**2 * np.eye(len(self.widths_))
         self._factor = cho_factor(covariance, lower=True)
-        response = self.losses_ - (self.baseline or 0.0)
-        whitened = self._whiten(design / self.losses_[:, np.newaxis])
+        # Errors are shares of the loss: of the losses as such after scaling, of their logarithms as they are.
+        logarithmic = self.predictor is None
+        scale = np.ones(len(design)) if logarithmic else self.losses_
+        response = (np.log(self.losses_) if logarithmic else self.losses_ - (self.baseline or 0.0)) / scale
+        design = design / scale[:, np.newaxis]
+        whitened = self._whiten(design)
         lower = np.full(design.shape[1], -np.inf)
         lower[0] = 0.0
-        scale = np.linalg.norm(whitened, axis=0)
-        scale[scale == 0.0] = 1.0
-        found = lsq_linear(whitened / scale, self._whiten(response / self.losses_), (lower, np.inf), method="bvls")
-        parameters = found.x / scale
-        self._parameters = parameters
-        self.slope_ = float(parameters[0])
-        self.baseline_ = float(parameters[1] if self.baseline is None else self.baseline)
+        norms = np.linalg.norm(whitened, axis=0)
+        norms[norms == 0.0] = 1.0
+        found = lsq_linear(whitened / norms, self._whiten(response), (lower, np.inf), method="bvls")
+        self._parameters = parameters = found.x / norms
+        if logarithmic:
+            self.slope_, self.decay_, self.baseline_ = float(np.exp(parameters[1])), float(parameters[0]), 0.0
+        else:
+            self.slope_ = float(parameters[0])
+            self.baseline_ = float(parameters[1] if self.baseline is None else self.baseline)
         # A slope held at zero is known; what is left to estimate is the baseline.
         estimated = np.ones(design.shape[1], dtype=bool)
-        estimated[0] = self.slope_ > 0.0
+        estimated[0] = parameters[0] > 0.0
         self._estimated = estimated
         self._information = np.linalg.pinv(whitened[:, estimated].T @ whitened[:, estimated])
-        relative = (response - design @ parameters) / self.losses_
+        relative = response - design @ parameters
         self._weights = cho_solve(self._factor, relative)
         self._whitened = whitened[:, estimated]
         return self._whiten(relative)
@@ -229,20 +245,28 @@ class LossForecaster(RegressorMixin, BaseEstimator):
             raise ValueError(f"X holds the width {column.min():g}; widths must be above 0.")
         widths = column[:, 0]
         design = self._design(widths)
-        calibrated = np.maximum(design @ self._parameters + (self.baseline or 0.0), 0.0)
         between = self._covariance(self.widths_, widths)
-        losses = calibrated * np.maximum(1.0 + between.T @ self._weights, 0.0)
+        curve, correction = design @ self._parameters, between.T @ self._weights
+        if self.predictor is None:
+            losses = np.exp(curve + correction)
+        else:
+            curve = np.maximum(curve + (self.baseline or 0.0), 0.0)
+            losses = curve * np.maximum(1.0 + correction, 0.0)
         if not return_interval:
             return losses
         whitened = self._whiten(between)
         variance = self.form_error_**2 + self.run_error**2 - np.square(whitened).sum(axis=0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            relative = design[:, self._estimated] / calibrated[:, np.newaxis]
-        relative = np.where(np.isfinite(relative), relative, 0.0)
+        relative = design[:, self._estimated]
+        if self.predictor is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                relative = relative / curve[:, np.newaxis]
+            relative = np.where(np.isfinite(relative), relative, 0.0)
         drift = relative - whitened.T @ self._whitened
         variance = variance + np.einsum("ij,jk,ik->i", drift, self._information, drift)
-        half = norm.ppf(0.5 + level / 2.0) * losses * np.sqrt(np.maximum(variance, 0.0))
-        return losses, np.column_stack([np.maximum(losses - half, 0.0), losses + half])
+        half = norm.ppf(0.5 + level / 2.0) * np.sqrt(np.maximum(variance, 0.0))
+        if self.predictor is None:
+            return losses, losses[:, np.newaxis] * np.exp(half[:, np.newaxis] * [-1.0, 1.0])
+        return losses, losses[:, np.newaxis] * np.maximum(1.0 + half[:, np.newaxis] * [-1.0, 1.0], 0.0)
 
     def min_width(self, target: float, *, safe: bool = False, level: float = 0.9) -> int | None:
         """Smallest whole width that is forecast to reach a loss.
@@ -312,6 +336,8 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         return Decision(width, target, answer, float(losses[0]), float(low), float(high), level, smallest, safe)
 
     def _design(self, widths: np.ndarray) -> np.ndarray:
+        if self.predictor is None:
+            return np.column_stack([-widths, np.ones(len(widths))])
         floors = np.asarray(self.predictor.predict(widths), dtype=np.float64)
         return floors[:, np.newaxis] if self.baseline is not None else np.column_stack([floors, np.ones(len(floors))])
 

@@ -62,9 +62,9 @@ def test_the_forecast_meets_its_two_students_and_decides_by_its_interval(finishe
     nats = students.set_index("width").nats
     for run in plan["runs"]:
         calibrated = plan["calibration"]["slope"] * nats[run["width"]] + plan["calibration"]["baseline"]
-        forecast = students.set_index("width").forecast[run["width"]]
-        if plan["calibration"]["slope"] > 0:
-            assert run["floor"] == pytest.approx(forecast) == pytest.approx(calibrated)
+        row = students.set_index("width").loc[run["width"]]
+        assert plan["calibration"]["slope"] > 0
+        assert run["floor"] == pytest.approx(row.forecast) == pytest.approx(row.calibrated) == pytest.approx(calibrated)
     assert (students.low < students.forecast).all()
     assert (students.forecast < students.high).all()
     assert students.answer.tolist() == [

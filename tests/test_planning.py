@@ -70,6 +70,30 @@ def test_two_runs_are_met_and_lie_on_the_calibrated_curve(forecaster, floor):
     assert fitted.form_error_ == 0.15
 
 
+def test_without_a_predictor_the_curve_is_an_exponential_with_a_log_normal_error():
+    fitted = LossForecaster().fit([8, 64, 128], [0.8, 0.16, 0.035])
+    wide, tau, epsilon = np.array([8.0, 64.0, 128.0]), fitted.form_error_, 0.03
+    covariance = tau**2 * np.exp(-np.abs(np.subtract.outer(np.log2(wide), np.log2(wide))) / 3) + epsilon**2 * np.eye(3)
+    inverse, drift, response = (
+        np.linalg.inv(covariance),
+        np.column_stack([np.ones(3), wide]),
+        np.log([0.8, 0.16, 0.035]),
+    )
+    information = drift.T @ inverse @ drift
+    parameters = np.linalg.solve(information, drift.T @ inverse @ response)
+    near = tau**2 * np.exp(-np.abs(np.log2(wide / 32)) / 3)
+    mean = [1, 32] @ parameters + near @ inverse @ (response - drift @ parameters)
+    rest = [1, 32] - drift.T @ inverse @ near
+    deviation = np.sqrt(tau**2 + epsilon**2 - near @ inverse @ near + rest @ np.linalg.solve(information, rest))
+    losses, interval = fitted.predict([32], return_interval=True, level=0.8)
+    assert losses[0] == pytest.approx(np.exp(mean))
+    np.testing.assert_allclose(interval[0], np.exp(mean + norm.ppf([0.1, 0.9]) * deviation))
+    assert (fitted.slope_, fitted.decay_) == pytest.approx((np.exp(parameters[0]), -parameters[1]))
+    two = LossForecaster().fit([8, 128], [0.8, 0.2])
+    np.testing.assert_allclose(two.predict([8, 68, 128]), [0.8, 0.4, 0.2])
+    assert LossForecaster().fit([8, 128], [0.2, 0.8]).decay_ == 0.0
+
+
 def test_more_runs_correct_the_curve_where_they_are(forecaster, floor):
     curve = 2e-4 * floor.predict(WIDTHS) + 0.5
     losses = curve * [1.0, 1.0, 1.2, 1.0, 1.0]  # one width is off the curve, and its neighbours may be
@@ -174,6 +198,7 @@ def test_clones_share_the_predictor(forecaster, floor):
     [
         ({"run_error": 0.0}, WIDTHS, OBSERVED, "run_error=0.0 must be a finite share above 0"),
         ({"form_error": np.nan}, WIDTHS, OBSERVED, "form_error=nan"),
+        ({"predictor": None, "baseline": 0.0}, WIDTHS, OBSERVED, "baseline=0.0 is that of a predictor's floors"),
         ({"baseline": np.inf}, WIDTHS, OBSERVED, "baseline=inf must be a finite loss"),
         ({}, [0, 2], [1, 2], "width 0; widths must be above 0"),
         ({}, [1, 2], [1, 0], "loss 0; losses must be above 0"),
@@ -183,7 +208,7 @@ def test_clones_share_the_predictor(forecaster, floor):
 )
 def test_bad_input_is_named(floor, settings, X, y, message):
     with pytest.raises(ValueError, match=message):
-        LossForecaster(floor, **settings).fit(X, y)
+        LossForecaster(**{"predictor": floor, **settings}).fit(X, y)
 
 
 def test_bad_questions_are_named(forecaster):
