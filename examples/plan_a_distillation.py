@@ -13,8 +13,8 @@ takes the language model that comes with the library; any other causal language 
     python examples/plan_a_distillation.py --model NAME_OR_PATH --layer 12 --text corpus/*.txt
 
 Floors come in two units: squared activation of the teacher's hidden space, and nats a token, from what the
-teacher loses without what a student drops. Two quick students make forecasts of them, with intervals; ``--no-
-distill`` leaves them out. The plan, its figures and all intermediate results go to the folder ``plan``.
+teacher loses without what a student drops. Two quick students make forecasts of them, with intervals;
+``--no-distill`` leaves them out. The plan, its figures and all intermediate results go to the folder ``plan``.
 Stopped at any point, the same command goes on from there to the same result.
 """
 
