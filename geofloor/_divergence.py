@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 _KEPT_BYTES = 2**32  # of a teacher's probabilities, kept for several students
@@ -305,3 +306,12 @@ def _add_cross_entropy(
 def chunks_of(rows: Rows) -> list[slice]:
     size = rows_a_chunk(rows.n_vocabulary, rows.rows.device)
     return [slice(start, start + size) for start in range(0, len(rows.rows), size)]
+
+
+def mean_and_error(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """Mean over all positions of sequences of several lengths, and its standard error over sequences."""
+    mean = float(sums.sum() / counts.sum())
+    if len(sums) < 2:
+        return mean, float("nan")
+    residual = sums - mean * counts
+    return mean, float(np.sqrt(np.square(residual).sum() * len(sums) / (len(sums) - 1)) / counts.sum())

@@ -118,3 +118,8 @@ def read_column(values: Any, name: str) -> np.ndarray:
     if array.size and array.min() < 0:
         raise ValueError(f"Negative values in data passed to {name}: {array.min():g}; they must be at least 0.")
     return array
+
+
+def as_column(X: Any) -> Any:
+    """One dimension as a column; all else as it is."""
+    return np.reshape(X, (-1, 1)) if np.ndim(X) == 1 else X

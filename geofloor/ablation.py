@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from geofloor._causal import LanguageModel, evaluating, load_language_model
-from geofloor._divergence import Targets, row_kls
+from geofloor._divergence import Targets, mean_and_error, row_kls
 from geofloor._token_rows import TokenRows
 from geofloor._training.devices import to_device
 from geofloor._training.progress import progress_bar
@@ -184,15 +184,11 @@ class AblationPredictor(WidthPredictorMixin, BaseEstimator):
         block = extractor.model_.get_submodule(extractor.block_name_)
         with evaluating(module):
             sums, counts = self._losses(model, block, features, kept, rows, device)
-        means = sums.sum(axis=1) / counts.sum()
+        means, errors = np.transpose([mean_and_error(row, counts) for row in sums])
         if not np.isfinite(means).all():
             raise ValueError(
                 "The loss of the ablated teacher is not finite; check the weights of teacher and autoencoder."
             )
-        errors = np.full(len(kept), np.nan)
-        if len(counts) > 1:
-            residuals = sums - means[:, np.newaxis] * counts
-            errors = np.sqrt(np.square(residuals).sum(axis=1) * len(counts) / (len(counts) - 1)) / counts.sum()
         self.curve_ = pd.DataFrame({"kept": kept, "kl": means, "standard_error": errors})
         # A student may leave a feature unused, so one feature more never makes a floor higher.
         lowest = np.maximum(np.minimum.accumulate(means), 0.0)

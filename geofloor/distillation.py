@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from geofloor._causal import LanguageModel, evaluating, exact_device, load_language_model, on_device
-from geofloor._divergence import ChunkedLoss, Plan, Rows, Targets, chunks_of, distillation_kl, row_kls
+from geofloor._divergence import ChunkedLoss, Plan, Rows, Targets, chunks_of, distillation_kl, mean_and_error, row_kls
 from geofloor._token_rows import Batch, TokenRows
 from geofloor._training.checkpoints import load_optimizer_tensors, optimizer_tensors, read_tensors, write_tensors
 from geofloor._training.devices import to_device
@@ -892,7 +892,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.history_ = list(run.history)
         self.n_steps_ = run.step
         n_final = sum(_is_final(row["step"], self.n_steps) for row in run.history)
-        self.floor_, self.floor_error_ = _ratio(run.final_sums / n_final, counts)
+        self.floor_, self.floor_error_ = mean_and_error(run.final_sums / n_final, counts)
         self.converged_ = _has_stopped(run.history, self.n_steps, self.convergence_tol)
 
     def _set_model(self, model: torch.nn.Module) -> None:
@@ -955,15 +955,6 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
 
 _FITTED = ("floor_", "floor_error_", "history_", "converged_", "n_steps_")
-
-
-def _ratio(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """Mean over all positions of sequences of several lengths, and its standard error over sequences."""
-    mean = float(sums.sum() / counts.sum())
-    if len(sums) < 2:
-        return mean, float("nan")
-    residual = sums - mean * counts
-    return mean, float(np.sqrt(np.square(residual).sum() * len(sums) / (len(sums) - 1)) / counts.sum())
 
 
 def _has_stopped(history: list[dict[str, Any]], n_steps: int, tol: float) -> bool:

@@ -14,6 +14,8 @@ from sklearn.metrics import r2_score
 from sklearn.utils import Tags, check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from geofloor._widths import as_column
+
 
 class ForecastErrors(NamedTuple):
     """Relative errors, predicted / observed − 1, of losses that a fit did not see."""
@@ -221,7 +223,7 @@ class CapacityCalibrator(RegressorMixin, BaseEstimator):
             raise ValueError(
                 f"smallest={self.smallest!r} and largest={self.largest!r} must be finite, above 0 and ascending."
             )
-        widths, observed = validate_data(self, _as_column(X), y, dtype=np.float64, y_numeric=True)
+        widths, observed = validate_data(self, as_column(X), y, dtype=np.float64, y_numeric=True)
         observed = observed.astype(np.float64)
         if len(np.unique(widths)) < 4:
             raise ValueError(
@@ -261,7 +263,7 @@ class CapacityCalibrator(RegressorMixin, BaseEstimator):
             Predicted loss, in nats per token.
         """
         check_is_fitted(self)
-        widths = validate_data(self, _as_column(X), dtype=np.float64, reset=False)
+        widths = validate_data(self, as_column(X), dtype=np.float64, reset=False)
         return self.slope_ * self._floors(widths, self.multiplier_) + self.baseline_
 
     def _floors(self, widths: np.ndarray, multiplier: float) -> np.ndarray:
@@ -273,10 +275,6 @@ class CapacityCalibrator(RegressorMixin, BaseEstimator):
         tags.input_tags.two_d_array = False
         tags.input_tags.positive_only = True
         return tags
-
-
-def _as_column(X: Any) -> Any:
-    return np.reshape(X, (-1, 1)) if np.ndim(X) == 1 else X
 
 
 def _errors(fitted: Any, widths: np.ndarray, losses: np.ndarray) -> np.ndarray:

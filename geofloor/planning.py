@@ -13,6 +13,8 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from geofloor._widths import as_column
+
 _RANGE = 3.0  # octaves of width over which a calibrated predictor's error stays alike
 _WIDEST = 2**20  # dimensions up to which a width is looked for
 
@@ -160,7 +162,7 @@ class LossForecaster(RegressorMixin, BaseEstimator):
             raise ValueError(
                 f"baseline={self.baseline!r} is that of a predictor's floors, and predictor=None; give both."
             )
-        column, losses = validate_data(self, _as_column(X), y, dtype=np.float64, y_numeric=True)
+        column, losses = validate_data(self, as_column(X), y, dtype=np.float64, y_numeric=True)
         if not column.min() > 0:
             raise ValueError(f"X holds the width {column.min():g}; widths must be above 0.")
         if not losses.min() > 0:
@@ -240,7 +242,7 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         if not 0.0 < level < 1.0:
             raise ValueError(f"level={level!r} must be a probability between 0 and 1.")
-        column = validate_data(self, _as_column(X), dtype=np.float64, reset=False)
+        column = validate_data(self, as_column(X), dtype=np.float64, reset=False)
         if not column.min() > 0:
             raise ValueError(f"X holds the width {column.min():g}; widths must be above 0.")
         widths = column[:, 0]
@@ -357,7 +359,3 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         tags.input_tags.two_d_array = False
         tags.input_tags.positive_only = True
         return tags
-
-
-def _as_column(X: Any) -> Any:
-    return np.reshape(X, (-1, 1)) if np.ndim(X) == 1 else X
