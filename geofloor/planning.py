@@ -29,7 +29,7 @@ class Decision(NamedTuple):
     low: float  # its interval
     high: float
     level: float  # the probability of the interval
-    min_width: int | None  # smallest width forecast to reach the target; None if no width is
+    min_width: int | None  # smallest width forecast to reach the target; None if there is none: see `min_width`
     safe_width: int | None  # smallest width whose whole interval does
 
     def __str__(self) -> str:
@@ -285,7 +285,8 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         Returns
         -------
         width : int or None
-            In dimensions; None if no width reaches it.
+            In dimensions; None if no width does up to twice the widest run, or the predictor's critical width if
+            that is larger.
 
         Raises
         ------
