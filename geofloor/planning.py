@@ -249,26 +249,24 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         design = self._design(widths)
         between = self._covariance(self.widths_, widths)
         curve, correction = design @ self._parameters, between.T @ self._weights
-        if self.predictor is None:
-            losses = np.exp(curve + correction)
+        logarithmic = self.predictor is None
+        if logarithmic:
+            scale, factor = np.ones(len(widths)), np.exp(correction)
+            losses = np.exp(curve) * factor
         else:
-            curve = np.maximum(curve + (self.baseline or 0.0), 0.0)
-            losses = curve * np.maximum(1.0 + correction, 0.0)
+            scale, factor = np.maximum(curve + (self.baseline or 0.0), 0.0), np.maximum(1.0 + correction, 0.0)
+            losses = scale * factor
         if not return_interval:
             return losses
+        # In the unit of the curve, so that where it has come down to zero its parameters are still uncertain.
         whitened = self._whiten(between)
-        variance = self.form_error_**2 + self.run_error**2 - np.square(whitened).sum(axis=0)
-        relative = design[:, self._estimated]
-        if self.predictor is not None:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                relative = relative / curve[:, np.newaxis]
-            relative = np.where(np.isfinite(relative), relative, 0.0)
-        drift = relative - whitened.T @ self._whitened
+        variance = scale**2 * (self.form_error_**2 + self.run_error**2 - np.square(whitened).sum(axis=0))
+        drift = design[:, self._estimated] - scale[:, np.newaxis] * (whitened.T @ self._whitened)
         variance = variance + np.einsum("ij,jk,ik->i", drift, self._information, drift)
         half = norm.ppf(0.5 + level / 2.0) * np.sqrt(np.maximum(variance, 0.0))
-        if self.predictor is None:
+        if logarithmic:
             return losses, losses[:, np.newaxis] * np.exp(half[:, np.newaxis] * [-1.0, 1.0])
-        return losses, losses[:, np.newaxis] * np.maximum(1.0 + half[:, np.newaxis] * [-1.0, 1.0], 0.0)
+        return losses, np.maximum(losses[:, np.newaxis] + (factor * half)[:, np.newaxis] * [-1.0, 1.0], 0.0)
 
     def min_width(self, target: float, *, safe: bool = False, level: float = 0.9) -> int | None:
         """Smallest whole width that is forecast to reach a loss.
@@ -300,7 +298,7 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         last = min(max(float(getattr(self.predictor, "critical_width_", 0.0)), 2.0 * self.widths_.max()), _WIDEST)
         start = 1
         while start <= last:
-            widths = np.arange(start, 2 * start)
+            widths = np.arange(start, min(2 * start, int(last) + 1))
             reached = self.predict(widths, return_interval=True, level=level)
             reached = reached[1][:, 1] if safe else reached[0]
             if (reached <= target).any():

@@ -148,6 +148,17 @@ def test_a_slope_below_zero_is_held_at_zero(forecaster):
     assert np.isfinite(interval).all()
 
 
+def test_a_curve_that_has_come_down_to_zero_is_not_certain():
+    floor = FloorPredictor(alpha=0.9).fit(np.ones(200))  # falls along a line to zero at the critical width
+    fitted = LossForecaster(floor).fit([8, 16], [1.0, 0.5])
+    losses, interval = fitted.predict([24, 40], return_interval=True)
+    assert fitted.baseline_ < 0
+    assert losses[1] == 0.0
+    assert interval[1, 1] > 0.1
+    assert fitted.decide(40, 0.01).answer == "uncertain"
+    assert LossForecaster().fit([8, 16], [1.0, 0.9]).min_width(0.5) is None  # reached only beyond twice the widest
+
+
 def test_min_width_is_the_first_that_reaches_the_target(forecaster):
     fitted = forecaster.fit(WIDTHS, OBSERVED)
     every = np.arange(1, 2049)
