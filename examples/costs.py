@@ -113,6 +113,16 @@ def evaluation(teacher, students, length):
 
 
 # %%
+def ablation(teacher, length, n_points, n_latents):
+    """Of one held-out token and one layer: codes, and forward passes of the teacher, whole and at each point.
+
+    Each pass goes through all blocks; what is taken out of the residual stream is of order d.
+    """
+    forward = evaluation(teacher, [], length)
+    return 2 * teacher.width * n_latents + (n_points + 2) * forward  # nothing taken out, and everything, beside points
+
+
+# %%
 # Steps
 # -----
 
@@ -145,6 +155,8 @@ def costs(options, config, plan):
 
     n_layers = len(options.layers)
     measured = plan.n_statistics * (options.sae_length - options.skip_first)
+    ablated = options.ablation_sequences * options.length
+    kept = 4 * options.forward_batch * options.length * teacher.n_vocabulary
     by_step = {
         "tokens": Cost(
             disk=plan.n_blocks * options.length * plan.token_bytes,
@@ -160,8 +172,11 @@ def costs(options, config, plan):
             remedy="a smaller --forward-batch or --expansion",
         ),
         "statistics": Cost(
-            flops=extraction(plan.n_statistics) + n_layers * measured * 2 * teacher.width * n_latents,  # codes alone
-            memory=forward + 4 * n_sae + 4 * 4 * CHUNK_LOGITS,
+            flops=extraction(plan.n_statistics)
+            + n_layers * measured * 2 * teacher.width * n_latents  # codes alone
+            + n_layers * ablated * ablation(teacher, options.length, options.ablation_points, n_latents),
+            # The ablation loads the teacher once more, whole, and keeps its probabilities if these are not too many.
+            memory=forward + 4 * n_sae + 4 * 4 * CHUNK_LOGITS + wide * teacher.n_parameters + min(kept, KEPT_BYTES),
             disk=n_layers * 4 * 8 * n_latents,  # importance, firing rate, mean, latent
             remedy="a smaller --forward-batch",
         ),

@@ -4,7 +4,8 @@ The paper at its own scale
 
 Everything that the paper does with Pythia-410M, by its own hyperparameters: sparse autoencoders after three blocks on
 300M tokens of The Pile, the statistics of their features, students of five widths and a second seed of the narrowest,
-calibration, forecasts and concept probes. First what it costs, which needs neither a GPU nor a connection::
+calibration, forecasts and concept probes. And beside it what this library holds to be better: floors in nats, of the
+teacher without the features that a student drops, and forecasts with intervals. First what it costs, which needs neither a GPU nor a connection::
 
     python examples/reproduce_pythia_410m.py --dry-run --gpu h100
     pip install zstandard  # which The Pile's files are compressed with
@@ -45,12 +46,14 @@ from sklearn.preprocessing import FunctionTransformer
 from transformers import AutoConfig, AutoTokenizer, GPTNeoXConfig
 
 from geofloor import (
+    AblationPredictor,
     ActivationExtractor,
     AffineCalibrator,
     ConceptProbe,
     DistilledStudent,
     FeatureStatistics,
     FloorPredictor,
+    LossForecaster,
     PowerLawCalibrator,
     SparseAutoencoder,
 )
@@ -76,7 +79,7 @@ DEPENDS = {
     "tokens": "model dataset split text_column length",
     "sae": "layers expansion l1_coefficient sae_learning_rate sae_tokens sae_length sae_batch skip_first "
     "eval_sequences forward_batch precision seed",
-    "statistics": "statistics_tokens",
+    "statistics": "statistics_tokens widths temperature ablation_sequences ablation_points",
     "students": "widths repeat_widths temperature n_steps batch_size learning_rate weight_decay warmup "
     "gradient_accumulation eval_sequences eval_every precision seed",
     "calibration": "",
@@ -111,6 +114,8 @@ def parse_arguments(arguments=None):
     add("--sae-checkpoint-every", type=int, default=500, help="steps")
     add("--skip-first", type=int, default=1, help="positions left out at the start of each sequence")
     add("--statistics-tokens", type=int, default=10_000_000, help="held out, to measure the features on")
+    add("--ablation-sequences", type=int, default=128, help="held out, of --length, to measure the teacher's loss on")
+    add("--ablation-points", type=int, default=24, help="numbers of features, between which floors are interpolated")
 
     add("--widths", type=int, nargs="+", default=[128, 256, 512, 768, 1024])
     add("--repeat-widths", type=int, nargs="*", default=[128], help="widths trained with a second seed as well")
@@ -179,13 +184,15 @@ def make_plan(options, config):
         "--repeat-widths": not set(options.repeat_widths) <= set(options.widths),
         "--probe-widths": not set(options.probe_widths) <= set(options.widths),
         "--warmup": options.warmup >= options.n_steps,
-        "--skip-first": not 0 <= options.skip_first < options.sae_length,
+        "--skip-first": not 0 <= options.skip_first < min(options.sae_length, options.length),
+        "--ablation-sequences": options.ablation_sequences < 1,
     }
     if any(wrong.values()):
         raise SystemExit(
             f"{', '.join(name for name in wrong if wrong[name])}: out of range. --sae-length is a multiple of --length "
             f"and at most the teacher's {positions} positions; its blocks are 0 to {config.num_hidden_layers - 1}; at "
-            "least four --widths differ, and other widths are some of them; --warmup is below --n-steps."
+            "least four --widths differ, and other widths are some of them; --warmup is below --n-steps; the ablation "
+            "takes a sequence or more."
         )
     rows = options.sae_length - options.skip_first
     n_sae, n_statistics = (-(-n // rows) for n in (options.sae_tokens, options.statistics_tokens))
@@ -281,11 +288,14 @@ class Activations:
             yield activations
 
 
+def dtype_of(options):
+    return "bfloat16" if options.precision == "bf16" else "float32"
+
+
 def extractor_of(options, model, layer, **settings):
     settings.setdefault("max_length", options.sae_length)
     if isinstance(model, str):
-        dtype = "bfloat16" if options.precision == "bf16" else "float32"
-        settings |= {"device": options.device, "dtype": dtype}
+        settings |= {"device": options.device, "dtype": dtype_of(options)}
     return ActivationExtractor(
         model, layer, skip_first=options.skip_first, batch_size=options.forward_batch, **settings
     )
@@ -333,7 +343,7 @@ def sae(options, plan):
 
 
 def statistics(options, plan):
-    """Tables 1 and 2."""
+    """Tables 1 and 2, and the same floors in nats."""
     blocks = blocks_of(options, plan, "statistics")
     extractor = extractor_of(options, options.model, options.layers[0])
     layers, predicted = [], []
@@ -358,6 +368,20 @@ def statistics(options, plan):
         )
         floor, widths = FloorPredictor().fit(measured.table_), sorted(set(options.widths))
         kept, floors = floor.kept_features(widths), floor.predict(widths)
+        ablation = AblationPredictor(
+            options.model,
+            layer,
+            autoencoder,
+            measured,
+            temperature=options.temperature,
+            n_points=options.ablation_points,
+            skip_first=options.skip_first,
+            batch_size=options.forward_batch,
+            teacher_kwargs={"dtype": dtype_of(options)},
+            device=options.device,
+            verbose=1,
+        ).fit(blocks_of(options, plan, "evaluation")[: options.ablation_sequences])
+        write_table(options.output / f"ablation-layer-{layer}.csv", ablation.curve_)
         predicted.append(
             pd.DataFrame(
                 {
@@ -367,6 +391,7 @@ def statistics(options, plan):
                     "dropped": measured.n_alive_ - kept,
                     "floor": floors,
                     "normalized": floors / floors[0] if floors[0] else floors,
+                    "nats": ablation.predict(widths),
                 }
             )
         )
@@ -436,12 +461,24 @@ def students(options, plan, is_main=True):
 # %%
 # Features and students → calibration
 # -----------------------------------
-# Eq. 3 with a free baseline, and with the loss of the widest student for one, as the paper has it; Eq. 4; and how well
-# each forecasts widths that it was not fitted to. The first seed of each width counts.
+# Eq. 3 with a free baseline, and with the loss of the widest student for one, as the paper has it; Eq. 4; the teacher
+# without the features that a student drops; an exponential in the width; and how well each forecasts widths that it was
+# not fitted to. Last, what two students, the widest and the narrowest, would have told of the others. The first seed of
+# each width counts.
+
+
+class Floors:
+    """Predictor of floors that were written down, by width."""
+
+    def __init__(self, floors):
+        self.floors = floors
+
+    def predict(self, widths):
+        return self.floors.loc[widths].to_numpy()
 
 
 def calibration(options, plan):
-    """Tables 4 and 5, Eq. 4, and the errors of forecasts."""
+    """Tables 4 and 5, Eq. 4, and forecasts with their errors."""
     runs = pd.read_csv(options.output / "students.csv")
     first = runs[runs["seed"] == options.seed].sort_values("width")
     widths, observed = first["width"].to_numpy(), first["kl"].to_numpy()
@@ -458,7 +495,9 @@ def calibration(options, plan):
     rivals = {
         "Eq. 4": PowerLawCalibrator(),
         "a + b/d": make_pipeline(FunctionTransformer(np.reciprocal), AffineCalibrator()),
+        "a exp(-b d)": LossForecaster(),
     }
+    predicted = pd.read_csv(options.output / "predicted.csv").set_index("layer")
     decomposed = []
     for layer in options.layers:
         table = load_file(options.output / f"features-layer-{layer}.safetensors")["table"]
@@ -473,10 +512,21 @@ def calibration(options, plan):
         split = fits["fixed"].decompose(floors, observed)
         decomposed.append(split.assign(layer=layer, width=widths))
         rivals[f"Eq. 3, layer {layer}"] = make_pipeline(FrozenEstimator(floor), AffineCalibrator())
+        nats = predicted.loc[layer].set_index("width")["nats"]
+        rivals[f"without features, layer {layer}"] = LossForecaster(Floors(nats))
     write(options.output / "calibration.json", json.dumps(result, indent=2))
     write_table(options.output / "decomposition.csv", pd.concat(decomposed))
     forecasts = forecast_table(rivals, widths.astype(float), observed)
     write_table(options.output / "forecasts.csv", forecasts.rename_axis("predictor").reset_index())
+    from_two = []
+    for name, rival in rivals.items():
+        if isinstance(rival, LossForecaster):
+            rival.fit(widths[[0, -1]], observed[[0, -1]])
+            loss, interval = rival.predict(widths[1:-1], return_interval=True)
+            low, high = interval.T
+            columns = {"width": widths[1:-1], "observed": observed[1:-1], "forecast": loss, "low": low, "high": high}
+            from_two.append(pd.DataFrame({"predictor": name, **columns}))
+    write_table(options.output / "from-two-students.csv", pd.concat(from_two))
 
 
 # %%

@@ -114,6 +114,14 @@ class LanguageModel:
             return min(self.module.get_input_embeddings().weight.shape[0], self.n_vocabulary)
         return self.n_vocabulary
 
+    def inner_matrices(self) -> list[torch.nn.Parameter]:
+        """Weights of two dimensions that are neither embeddings nor give logits."""
+        outer = {id(part.weight) for part in self.module.modules() if isinstance(part, torch.nn.Embedding)}
+        matrices = [each for each in self.module.parameters() if each.ndim == 2 and id(each) not in outer]
+        if self.head is not None:
+            return [each for each in matrices if each is not self.head.weight]
+        return [each for each in matrices if self.n_vocabulary not in each.shape]
+
     def rows(self, ids: torch.Tensor) -> Rows:
         if self.head is None:
             return Rows(_logits(self.module(ids, **self._options)).flatten(0, 1))

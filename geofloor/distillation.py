@@ -21,6 +21,7 @@ from geofloor._divergence import ChunkedLoss, Plan, Rows, Targets, chunks_of, di
 from geofloor._token_rows import Batch, TokenRows
 from geofloor._training.checkpoints import load_optimizer_tensors, optimizer_tensors, read_tensors, write_tensors
 from geofloor._training.devices import to_device
+from geofloor._training.muon import Muon
 from geofloor._training.processes import ALONE, Processes, join_processes
 from geofloor._training.progress import progress_bar
 from geofloor._training.sampling import epoch_rows
@@ -54,7 +55,7 @@ class _Run:
     estimator: DistilledStudent
     model: LanguageModel
     projection: torch.nn.Linear | None  # onto the teacher's hidden states, where these are in the loss
-    optimizer: torch.optim.AdamW
+    optimizers: list[torch.optim.Optimizer]
     seed: int
     kl_sum: torch.Tensor  # of the steps since the last evaluation
     final_sums: np.ndarray  # KL of each held-out sequence, summed over positions and over the final evaluations
@@ -182,14 +183,11 @@ class _Distillation:
                     parameter.normal_(std=model.head.in_features**-0.5, generator=generator)
             projection = projection.to(self.device)
         parameters = [*module.parameters(), *([] if projection is None else projection.parameters())]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=estimator.learning_rate, weight_decay=estimator.weight_decay, fused=True
-        )
         return _Run(
             estimator,
             model,
             projection,
-            optimizer,
+            _optimizers(estimator, model, parameters),
             seed,
             kl_sum=torch.zeros((), device=self.device),
             final_sums=np.zeros(len(self.eval_rows)),
@@ -266,9 +264,10 @@ class _Distillation:
         for run in runs:
             if settings.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(run.parameters(), settings.clip_norm)
-            run.optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
-            run.optimizer.step()
-            run.optimizer.zero_grad(set_to_none=True)
+            for optimizer in run.optimizers:
+                optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             run.step += 1
             run.kl_steps += 1
 
@@ -381,7 +380,8 @@ class _Distillation:
         tensors = {f"model.{name}": value for name, value in run.model.module.state_dict().items()}
         if run.projection is not None:
             tensors |= {f"projection.{name}": value for name, value in run.projection.state_dict().items()}
-        tensors |= optimizer_tensors(run.optimizer)
+        for index, optimizer in enumerate(run.optimizers):
+            tensors |= optimizer_tensors(optimizer, f"optimizer-{index}")
         tensors |= {"kl_sum": run.kl_sum, "final_sums": torch.from_numpy(run.final_sums)}
         metadata = {
             "settings": run.estimator._settings(),
@@ -408,11 +408,24 @@ class _Distillation:
         run = self.run(estimator, module, metadata["seed"])
         if run.projection is not None:
             run.projection.load_state_dict(_part(tensors, "projection."))
-        load_optimizer_tensors(run.optimizer, tensors)
+        for index, optimizer in enumerate(run.optimizers):
+            load_optimizer_tensors(optimizer, tensors, f"optimizer-{index}")
         run.kl_sum += tensors["kl_sum"].to(self.device)
         run.final_sums += tensors["final_sums"].numpy()
         run.step, run.kl_steps, run.history = metadata["step"], metadata["kl_steps"], list(metadata["history"])
         return run
+
+
+def _optimizers(
+    estimator: DistilledStudent, model: LanguageModel, parameters: list[torch.nn.Parameter]
+) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters, or Muon for the matrices between embedding and unembedding and AdamW for the rest."""
+    settings = {"lr": estimator.learning_rate, "weight_decay": estimator.weight_decay}
+    matrices = model.inner_matrices() if estimator.optimizer == "muon" else []
+    inner = {id(matrix) for matrix in matrices}
+    others = [parameter for parameter in parameters if id(parameter) not in inner]
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, **settings, fused=True)]  # type: ignore[arg-type]
+    return [*found, Muon(matrices, **settings)] if matrices else found
 
 
 def _is_final(step: int, n_steps: int) -> bool:
@@ -430,7 +443,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     r"""A student of a given width, distilled from a language model: the floor, observed.
 
     Forward KL divergence between the next-token distributions of teacher and student at a temperature, over
-    all positions, minimised by AdamW with linear warm-up and cosine decay. Defaults are the paper's.
+    all positions, minimised by AdamW or Muon with linear warm-up and cosine decay. Defaults are the paper's.
 
     Parameters
     ----------
@@ -448,11 +461,14 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     batch_size : int, default=32
         Sequences a step.
     learning_rate : float, default=3e-4
-        AdamW's step size after warm-up; it falls to zero along a cosine.
+        The optimizer's step size after warm-up; it falls to zero along a cosine.
     weight_decay : float, default=0.01
-        AdamW's, on all parameters.
+        On all parameters.
     warmup : int, default=1000
         Steps over which the learning rate rises linearly; below `n_steps`.
+    optimizer : {"adamw", "muon"}, default="adamw"
+        ``"adamw"`` is the paper's. ``"muon"`` [2]_ makes the steps of the blocks' matrices orthogonal, of the size that
+        AdamW's have at the same `learning_rate` [3]_, and leaves embeddings, biases and gains to AdamW.
     clip_norm : float or None, default=None
         Largest joint norm of the gradients; None leaves them.
     gradient_accumulation : int, default=1
@@ -538,7 +554,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
               \mathrm{softmax}(s_n / T)\bigr),
 
     and what is reported is without the :math:`T^2`. The paper's raw figures [1]_ are sums over 512 positions, times
-    :math:`T^2`: 2,048 times what is reported here. For AdamW a factor on the loss changes nothing but the size
+    :math:`T^2`: 2,048 times what is reported here. For either optimizer a factor on the loss changes nothing but the size
     of its epsilon, and weights of other losses count against :math:`T^2`.
 
     Dropout is off. On a CPU the same seeds, data and number of threads give the same bits.
@@ -552,6 +568,8 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     References
     ----------
     .. [1] Sarkar and Deka (2026), "Geometric Limits of Knowledge Distillation", arXiv:2604.04037, Appendix E.
+    .. [2] Jordan et al. (2024), "Muon: An optimizer for hidden layers in neural networks".
+    .. [3] Liu et al. (2025), "Muon is Scalable for LLM Training", arXiv:2502.16982, Section 2.2.
 
     Examples
     --------
@@ -584,6 +602,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         learning_rate: float = 3e-4,
         weight_decay: float = 0.01,
         warmup: int = 1000,
+        optimizer: str = "adamw",
         clip_norm: float | None = None,
         gradient_accumulation: int = 1,
         precision: str | None = None,
@@ -613,6 +632,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup = warmup
+        self.optimizer = optimizer
         self.clip_norm = clip_norm
         self.gradient_accumulation = gradient_accumulation
         self.precision = precision
@@ -866,6 +886,8 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
                 f"gradient_accumulation={self.gradient_accumulation} divides batches of batch_size={self.batch_size} "
                 "sequences; it can't exceed that."
             )
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer={self.optimizer!r} must be 'adamw' or 'muon'.")
         if self.precision not in (None, "bf16"):
             raise ValueError(f"precision={self.precision!r} must be None or 'bf16'.")
 

@@ -19,6 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 from geofloor import ActivationExtractor, ToyModel, _divergence, _token_rows, distillation
 from geofloor._training.checkpoints import write_tensors
 from geofloor._training.devices import one_thread
+from geofloor._training.muon import Muon
 from geofloor._training.sampling import epoch_rows
 from geofloor._training.schedules import warmup_cosine
 from geofloor._training.seeds import draw_seed, torch_generator
@@ -172,8 +173,8 @@ def test_shapes_that_do_not_match_are_refused():
 # Training
 
 
-def plain_loop(teacher, tokens, *, mask=lambda ids: None, cross_entropy=0.0, hidden=0.0):
-    """As one would write it: full logits, F.kl_div, AdamW; eight steps."""
+def plain_loop(teacher, tokens, *, mask=lambda ids: None, cross_entropy=0.0, hidden=0.0, optimizer="adamw"):
+    """As one would write it: full logits, F.kl_div, AdamW or Muon; eight steps."""
     module = make_student(teacher, 8, random_state=draw_seed(0))
     projection = torch.nn.Linear(8, 16)
     with torch.no_grad():
@@ -181,9 +182,14 @@ def plain_loop(teacher, tokens, *, mask=lambda ids: None, cross_entropy=0.0, hid
         for parameter in projection.parameters():
             parameter.normal_(std=8**-0.5, generator=generator)
         variance = teacher.base_model(torch.from_numpy(tokens[54:]))[0].flatten(0, 1).var(0).mean()
-    optimizer = torch.optim.AdamW([*module.parameters(), *projection.parameters()], weight_decay=0.01)
+    matrices = [p for name, p in module.named_parameters() if optimizer == "muon" and ".layers." in name and p.ndim == 2]
+    others = {*module.parameters(), *projection.parameters()} - {*matrices}
+    optimizers = [torch.optim.AdamW(others, weight_decay=0.01)]
+    if matrices:
+        optimizers.append(Muon(matrices, lr=0.0, weight_decay=0.01))
     for step in range(8):
-        optimizer.param_groups[0]["lr"] = 1e-2 * warmup_cosine(step, n_steps=8, warmup_steps=3)
+        for each in optimizers:
+            each.param_groups[0]["lr"] = 1e-2 * warmup_cosine(step, n_steps=8, warmup_steps=3)
         ids = torch.from_numpy(tokens[epoch_rows(54, 8, step, 0)])
         with torch.no_grad():
             target = teacher(ids, output_hidden_states=True)
@@ -192,9 +198,11 @@ def plain_loop(teacher, tokens, *, mask=lambda ids: None, cross_entropy=0.0, hid
         following = functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
         error = functional.mse_loss(projection(output.hidden_states[-1]), target.hidden_states[-1]) / variance
         loss = loss + cross_entropy * following + hidden * error
-        optimizer.zero_grad()
+        for each in optimizers:
+            each.zero_grad()
         loss.backward()
-        optimizer.step()
+        for each in optimizers:
+            each.step()
     return module
 
 
@@ -212,6 +220,7 @@ def assert_close_to_plain(fitted, module):
         ({"gradient_accumulation": 3}, {}),
         ({"cross_entropy_weight": 1.5, "gradient_accumulation": 2}, {"cross_entropy": 1.5}),
         ({"hidden_weight": 5.0}, {"hidden": 5.0}),
+        ({"optimizer": "muon", "hidden_weight": 5.0}, {"optimizer": "muon", "hidden": 5.0}),
     ],
 )
 def test_training_is_the_textbook_loop(teacher, tokens, changes, losses):
@@ -219,9 +228,10 @@ def test_training_is_the_textbook_loop(teacher, tokens, changes, losses):
     assert_close_to_plain(fitted, plain_loop(teacher, tokens, **losses))
 
 
-def test_the_other_losses_change_the_result(teacher, tokens):
-    logits = [plain_loop(teacher, tokens, **losses)(torch.arange(12)[None]).logits for losses in ({}, {"hidden": 5.0})]
-    assert float((logits[0] - logits[1]).abs().max().detach()) > 0.01  # so that the test above tells something
+def test_other_losses_and_optimizers_change_the_result(teacher, tokens):
+    logits = [plain_loop(teacher, tokens, **losses)(torch.arange(12)[None]).logits for losses in ({}, {"hidden": 5.0}, {"optimizer": "muon"})]
+    for other in logits[1:]:
+        assert float((logits[0] - other).abs().max().detach()) > 0.01  # so that the test above tells something
 
 
 def test_padding_counts_nowhere(teacher, tokens):
@@ -392,9 +402,9 @@ class StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("steps", [1, 4, 13, 19])
-def test_a_stopped_fit_goes_on_to_the_same_bits(teacher, tokens, tmp_path, monkeypatch, steps):
-    settings = {"checkpoint_every": 3, "hidden_weight": 0.1, "eval_every": 2}
+@pytest.mark.parametrize(("steps", "optimizer"), [(1, "adamw"), (4, "muon"), (13, "adamw"), (19, "muon")])
+def test_a_stopped_fit_goes_on_to_the_same_bits(teacher, tokens, tmp_path, monkeypatch, steps, optimizer):
+    settings = {"checkpoint_every": 3, "hidden_weight": 0.1, "eval_every": 2, "optimizer": optimizer}
     never_stopped = student(teacher, **settings).fit(tokens)
     stopped = student(teacher, checkpoint_path=tmp_path / "checkpoint", **settings)
     train_step = distillation._Distillation.train_step
@@ -609,6 +619,7 @@ def test_padding_before_tokens_is_refused(teacher, tokens):
         ({"learning_rate": np.inf}, "learning_rate=inf"),
         ({"gradient_accumulation": 9}, "gradient_accumulation=9"),
         ({"precision": "fp16"}, "precision='fp16'"),
+        ({"optimizer": "sgd"}, "optimizer='sgd'"),
         ({"init": "zeros"}, "init='zeros'"),
         ({"validation_fraction": 1.5}, "validation_fraction=1.5"),
         ({"device": "abacus"}, "device='abacus'"),

@@ -20,12 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from geofloor import (
+    AblationPredictor,
     ActivationExtractor,
     AffineCalibrator,
     ConceptProbe,
     DistilledStudent,
     FeatureStatistics,
     FloorPredictor,
+    LossForecaster,
     PowerLawCalibrator,
     SparseAutoencoder,
 )
@@ -42,7 +44,7 @@ SMALL = [
     *("--model", str(load_teacher().path), "--dataset", "../pile.jsonl", "--output", str(OUTPUT), "--device", "cpu"),
     *("--layers", "1", "2", "--expansion", "4", "--l1-coefficient", "2", "--sae-learning-rate", "3e-3"),
     *("--sae-tokens", "40000", "--sae-length", "64", "--sae-batch", "512", "--sae-checkpoint-every", "10"),
-    *("--statistics-tokens", "6000", "--length", "32", "--batch-size", "8", "--learning-rate", "3e-3"),
+    *("--statistics-tokens", "6000", "--ablation-sequences", "4", "--ablation-points", "6", "--length", "32", "--batch-size", "8", "--learning-rate", "3e-3"),
     *("--widths", "8", "16", "32", "64", "--repeat-widths", "8", "--n-steps", "30", "--warmup", "5"),
     *("--eval-every", "5", "--eval-sequences", "8", "--checkpoint-every", "3"),
     *("--probe-layer", "2", "--probe-widths", "8", "64", "--concepts", "legal", "code"),
@@ -138,6 +140,10 @@ def test_features_are_those_of_the_library_called_directly(finished):
     assert measured["n_features"] == statistics.n_alive_
     assert measured["critical_width"] == pytest.approx(statistics.critical_width_)
     assert measured["explained_variance"] == pytest.approx(sae.score(held_out[: 2 * 8 * 63]))
+    ablation = AblationPredictor(teacher.path, 1, sae, statistics, n_points=6, device="cpu").fit(blocks[:4])
+    predicted = pd.read_csv(finished / "predicted.csv").set_index("layer").loc[1]
+    np.testing.assert_allclose(predicted["nats"], ablation.predict(WIDTHS), rtol=1e-4)
+    np.testing.assert_array_equal(pd.read_csv(finished / "ablation-layer-1.csv")["kept"], ablation.curve_["kept"])
 
 
 def test_floors_and_calibrations_follow_from_the_stored_tables(finished):
@@ -159,6 +165,12 @@ def test_floors_and_calibrations_follow_from_the_stored_tables(finished):
         assert forecasts["r2"][f"Eq. 3, layer {layer}"] == pytest.approx(
             calibration["layers"][str(layer)]["free"]["r2"]
         )
+    from_two = pd.read_csv(finished / "from-two-students.csv").set_index("predictor")
+    assert list(from_two.index.unique()) == ["a exp(-b d)", "without features, layer 1", "without features, layer 2"]
+    loss, interval = LossForecaster().fit([8, 64], observed[[0, -1]]).predict([16, 32], return_interval=True)
+    found = from_two.loc["a exp(-b d)"]
+    np.testing.assert_allclose(found[["forecast", "low", "high"]], np.column_stack([loss, interval]))
+    np.testing.assert_allclose(found["observed"], observed[1:-1])
     power_law = PowerLawCalibrator().fit(WIDTHS, observed)
     assert calibration["eq_4"]["exponent"] == pytest.approx(power_law.exponent_)
     assert np.isfinite(forecasts.loc["Eq. 4", "left_out"])

@@ -105,20 +105,22 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The state of a torch optimiser as named tensors: ``optimizer.<parameter index>.<name>``."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer") -> dict[str, torch.Tensor]:
+    """The state of a torch optimiser as named tensors: ``<prefix>.<parameter index>.<name>``."""
     return {
-        f"optimizer.{index}.{name}": torch.as_tensor(value)
+        f"{prefix}.{index}.{name}": torch.as_tensor(value)
         for index, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], prefix: str = "optimizer"
+) -> None:
     """Put back what `optimizer_tensors` gave."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
-        if key.startswith("optimizer."):
+        if key.startswith(f"{prefix}."):
             _, index, name = key.split(".", 2)
             state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
