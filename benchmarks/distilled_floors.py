@@ -4,8 +4,8 @@
 
 All widths are distilled in one pass, a second seed at one of them, and everything once more with twice the steps.
 Floors and training curves go to results/distilled_floors.json, the students beside the token blocks in `--work`.
-It takes minutes on a GPU and a day on two cores; a run that was stopped goes on where it was. With Muon an eighth of the
-text goes a similar way, and takes two hours on two cores:
+It takes minutes on a GPU and a day on two cores; a run that was stopped goes on where it was. With Muon less text goes
+as far:
 
     python benchmarks/distilled_floors.py --work distilled-work --optimizer muon --learning-rate 1e-2 --batch-size 8 \
         --widths 8 16 32 64 96 128 --eval-every 100 --eval-sequences 256 --output distilled_floors_muon.json

@@ -5,7 +5,8 @@ The paper at its own scale
 Everything that the paper does with Pythia-410M, by its own hyperparameters: sparse autoencoders after three blocks on
 300M tokens of The Pile, the statistics of their features, students of five widths and a second seed of the narrowest,
 calibration, forecasts and concept probes. And beside it what this library holds to be better: floors in nats, of the
-teacher without the features that a student drops, and forecasts with intervals. First what it costs, which needs neither a GPU nor a connection::
+teacher without the features that a student drops, and forecasts with intervals. First what it costs, which needs
+neither a GPU nor a connection::
 
     python examples/reproduce_pythia_410m.py --dry-run --gpu h100
     pip install zstandard  # which The Pile's files are compressed with

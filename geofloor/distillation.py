@@ -554,8 +554,8 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
               \mathrm{softmax}(s_n / T)\bigr),
 
     and what is reported is without the :math:`T^2`. The paper's raw figures [1]_ are sums over 512 positions, times
-    :math:`T^2`: 2,048 times what is reported here. For either optimizer a factor on the loss changes nothing but the size
-    of its epsilon, and weights of other losses count against :math:`T^2`.
+    :math:`T^2`: 2,048 times what is reported here. For either optimizer a factor on the loss changes nothing but the
+    size of its epsilon, and weights of other losses count against :math:`T^2`.
 
     Dropout is off. On a CPU the same seeds, data and number of threads give the same bits.
 

@@ -182,11 +182,11 @@ def plain_loop(teacher, tokens, *, mask=lambda ids: None, cross_entropy=0.0, hid
         for parameter in projection.parameters():
             parameter.normal_(std=8**-0.5, generator=generator)
         variance = teacher.base_model(torch.from_numpy(tokens[54:]))[0].flatten(0, 1).var(0).mean()
-    matrices = [p for name, p in module.named_parameters() if optimizer == "muon" and ".layers." in name and p.ndim == 2]
-    others = {*module.parameters(), *projection.parameters()} - {*matrices}
-    optimizers = [torch.optim.AdamW(others, weight_decay=0.01)]
-    if matrices:
-        optimizers.append(Muon(matrices, lr=0.0, weight_decay=0.01))
+    optimizers = [torch.optim.AdamW([*module.parameters(), *projection.parameters()], weight_decay=0.01)]
+    if optimizer == "muon":
+        matrices = [p for name, p in module.named_parameters() if ".layers." in name and p.ndim == 2]
+        others = {*module.parameters(), *projection.parameters()} - {*matrices}
+        optimizers = [torch.optim.AdamW(others, weight_decay=0.01), Muon(matrices, lr=0.0, weight_decay=0.01)]
     for step in range(8):
         for each in optimizers:
             each.param_groups[0]["lr"] = 1e-2 * warmup_cosine(step, n_steps=8, warmup_steps=3)
@@ -229,7 +229,8 @@ def test_training_is_the_textbook_loop(teacher, tokens, changes, losses):
 
 
 def test_other_losses_and_optimizers_change_the_result(teacher, tokens):
-    logits = [plain_loop(teacher, tokens, **losses)(torch.arange(12)[None]).logits for losses in ({}, {"hidden": 5.0}, {"optimizer": "muon"})]
+    changes = ({}, {"hidden": 5.0}, {"optimizer": "muon"})
+    logits = [plain_loop(teacher, tokens, **each)(torch.arange(12)[None]).logits for each in changes]
     for other in logits[1:]:
         assert float((logits[0] - other).abs().max().detach()) > 0.01  # so that the test above tells something
 

@@ -15,8 +15,8 @@ _RMS = 0.2  # of an AdamW step's entries, as a share of the learning rate
 class Muon(torch.optim.Optimizer):
     """Muon for matrices (Jordan et al., 2024), with steps as large as AdamW's (Liu et al., 2025, arXiv:2502.16982).
 
-    As `torch.optim.Muon` with ``adjust_lr_fn="match_rms_adamw"``, but in float32 and with one product for all matrices of
-    a shape: a narrow student has many small ones, for which the other takes longer than the student itself does.
+    As `torch.optim.Muon` with ``adjust_lr_fn="match_rms_adamw"``, but in float32 and with one product for all matrices
+    of a shape: a narrow student has many small ones, for which the other takes as long as the student itself.
     """
 
     def __init__(
@@ -25,25 +25,25 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in by_shape.items():
-                directions = torch.stack([self._direction(each, group["momentum"]) for each in parameters])
+                directions = [self._direction(each, each.grad, group["momentum"]) for each in parameters]
                 size = group["lr"] * _RMS * max(shape) ** 0.5
-                for parameter, step in zip(parameters, orthogonal(directions), strict=True):
+                for parameter, step in zip(parameters, orthogonal(torch.stack(directions)), strict=True):
                     parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).sub_(step, alpha=size)
 
-    def _direction(self, parameter: torch.nn.Parameter, momentum: float) -> torch.Tensor:
+    def _direction(self, parameter: torch.nn.Parameter, gradient: Any, momentum: float) -> torch.Tensor:
         """Nesterov's momentum."""
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
-        average = state["momentum"].lerp_(parameter.grad, 1.0 - momentum)  # type: ignore[arg-type]
-        return parameter.grad.lerp(average, momentum)  # type: ignore[union-attr]
+        average = state["momentum"].lerp_(gradient, 1.0 - momentum)
+        return gradient.lerp(average, momentum)
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
