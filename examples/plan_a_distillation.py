@@ -65,7 +65,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--distill-steps", type=int, default=600)
     parser.add_argument("--distill-batch", type=int, default=8, help="sequences a step")
     parser.add_argument("--distill-learning-rate", type=float, default=2e-2)
-    parser.add_argument("--target-kl", type=float, default=0.5, help="loss to reach, in nats a token")
+    parser.add_argument("--target-kl", type=float, default=0.25, help="loss to reach, in nats a token")
     parser.add_argument("--output", type=Path, default=Path("plan"))
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)

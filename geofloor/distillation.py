@@ -563,7 +563,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     its share of the sequences of every batch and every evaluation, and gradients are summed before they are clipped:
     batches and result are those of one process, but for the order of sums. Every process must call `fit`, with the
     same arguments; all end with the student. The first one writes checkpoints. Other methods run in the process that
-    calls them.
+    calls them. A search with ``n_jobs`` has processes of its own: under a launcher its workers refuse to fit.
 
     References
     ----------

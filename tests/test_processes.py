@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from joblib import Parallel, delayed
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from geofloor import distillation
@@ -276,6 +277,21 @@ def test_several_processes_need_accelerate(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ImportError, match=r"WORLD_SIZE=2 .* install geofloor\[accelerate\]"):
         DistilledStudent(new_teacher(), 8, **SETTINGS).fit(new_tokens())
+
+
+def join_in_a_worker():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        patch.setitem(sys.modules, "accelerate", None)
+        try:
+            processes.join_processes("cpu")
+        except ValueError as error:
+            return str(error)
+
+
+def test_workers_of_a_search_do_not_wait_for_other_processes():
+    messages = Parallel(n_jobs=2, backend="loky")(delayed(join_in_a_worker)() for _ in range(2))
+    assert all("WORLD_SIZE=2" in message and "n_jobs=None" in message for message in messages)
 
 
 def test_one_process_does_not_import_accelerate(monkeypatch):

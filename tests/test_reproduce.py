@@ -414,6 +414,22 @@ def test_operations_of_extraction_and_distillation_are_those_counted(costs):
     assert counter.get_total_flops() == pytest.approx(8 * 32 * (4 * trained + 3 * evaluated), rel=0.03)
 
 
+def test_operations_of_an_ablation_are_those_counted(costs):
+    config = GPTNeoXConfig(hidden_size=64, intermediate_size=256, **TINY)
+    teacher, shape = GPTNeoXForCausalLM(config), costs.shape_of(config)
+    tokens = np.random.default_rng(0).integers(512, size=(16, 32))
+    states = ActivationExtractor(teacher, 1, batch_size=16).fit_transform(tokens)
+    sae = SparseAutoencoder(n_latents=256, batch_size=128, random_state=0, device="cpu").fit(states)
+    statistics = FeatureStatistics().fit(sae.transform(states))
+    ablation = AblationPredictor(teacher, 1, sae, statistics, n_points=4, capacity=lambda alpha: 4.0, device="cpu")
+    with sdpa_kernel(SDPBackend.MATH), count_operations() as counter:
+        ablation.fit(tokens)
+    assert len(ablation.curve_) == 5
+    passes = 6 * costs.divergence(shape)  # no products of matrices
+    counted = tokens.size * (costs.ablation(shape, 32, 4, 256) - passes)
+    assert counter.get_total_flops() == pytest.approx(counted, rel=0.03)
+
+
 def saved_bytes(width, n_layers, precision):
     """Bytes that the backward pass of a forward pass over 8 × 64 tokens needs, beside weights."""
     config = GPTNeoXConfig(hidden_size=width, intermediate_size=4 * width, **{**TINY, "num_hidden_layers": n_layers})

@@ -5,6 +5,7 @@ Everything here is collective: all processes call the same in the same order.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -123,11 +124,17 @@ def join_processes(device: str) -> Processes:
     ImportError
         If there are several, and accelerate is not installed.
     ValueError
-        If they can't find each other, or `device` is not this process's own.
+        If they can't find each other, `device` is not this process's own, or this is a worker of a search with
+        ``n_jobs``, which would wait for the others for ever.
     """
     n = int(os.environ.get("WORLD_SIZE") or 1)
     if n == 1:
         return ALONE
+    if multiprocessing.current_process().name.startswith("LokyProcess"):
+        raise ValueError(
+            f"A worker of joblib can't train with {n} processes together (WORLD_SIZE={n}); set n_jobs=None under "
+            "accelerate launch or torchrun, or search with n_jobs without them."
+        )
     try:
         from accelerate import PartialState
         from accelerate.utils import parse_flag_from_env
