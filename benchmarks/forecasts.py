@@ -6,8 +6,9 @@
 For each layer a sparse autoencoder is trained on the teacher's activations, and its features are measured: in the
 hidden space, and by what the teacher's output loses without them. Every predictor is put through the same test as
 rivals that need no features: an affine calibration to the observed losses, the error at a width that was left out,
-and the forecast of all others from two runs, the widest and one more. Training
-takes some ten minutes on two cores and is kept in `--work`; the comparison takes three.
+and the forecast of all others from two runs, the widest and one more. The anchored law knows the loss of a student of
+width 0 as well, which the teacher tells. Training takes some ten minutes on two cores and is kept in `--work`; the
+comparison takes three.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from geofloor import (
     SparseAutoencoder,
 )
 from geofloor.datasets import load_teacher
+from geofloor.distillation import zero_width_kl
 from geofloor.forecasting import CapacityCalibrator, forecast_table
 
 RESULTS = Path(__file__).parent / "results"
@@ -77,6 +79,8 @@ ORDER = (
     "a d^-b",
     "a exp(-b d)",
     "a exp(-b d), corrected",
+    "anchored law",
+    "anchored law, corrected",
 )
 SHARES = ("left_out", "inside", "two_runs", "two_runs_best", "two_runs_worst")
 COLUMNS = ("r2", "r2_B0", "C", "B", "kappa", "d*/kappa", *SHARES)
@@ -170,6 +174,8 @@ def compare(layer, widths, losses) -> pd.DataFrame:
         "interpolation in log d": LogInterpolation(),
         "a d^-b": on_logs(np.log),
         "a exp(-b d)": on_logs(None),
+        "anchored law": LossForecaster(zero_width_loss=layer["zero_width"], form_error=1e-6),
+        "anchored law, corrected": LossForecaster(zero_width_loss=layer["zero_width"]),
     }
     found = forecast_table(estimators, widths, losses)
     for name, floors in predictors.items():
@@ -196,18 +202,19 @@ class Curve:
 
 def intervals(layer, widths, losses) -> dict[str, float]:
     """Share of the widths forecast from two runs whose loss is within the interval, at 90%, and its half width."""
-    predictors = {
-        "teacher without latents": Curve(layer["latents"]),
-        "teacher without components": Curve(layer["components"]),
-        "Eq. 2": FloorPredictor().fit(layer["table"]),
-        "a exp(-b d)": None,
+    forecasters = {
+        "teacher without latents": LossForecaster(Curve(layer["latents"])),
+        "teacher without components": LossForecaster(Curve(layer["components"])),
+        "Eq. 2": LossForecaster(FloorPredictor().fit(layer["table"])),
+        "a exp(-b d)": LossForecaster(),
+        "anchored law": LossForecaster(zero_width_loss=layer["zero_width"]),
     }
     found = {}
-    for name, predictor in predictors.items():
+    for name, forecaster in forecasters.items():
         inside, half = [], []
         for k in range(len(widths) - 1):
             seen = np.isin(np.arange(len(widths)), [k, len(widths) - 1])
-            forecaster = LossForecaster(predictor).fit(widths[seen], losses[seen])
+            forecaster.fit(widths[seen], losses[seen])
             forecast, ends = forecaster.predict(widths[~seen], return_interval=True)
             inside.append((ends[:, 0] <= losses[~seen]) & (losses[~seen] <= ends[:, 1]))
             half.append((ends[:, 1] - ends[:, 0]) / 2 / forecast)
@@ -251,7 +258,11 @@ def main() -> None:
     layers = {layer: measured(options.teacher, options.work, layer) for layer in blocks}
     if options.only_measure:
         return
+    held_out = np.load(options.work / "tokens-test.npy")[:512].astype(np.int64)
+    zero_width = zero_width_kl(options.teacher, held_out, batch_size=16)
+    layers = {layer: known | {"zero_width": zero_width} for layer, known in layers.items()}
     floors = observed_floors(options.floors)
+    print(f"width 0, by the teacher alone: {zero_width:.4f}")
     left_out, two_runs, ends, within = {}, {}, {}, {}
     for n_steps in sorted(floors.columns, reverse=True):
         for widest in floors.index[-1:-3:-1]:

@@ -32,7 +32,7 @@ from geofloor.language_models import ActivationExtractor
 from geofloor.students import make_student
 from geofloor.toy import ToyModel
 
-__all__ = ["DistilledStudent", "distill_widths", "distillation_kl"]
+__all__ = ["DistilledStudent", "distill_widths", "distillation_kl", "zero_width_kl"]
 
 _FILE = "geofloor distilled student"
 _CHECKPOINT = "geofloor distillation checkpoint"
@@ -1071,3 +1071,86 @@ def distill_widths(
         return [student.fit(tokens) for student in students]
     _fit_together(students, tokens, eval_tokens)
     return students
+
+
+def zero_width_kl(
+    teacher: Any,
+    tokens: Any,
+    *,
+    temperature: float = 2.0,
+    batch_size: int = 8,
+    pad_token_id: int | None = None,
+    teacher_kwargs: dict[str, Any] | None = None,
+    device: str = "auto",
+) -> float:
+    r"""Loss of a student of width 0, which gives every position the same distribution: no student need be trained.
+
+    Parameters
+    ----------
+    teacher : PreTrainedModel, str, path-like or torch.nn.Module
+        As in `DistilledStudent`.
+    tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset
+        Token ids, preferably those that students are evaluated on.
+    temperature : float, default=2.0
+        T.
+    batch_size : int, default=8
+        Sequences a forward pass.
+    pad_token_id : int or None, default=None
+        As in `DistilledStudent`.
+    teacher_kwargs : dict or None, default=None
+        As in `DistilledStudent`.
+    device : str, default="auto"
+        As in `DistilledStudent`.
+
+    Returns
+    -------
+    kl : float
+        In nats a token.
+
+    Raises
+    ------
+    ValueError
+        If teacher and tokens don't fit each other, or the teacher's logits are not finite.
+
+    See Also
+    --------
+    LossForecaster : Takes it as `zero_width_loss`.
+
+    Notes
+    -----
+    Of all distributions q, the mean :math:`\bar p` of the teacher's has the smallest mean divergence,
+    :math:`\min_q \frac{1}{N} \sum_n \mathrm{KL}(p_n \Vert q) = H(\bar p) - \frac{1}{N} \sum_n H(p_n)`, the information
+    that a position gives about its next token.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from geofloor.datasets import load_teacher
+    >>> from geofloor.distillation import zero_width_kl
+    >>> tokens = np.random.default_rng(0).integers(2048, size=(8, 64))
+    >>> 0 < zero_width_kl(load_teacher().path, tokens) < np.log(2048)
+    True
+    """
+    check_range("batch_size", batch_size, 1, whole=True)
+    place, module = load_language_model(teacher, teacher_kwargs, device)
+    model = LanguageModel(module, f"teacher={type(module).__name__}")
+    rows = TokenRows(tokens, "tokens", model.n_tokens, model.max_length, pad_token_id=pad_token_id)
+    total = torch.zeros(model.n_vocabulary, dtype=torch.float64)
+    negative_entropy, n_positions = 0.0, 0
+    with evaluating(module), torch.no_grad():
+        for start in range(0, len(rows), batch_size):
+            batch = rows.take(np.arange(start, min(start + batch_size, len(rows))))
+            states = model.rows(to_device(batch.ids, place))
+            if batch.mask is not None:
+                states = states._replace(rows=states.rows[to_device(batch.mask.reshape(-1), place)])
+            targets = Targets(states, temperature)
+            for index in range(len(targets.chunks)):
+                probabilities, negative_entropies = targets.chunk(index)
+                total += probabilities.sum(dim=0).cpu().double()
+                negative_entropy += float(negative_entropies.sum(dtype=torch.float64))
+            n_positions += len(states.rows)
+    mean = total / n_positions
+    kl = negative_entropy / n_positions - float(torch.xlogy(mean, mean).sum())
+    if not np.isfinite(kl):
+        raise ValueError("The teacher's logits are not finite; check its weights, or load it with more range.")
+    return kl

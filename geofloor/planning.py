@@ -47,16 +47,19 @@ class Decision(NamedTuple):
 class LossForecaster(RegressorMixin, BaseEstimator):
     r"""Forecast the loss of students of any width from a few distilled ones, with intervals.
 
-    Fits an exponential in the width, or calibrates a predictor of floors, observed = C · floor + B with C ≥ 0, and then
-    corrects it by what the runs say beyond that: where they lie on one side of the curve, so, probably, do their
-    neighbours.
+    Fits a law of the width, or calibrates a predictor of floors, observed = C · floor + B with C ≥ 0, and then corrects
+    it by what the runs say beyond that: where they lie on one side of the curve, so, probably, do their neighbours.
 
     Parameters
     ----------
     predictor : estimator, default=None
         Fitted predictor of floors over widths, such as an `AblationPredictor` or a `FloorPredictor`. It is
-        never changed, and shared by clones. With None the curve is :math:`a\,e^{-b d}` with b ≥ 0, which from two
-        runs was the best on the students of two small language models, features or none (see :doc:`/distillation`).
+        never changed, and shared by clones. With None the curve is a law of the width alone, which from two
+        runs was better on the students of two small language models than any predictor (see :doc:`/distillation`).
+    zero_width_loss : float, default=None
+        L₀, the loss of a student of width 0 in nats per token, as `geofloor.distillation.zero_width_kl` measures
+        it on the teacher, at the runs' temperature. The law is then :math:`L_0 (1 + d)^{-c} e^{-b d}` with b, c ≥ 0,
+        and without it :math:`a\,e^{-b d}` with b ≥ 0. Not with a predictor.
     baseline : float or None, default=None
         B, in nats per token. With None it is fitted with the slope and takes two runs; with a value, such as 0, one
         is enough.
@@ -69,9 +72,11 @@ class LossForecaster(RegressorMixin, BaseEstimator):
     Attributes
     ----------
     slope_ : float
-        C, in nats per unit of the floor; without a predictor a, in nats per token.
+        C, in nats per unit of the floor; without a predictor a or L₀, in nats per token.
     decay_ : float
         b, per dimension; only without a predictor.
+    exponent_ : float
+        c; only with a `zero_width_loss`.
     baseline_ : float
         B, in nats per token; 0 without a predictor.
     form_error_ : float
@@ -91,7 +96,7 @@ class LossForecaster(RegressorMixin, BaseEstimator):
     .. math:: y(d) = (C\,L^*(d) + B)\,(1 + e(d) + \epsilon), \qquad
               \operatorname{cov}(e(d), e(d')) = \tau^2 \exp(-|\log_2 (d/d')| / 3),
 
-    and without a predictor :math:`\log y(d) = \log a - b\,d + e(d) + \epsilon`,
+    and without a predictor :math:`\log y(d) = \log L(d) + e(d) + \epsilon` for the law L,
     with ε the `run_error` and τ the `form_error`: C and B by generalised least squares with C ≥ 0, the forecast the
     best linear unbiased one, its variance that of a single new run, the uncertainty of C and B included.
     Without runs nearby an interval is as wide as the predictor's form is doubtful; between two near runs it is
@@ -119,15 +124,24 @@ class LossForecaster(RegressorMixin, BaseEstimator):
            [0.59, 0.84]]))
     >>> LossForecaster().fit([128, 1024], [1.32, 0.586]).predict([256, 512]).round(2)
     array([1.18, 0.93])
+    >>> LossForecaster(zero_width_loss=4.0).fit([128, 1024], [1.32, 0.586]).predict([256, 512]).round(2)
+    array([1.08, 0.84])
     >>> decision = forecast.decide(256, 0.7)
     >>> decision.answer, decision.min_width, decision.safe_width
     ('no-go', 535, 775)
     """
 
     def __init__(
-        self, predictor: Any = None, *, baseline: float | None = None, run_error: float = 0.03, form_error: float = 0.15
+        self,
+        predictor: Any = None,
+        *,
+        zero_width_loss: float | None = None,
+        baseline: float | None = None,
+        run_error: float = 0.03,
+        form_error: float = 0.15,
     ) -> None:
         self.predictor = predictor
+        self.zero_width_loss = zero_width_loss
         self.baseline = baseline
         self.run_error = run_error
         self.form_error = form_error
@@ -150,8 +164,8 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If values are not finite, a width or loss is not above 0, an error is not a share above 0, or there
-            are fewer different widths than parameters.
+            If values are not finite, a width or loss is not above 0, an error is not a share above 0, a loss is
+            not below that of width 0, or there are fewer different widths than parameters.
         """
         for name in ("run_error", "form_error"):
             if not 0.0 < getattr(self, name) < np.inf:
@@ -162,11 +176,21 @@ class LossForecaster(RegressorMixin, BaseEstimator):
             raise ValueError(
                 f"baseline={self.baseline!r} is that of a predictor's floors, and predictor=None; give both."
             )
+        anchor = self.zero_width_loss
+        if anchor is not None and self.predictor is not None:
+            raise ValueError(f"zero_width_loss={anchor!r} is for the law of the width; leave out it or the predictor.")
+        if anchor is not None and not 0.0 < anchor < np.inf:
+            raise ValueError(f"zero_width_loss={anchor!r} must be a finite loss above 0, in nats per token.")
         column, losses = validate_data(self, as_column(X), y, dtype=np.float64, y_numeric=True)
         if not column.min() > 0:
             raise ValueError(f"X holds the width {column.min():g}; widths must be above 0.")
         if not losses.min() > 0:
             raise ValueError(f"y holds the loss {losses.min():g}; losses must be above 0, in nats per token.")
+        if anchor is not None and not losses.max() < anchor:
+            raise ValueError(
+                f"y holds the loss {losses.max():g}, which is not below zero_width_loss={anchor:g}, that of a student "
+                "which gives all positions one distribution; measure both at one temperature, or train for longer."
+            )
         n_parameters = 2 if self.baseline is None else 1
         if len(np.unique(column)) < n_parameters:
             raise ValueError(
@@ -184,31 +208,34 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         return self
 
     def _solve(self) -> np.ndarray:
-        """Slope and baseline by generalised least squares; return the standardised residuals."""
+        """The curve's parameters by generalised least squares; return the standardised residuals."""
         design = self._design(self.widths_)
         covariance = self._covariance(self.widths_, self.widths_) + self.run_error**2 * np.eye(len(self.widths_))
         self._factor = cho_factor(covariance, lower=True)
         # Errors are shares of the loss: of the losses as such after scaling, of their logarithms as they are.
         logarithmic = self.predictor is None
         scale = np.ones(len(design)) if logarithmic else self.losses_
-        response = (np.log(self.losses_) if logarithmic else self.losses_ - (self.baseline or 0.0)) / scale
+        response = (np.log(self.losses_) if logarithmic else self.losses_) / scale - self._known() / scale
         design = design / scale[:, np.newaxis]
         whitened = self._whiten(design)
         lower = np.full(design.shape[1], -np.inf)
         lower[0] = 0.0
+        if self.zero_width_loss is not None:
+            lower[1] = 0.0
         norms = np.linalg.norm(whitened, axis=0)
         norms[norms == 0.0] = 1.0
         found = lsq_linear(whitened / norms, self._whiten(response), (lower, np.inf), method="bvls")
         self._parameters = parameters = found.x / norms
         if logarithmic:
-            self.slope_, self.decay_, self.baseline_ = float(np.exp(parameters[1])), float(parameters[0]), 0.0
+            self.decay_, self.baseline_ = float(parameters[0]), 0.0
+            self.slope_ = self.zero_width_loss or float(np.exp(parameters[1]))
+            if self.zero_width_loss is not None:
+                self.exponent_ = float(parameters[1])
         else:
             self.slope_ = float(parameters[0])
             self.baseline_ = float(parameters[1] if self.baseline is None else self.baseline)
-        # A slope held at zero is known; what is left to estimate is the baseline.
-        estimated = np.ones(design.shape[1], dtype=bool)
-        estimated[0] = parameters[0] > 0.0
-        self._estimated = estimated
+        # A parameter held at zero is known; what is left to estimate are the others.
+        self._estimated = estimated = parameters > lower
         self._information = np.linalg.pinv(whitened[:, estimated].T @ whitened[:, estimated])
         relative = response - design @ parameters
         self._weights = cho_solve(self._factor, relative)
@@ -252,9 +279,9 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         logarithmic = self.predictor is None
         if logarithmic:
             scale, factor = np.ones(len(widths)), np.exp(correction)
-            losses = np.exp(curve) * factor
+            losses = np.exp(curve + self._known()) * factor
         else:
-            scale, factor = np.maximum(curve + (self.baseline or 0.0), 0.0), np.maximum(1.0 + correction, 0.0)
+            scale, factor = np.maximum(curve + self._known(), 0.0), np.maximum(1.0 + correction, 0.0)
             losses = scale * factor
         if not return_interval:
             return losses
@@ -336,9 +363,16 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         smallest, safe = (self.min_width(target, safe=each, level=level) for each in (False, True))
         return Decision(width, target, answer, float(losses[0]), float(low), float(high), level, smallest, safe)
 
+    def _known(self) -> float:
+        """The part of the curve that is not fitted."""
+        if self.zero_width_loss is not None:
+            return float(np.log(self.zero_width_loss))
+        return self.baseline or 0.0
+
     def _design(self, widths: np.ndarray) -> np.ndarray:
         if self.predictor is None:
-            return np.column_stack([-widths, np.ones(len(widths))])
+            second = np.ones(len(widths)) if self.zero_width_loss is None else -np.log1p(widths)
+            return np.column_stack([-widths, second])
         floors = np.asarray(self.predictor.predict(widths), dtype=np.float64)
         return floors[:, np.newaxis] if self.baseline is not None else np.column_stack([floors, np.ones(len(floors))])
 

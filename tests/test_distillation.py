@@ -23,7 +23,7 @@ from geofloor._training.muon import Muon
 from geofloor._training.sampling import epoch_rows
 from geofloor._training.schedules import warmup_cosine
 from geofloor._training.seeds import draw_seed, torch_generator
-from geofloor.distillation import DistilledStudent, distill_widths, distillation_kl
+from geofloor.distillation import DistilledStudent, distill_widths, distillation_kl, zero_width_kl
 from geofloor.language_models import token_blocks
 from geofloor.students import make_student
 from geofloor.toy import SparseFeatures
@@ -151,6 +151,22 @@ def test_the_kl_and_its_gradient_are_torchs(temperature, masked, chunk_rows):
         (3 * reference).backward()
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("pad", [None, 63])
+def test_width_zero_gives_the_best_single_distribution(teacher, teacher_path, tokens, pad, rng):
+    tokens = np.minimum(tokens, 62)
+    if pad is not None:
+        tokens[:20, 8:] = pad
+    with torch.no_grad():
+        logits = teacher(torch.from_numpy(tokens)).logits[torch.from_numpy(tokens != 63)].double()
+    found = zero_width_kl(teacher_path, tokens, batch_size=7, pad_token_id=pad, device="cpu")
+    best = torch.softmax(logits / 2.0, -1).mean(0).log() * 2.0
+    assert found == pytest.approx(float(plain_kl(best.expand_as(logits), logits, None, 2.0)), rel=1e-5)
+    for _ in range(5):
+        other = best + 0.01 * torch.from_numpy(rng.standard_normal(64))
+        assert float(plain_kl(other.expand_as(logits), logits, None, 2.0)) > found
+    assert zero_width_kl(teacher, tokens, temperature=1.0, pad_token_id=pad, device="cpu") > found
 
 
 def test_softmaxes_of_half_precision_logits_are_in_float32():

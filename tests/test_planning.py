@@ -70,28 +70,53 @@ def test_two_runs_are_met_and_lie_on_the_calibrated_curve(forecaster, floor):
     assert fitted.form_error_ == 0.15
 
 
-def test_without_a_predictor_the_curve_is_an_exponential_with_a_log_normal_error():
-    fitted = LossForecaster().fit([8, 64, 128], [0.8, 0.16, 0.035])
+@pytest.mark.parametrize("anchor", [None, 1.4])
+def test_without_a_predictor_the_curve_is_a_law_with_a_log_normal_error(anchor):
+    fitted = LossForecaster(zero_width_loss=anchor).fit([8, 64, 128], [0.8, 0.16, 0.035])
     wide, tau, epsilon = np.array([8.0, 64.0, 128.0]), fitted.form_error_, 0.03
     covariance = tau**2 * np.exp(-np.abs(np.subtract.outer(np.log2(wide), np.log2(wide))) / 3) + epsilon**2 * np.eye(3)
-    inverse, drift, response = (
-        np.linalg.inv(covariance),
-        np.column_stack([np.ones(3), wide]),
-        np.log([0.8, 0.16, 0.035]),
-    )
+
+    def columns(widths):
+        return np.stack([np.ones_like(widths) if anchor is None else np.log(1 + widths), widths], axis=-1)
+
+    inverse, drift, at = np.linalg.inv(covariance), columns(wide), columns(np.array(32.0))
+    known = 0.0 if anchor is None else np.log(anchor)
+    response = np.log([0.8, 0.16, 0.035]) - known
     information = drift.T @ inverse @ drift
     parameters = np.linalg.solve(information, drift.T @ inverse @ response)
     near = tau**2 * np.exp(-np.abs(np.log2(wide / 32)) / 3)
-    mean = [1, 32] @ parameters + near @ inverse @ (response - drift @ parameters)
-    rest = [1, 32] - drift.T @ inverse @ near
+    mean = known + at @ parameters + near @ inverse @ (response - drift @ parameters)
+    rest = at - drift.T @ inverse @ near
     deviation = np.sqrt(tau**2 + epsilon**2 - near @ inverse @ near + rest @ np.linalg.solve(information, rest))
     losses, interval = fitted.predict([32], return_interval=True, level=0.8)
     assert losses[0] == pytest.approx(np.exp(mean))
     np.testing.assert_allclose(interval[0], np.exp(mean + norm.ppf([0.1, 0.9]) * deviation))
-    assert (fitted.slope_, fitted.decay_) == pytest.approx((np.exp(parameters[0]), -parameters[1]))
-    two = LossForecaster().fit([8, 128], [0.8, 0.2])
-    np.testing.assert_allclose(two.predict([8, 68, 128]), [0.8, 0.4, 0.2])
+    assert fitted.decay_ == pytest.approx(-parameters[1])
+    if anchor is None:
+        assert fitted.slope_ == pytest.approx(np.exp(parameters[0]))
+    else:
+        assert (fitted.slope_, fitted.exponent_) == (1.4, pytest.approx(-parameters[0]))
+
+
+def test_two_runs_fix_the_law():
+    fitted = LossForecaster().fit([8, 128], [0.8, 0.2])
+    np.testing.assert_allclose(fitted.predict([8, 68, 128]), [0.8, 0.4, 0.2])
+    widths = np.array([3, 17, 128])
+    losses = 1.4 * (1.0 + widths) ** -0.2 * np.exp(-0.02 * widths)
+    fitted = LossForecaster(zero_width_loss=1.4).fit(widths[[0, 2]], losses[[0, 2]])
+    np.testing.assert_allclose(fitted.predict(widths), losses)
+    assert (fitted.exponent_, fitted.decay_) == pytest.approx((0.2, 0.02))
+
+
+def test_laws_never_rise():
     assert LossForecaster().fit([8, 128], [0.2, 0.8]).decay_ == 0.0
+    held = LossForecaster(zero_width_loss=1.4).fit([8, 128], [1.3, 0.1])  # falls faster than any exponential
+    assert held.exponent_ == 0.0 < held.decay_
+    flat = LossForecaster(zero_width_loss=1.4).fit([8, 128], [0.6, 0.5])
+    assert flat.decay_ == 0.0 < flat.exponent_
+    for fitted in (held, flat):
+        losses, interval = fitted.predict(np.arange(1, 400), return_interval=True)
+        assert (interval[:, 0] < losses).all()
 
 
 def test_more_runs_correct_the_curve_where_they_are(forecaster, floor):
@@ -210,6 +235,14 @@ def test_clones_share_the_predictor(forecaster, floor):
         ({"run_error": 0.0}, WIDTHS, OBSERVED, "run_error=0.0 must be a finite share above 0"),
         ({"form_error": np.nan}, WIDTHS, OBSERVED, "form_error=nan"),
         ({"predictor": None, "baseline": 0.0}, WIDTHS, OBSERVED, "baseline=0.0 is that of a predictor's floors"),
+        ({"zero_width_loss": 4.0}, WIDTHS, OBSERVED, "zero_width_loss=4.0 is for the law"),
+        ({"predictor": None, "zero_width_loss": 0.0}, WIDTHS, OBSERVED, "zero_width_loss=0.0 must be a finite loss"),
+        (
+            {"predictor": None, "zero_width_loss": 1.2},
+            WIDTHS,
+            OBSERVED,
+            "loss 1.32, which is not below zero_width_loss",
+        ),
         ({"baseline": np.inf}, WIDTHS, OBSERVED, "baseline=inf must be a finite loss"),
         ({}, [0, 2], [1, 2], "width 0; widths must be above 0"),
         ({}, [1, 2], [1, 0], "loss 0; losses must be above 0"),
