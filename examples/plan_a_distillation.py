@@ -40,7 +40,7 @@ from geofloor import (
 )
 from geofloor.datasets import load_local_corpus, load_teacher
 from geofloor.displays import FloorDisplay, ForecastDisplay, SpectrumDisplay
-from geofloor.distillation import distill_widths
+from geofloor.distillation import distill_widths, zero_width_kl
 from geofloor.language_models import token_blocks
 
 
@@ -192,9 +192,10 @@ def predict(options, source, sae, statistics):
 # %%
 # Floor → forecast
 # ----------------
-# Two students, trained in one pass over the data, give two forecasts of the others: an exponential in the width, which
-# has done best on small language models, and the floor in nats, calibrated. Where they differ, trust neither far. What
-# is forecast are students trained as these are: so few steps leave them far from what their width could reach.
+# Two students, trained in one pass over the data, give two forecasts of the others: a law of the width, which knows
+# from the teacher alone what a student of width 0 loses and has done best on small language models; and the floor in
+# nats, calibrated. Where they differ, trust neither far. What is forecast are students trained as these are: so few
+# steps leave them above what their width could reach.
 
 
 def forecast(options, source, nats, result):
@@ -219,7 +220,9 @@ def forecast(options, source, nats, result):
         verbose=1,
     )
     observed = [student.floor_ for student in students]
-    forecaster, calibrated = LossForecaster().fit(widths, observed), LossForecaster(nats).fit(widths, observed)
+    zero_width = zero_width_kl(str(source.path), source.held_out, teacher_kwargs=options.model_kwargs)
+    forecaster = LossForecaster(zero_width_loss=zero_width).fit(widths, observed)
+    calibrated = LossForecaster(nats).fit(widths, observed)
     planned = result["students"]["width"]
     losses, interval = forecaster.predict(planned, return_interval=True)
     result["students"] |= {"forecast": losses.tolist(), "low": interval[:, 0].tolist(), "high": interval[:, 1].tolist()}
@@ -230,6 +233,7 @@ def forecast(options, source, nats, result):
         {"width": each.width, "floor": each.floor_, "floor_error": each.floor_error_, "n_steps": each.n_steps_}
         for each in students
     ]
+    result["law"] = {"zero_width": zero_width, "exponent": forecaster.exponent_, "decay": forecaster.decay_}
     result["calibration"] = {"slope": calibrated.slope_, "baseline": calibrated.baseline_}
     result["decision"] = str(decisions[len(decisions) // 2])
     return forecaster
@@ -254,9 +258,10 @@ def show(result):
         runs = ", ".join(f"{run['width']}: {run['floor']:.4f} ± {run['floor_error']:.4f}" for run in result["runs"])
         print(
             f"\nDistilled for {result['runs'][0]['n_steps']} steps, nats a token: {runs}\n"
+            + "law: loss = {zero_width:.3f} (1 + d)^-{exponent:.3f} exp(-{decay:.4f} d)\n".format(**result["law"])
             + "calibration: loss = {slope:.3g} x nats + {baseline:.3g}\n\n".format(**result["calibration"])
-            + "Forecast for students trained as these two, in nats a token: an exponential in the width with its 90%\n"
-            "interval, the answer it gives, and beside it the calibrated floor:\n"
+            + "Forecast for students trained as these two, in nats a token: the law with its 90% interval, the answer it\n"
+            "gives, and beside it the calibrated floor:\n"
         )
         columns = ["width", "forecast", "low", "high", "answer", "calibrated"]
         print(table[columns].to_string(index=False, float_format="{:.3f}".format))
