@@ -189,6 +189,9 @@ def costs(options, config, plan):
 
 def _students(options, teacher, students):
     n_parameters = sum(each.n_parameters for each in students)
+    moments = 2 * n_parameters  # Adam's; of the blocks' matrices Muon keeps one
+    if options.optimizer == "muon":
+        moments -= sum(each.n_layers * each.block for each in students)
     n_eval = options.n_steps // options.eval_every + 1
 
     def parts(accumulation):
@@ -199,9 +202,9 @@ def _students(options, teacher, students):
         saved = max(
             (SAVED_BYTES[options.precision] * each.n_layers + 4) * parts(accumulation) * each.width for each in students
         )
-        # Weights, gradients and Adam's moments of all students stay; one student's backward pass runs at a time, and
-        # then the loss's chunks: logits, probabilities and the gradient on the unembedding.
-        total = 16 * n_parameters + 4 * teacher.n_parameters + saved + (kept if kept <= KEPT_BYTES else 0)
+        # Weights, gradients and moments of all students stay; one student's backward pass runs at a time, and then the
+        # loss's chunks: logits, probabilities and the gradient on the unembedding.
+        total = 8 * n_parameters + 4 * moments + 4 * teacher.n_parameters + saved + (kept if kept <= KEPT_BYTES else 0)
         total += 5 * 4 * CHUNK_LOGITS + 2 * 4 * max(each.unembedding for each in students)
         if options.precision == "bf16":  # copies of the weights, while autocast is on
             total += 2 * (teacher.n_parameters + max(each.n_parameters for each in students))
@@ -217,7 +220,7 @@ def _students(options, teacher, students):
         flops=options.length * (options.n_steps * options.batch_size * trained + evaluated),
         memory=memory(options.gradient_accumulation),
         disk=4 * n_parameters,
-        checkpoints=3 * 4 * n_parameters,  # weights and Adam's moments
+        checkpoints=4 * (n_parameters + moments),
         remedy=remedy,
     )
 

@@ -221,7 +221,12 @@ def forecast(options, source, nats, result):
     )
     observed = [student.floor_ for student in students]
     zero_width = zero_width_kl(str(source.path), source.held_out, teacher_kwargs=options.model_kwargs)
-    forecaster = LossForecaster(zero_width_loss=zero_width).fit(widths, observed)
+    if max(observed) < zero_width:
+        forecaster = LossForecaster(zero_width_loss=zero_width).fit(widths, observed)
+        law = f"{zero_width:.3f} (1 + d)^-{forecaster.exponent_:.3f} exp(-{forecaster.decay_:.4f} d)"
+    else:  # after so few steps they are no better than none at all
+        forecaster = LossForecaster().fit(widths, observed)
+        law = f"{forecaster.slope_:.3f} exp(-{forecaster.decay_:.4f} d)"
     calibrated = LossForecaster(nats).fit(widths, observed)
     planned = result["students"]["width"]
     losses, interval = forecaster.predict(planned, return_interval=True)
@@ -233,7 +238,7 @@ def forecast(options, source, nats, result):
         {"width": each.width, "floor": each.floor_, "floor_error": each.floor_error_, "n_steps": each.n_steps_}
         for each in students
     ]
-    result["law"] = {"zero_width": zero_width, "exponent": forecaster.exponent_, "decay": forecaster.decay_}
+    result["law"] = law
     result["calibration"] = {"slope": calibrated.slope_, "baseline": calibrated.baseline_}
     result["decision"] = str(decisions[len(decisions) // 2])
     return forecaster
@@ -258,10 +263,10 @@ def show(result):
         runs = ", ".join(f"{run['width']}: {run['floor']:.4f} ± {run['floor_error']:.4f}" for run in result["runs"])
         print(
             f"\nDistilled for {result['runs'][0]['n_steps']} steps, nats a token: {runs}\n"
-            + "law: loss = {zero_width:.3f} (1 + d)^-{exponent:.3f} exp(-{decay:.4f} d)\n".format(**result["law"])
+            f"law: loss = {result['law']}\n"
             + "calibration: loss = {slope:.3g} x nats + {baseline:.3g}\n\n".format(**result["calibration"])
-            + "Forecast for students trained as these two, in nats a token: the law with its 90% interval, the answer it\n"
-            "gives, and beside it the calibrated floor:\n"
+            + "Forecast for students trained as these two, in nats a token: the law with its 90% interval, the answer\n"
+            "it gives, and beside it the calibrated floor:\n"
         )
         columns = ["width", "forecast", "low", "high", "answer", "calibrated"]
         print(table[columns].to_string(index=False, float_format="{:.3f}".format))

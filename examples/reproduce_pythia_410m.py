@@ -59,7 +59,7 @@ from geofloor import (
     SparseAutoencoder,
 )
 from geofloor.datasets import pile_concepts
-from geofloor.distillation import distill_widths
+from geofloor.distillation import distill_widths, zero_width_kl
 from geofloor.forecasting import forecast_table
 from geofloor.language_models import token_blocks
 from geofloor.probing import probe_table
@@ -81,7 +81,7 @@ DEPENDS = {
     "sae": "layers expansion l1_coefficient sae_learning_rate sae_tokens sae_length sae_batch skip_first "
     "eval_sequences forward_batch precision seed",
     "statistics": "statistics_tokens widths temperature ablation_sequences ablation_points",
-    "students": "widths repeat_widths temperature n_steps batch_size learning_rate weight_decay warmup "
+    "students": "widths repeat_widths temperature n_steps batch_size optimizer learning_rate weight_decay warmup "
     "gradient_accumulation eval_sequences eval_every precision seed",
     "calibration": "",
     "probes": "probe_layer probe_widths concepts n_per_class max_characters probe_rows skip_first forward_batch seed",
@@ -124,6 +124,7 @@ def parse_arguments(arguments=None):
     add("--batch-size", type=int, default=32, help="sequences a step")
     add("--n-steps", type=int, default=30_000)
     add("--learning-rate", type=float, default=3e-4)
+    add("--optimizer", choices=("adamw", "muon"), default="adamw", help="of the students")
     add("--weight-decay", type=float, default=0.01)
     add("--warmup", type=int, default=1000)
     add("--temperature", type=float, default=2.0)
@@ -422,6 +423,7 @@ def students(options, plan, is_main=True):
         temperature=options.temperature,
         n_steps=options.n_steps,
         batch_size=options.batch_size,
+        optimizer=options.optimizer,
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
         warmup=options.warmup,
@@ -435,6 +437,14 @@ def students(options, plan, is_main=True):
     )
     if not is_main:
         return
+    zero_width = zero_width_kl(
+        options.model,
+        blocks_of(options, plan, "evaluation"),
+        temperature=options.temperature,
+        batch_size=options.batch_size,
+        teacher_kwargs={"dtype": dtype_of(options)},
+        device=options.device,
+    )
     for student in fitted:
         student.save(student_path(options, student.width, student.random_state))
     results = [
@@ -446,6 +456,7 @@ def students(options, plan, is_main=True):
             "standard_error": student.floor_error_,
             "raw_kl": student.floor_ * options.length * options.temperature**2,  # the paper's
             "converged": student.converged_,
+            "zero_width_kl": zero_width,
         }
         for student in fitted
     ]
@@ -463,8 +474,8 @@ def students(options, plan, is_main=True):
 # Features and students → calibration
 # -----------------------------------
 # Eq. 3 with a free baseline, and with the loss of the widest student for one, as the paper has it; Eq. 4; the teacher
-# without the features that a student drops; an exponential in the width; and how well each forecasts widths that it was
-# not fitted to. Last, what two students, the widest and the narrowest, would have told of the others. The first seed of
+# without the features that a student drops; laws of the width; and how well each forecasts widths that it was not
+# fitted to. Last, what two students, the widest and the narrowest, would have told of the others. The first seed of
 # each width counts.
 
 
@@ -498,6 +509,9 @@ def calibration(options, plan):
         "a + b/d": make_pipeline(FunctionTransformer(np.reciprocal), AffineCalibrator()),
         "a exp(-b d)": LossForecaster(),
     }
+    zero_width = float(runs["zero_width_kl"].iloc[0])
+    if observed.max() < zero_width:  # or students of these widths have learnt no more than none at all
+        rivals["L0 (1 + d)^-c exp(-b d)"] = LossForecaster(zero_width_loss=zero_width)
     predicted = pd.read_csv(options.output / "predicted.csv").set_index("layer")
     decomposed = []
     for layer in options.layers:

@@ -32,7 +32,7 @@ from geofloor import (
     SparseAutoencoder,
 )
 from geofloor.datasets import load_paper_tables, load_teacher, pile_concepts
-from geofloor.distillation import distill_widths
+from geofloor.distillation import distill_widths, zero_width_kl
 from geofloor.language_models import token_blocks
 from geofloor.students import count_parameters, student_config
 
@@ -45,7 +45,7 @@ SMALL = [
     *("--layers", "1", "2", "--expansion", "4", "--l1-coefficient", "2", "--sae-learning-rate", "3e-3"),
     *("--sae-tokens", "40000", "--sae-length", "64", "--sae-batch", "512", "--sae-checkpoint-every", "10"),
     *("--statistics-tokens", "6000", "--ablation-sequences", "4", "--ablation-points", "6"),
-    *("--length", "32", "--batch-size", "8", "--learning-rate", "3e-3"),
+    *("--length", "32", "--batch-size", "8", "--optimizer", "muon", "--learning-rate", "2e-2"),
     *("--widths", "8", "16", "32", "64", "--repeat-widths", "8", "--n-steps", "30", "--warmup", "5"),
     *("--eval-every", "5", "--eval-sequences", "8", "--checkpoint-every", "3"),
     *("--probe-layer", "2", "--probe-widths", "8", "64", "--concepts", "legal", "code"),
@@ -167,10 +167,13 @@ def test_floors_and_calibrations_follow_from_the_stored_tables(finished):
             calibration["layers"][str(layer)]["free"]["r2"]
         )
     from_two = pd.read_csv(finished / "from-two-students.csv").set_index("predictor")
-    assert list(from_two.index.unique()) == ["a exp(-b d)", "without features, layer 1", "without features, layer 2"]
-    loss, interval = LossForecaster().fit([8, 64], observed[[0, -1]]).predict([16, 32], return_interval=True)
-    found = from_two.loc["a exp(-b d)"]
-    np.testing.assert_allclose(found[["forecast", "low", "high"]], np.column_stack([loss, interval]))
+    without = [f"without features, layer {layer}" for layer in (1, 2)]
+    assert list(from_two.index.unique()) == ["a exp(-b d)", "L0 (1 + d)^-c exp(-b d)", *without]
+    zero_width = zero_width_kl(load_teacher().path, np.load(finished / "tokens.npy")[:8], device="cpu")
+    law = LossForecaster(zero_width_loss=zero_width).fit([8, 64], observed[[0, -1]])
+    loss, interval = law.predict([16, 32], return_interval=True)
+    found = from_two.loc["L0 (1 + d)^-c exp(-b d)"]
+    np.testing.assert_allclose(found[["forecast", "low", "high"]], np.column_stack([loss, interval]), rtol=1e-6)
     np.testing.assert_allclose(found["observed"], observed[1:-1])
     power_law = PowerLawCalibrator().fit(WIDTHS, observed)
     assert calibration["eq_4"]["exponent"] == pytest.approx(power_law.exponent_)
@@ -186,7 +189,8 @@ def test_students_are_those_of_a_lone_fit(finished):
         8,
         n_steps=30,
         batch_size=8,
-        learning_rate=3e-3,
+        optimizer="muon",
+        learning_rate=2e-2,
         warmup=5,
         eval_every=5,
         random_state=1,
