@@ -223,6 +223,12 @@ def intervals(layer, widths, losses) -> dict[str, float]:
     return found
 
 
+def fitted_law(zero_width, widths, losses) -> dict[str, float]:
+    law = LossForecaster(zero_width_loss=zero_width, form_error=1e-6).fit(widths, losses)
+    error = np.abs(law.predict(widths) / losses - 1.0).max()
+    return {"c": law.exponent_, "b": law.decay_, "largest error": error}
+
+
 def show(table: pd.DataFrame) -> str:
     formatters = {name: ("{:.1%}" if name in SHARES else "{:.4g}").format for name in table.columns}
     return table.to_string(formatters=formatters, na_rep="")
@@ -263,10 +269,11 @@ def main() -> None:
     layers = {layer: known | {"zero_width": zero_width} for layer, known in layers.items()}
     floors = observed_floors(options.floors)
     print(f"width 0, by the teacher alone: {zero_width:.4f}")
-    left_out, two_runs, ends, within = {}, {}, {}, {}
+    left_out, two_runs, ends, within, laws = {}, {}, {}, {}, {}
     for n_steps in sorted(floors.columns, reverse=True):
         for widest in floors.index[-1:-3:-1]:
             observed = floors.loc[:widest, n_steps]
+            laws[n_steps, widest] = fitted_law(zero_width, observed.index.to_numpy(), observed.to_numpy())
             for layer, known in layers.items():
                 found = compare(known, observed.index.to_numpy(), observed.to_numpy())
                 case = n_steps, widest, layer
@@ -279,6 +286,8 @@ def main() -> None:
     for title, errors in (("forecast from two runs", two_runs), ("at a width left out", left_out)):
         print(f"\n=== {title}, median error, by steps, widest student and layer")
         print(pd.DataFrame(errors).dropna().to_string(float_format="{:.1%}".format))
+    print("\n=== the anchored law fitted to all widths: its exponent c and decay b, and its largest error")
+    print(pd.DataFrame(laws).to_string(float_format="{:.3g}".format))
     print("\n=== LossForecaster from two runs: widths whose loss is within the interval, at 90%, and its half width")
     print(pd.DataFrame(within).to_string(float_format="{:.1%}".format))
     print("\n=== Eq. 2 with a free capacity: the multiplier, and the critical width that it leaves")
