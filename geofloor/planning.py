@@ -97,8 +97,8 @@ class LossForecaster(RegressorMixin, BaseEstimator):
               \operatorname{cov}(e(d), e(d')) = \tau^2 \exp(-|\log_2 (d/d')| / 3),
 
     and without a predictor :math:`\log y(d) = \log L(d) + e(d) + \epsilon` for the law L,
-    with ε the `run_error` and τ the `form_error`: C and B by generalised least squares with C ≥ 0, the forecast the
-    best linear unbiased one, its variance that of a single new run, the uncertainty of C and B included.
+    with ε the `run_error` and τ the `form_error`: parameters by generalised least squares within their bounds, the
+    forecast the best linear unbiased one, its variance that of a single new run, with the parameters' uncertainty.
     Without runs nearby an interval is as wide as the predictor's form is doubtful; between two near runs it is
     hardly wider than `run_error`. With n runs and p parameters fitted, τ² is the weighted mean of its default, with
     weight 4, and the n − p squared standardised residuals. The default of τ was chosen for `AblationPredictor` on
@@ -167,29 +167,16 @@ class LossForecaster(RegressorMixin, BaseEstimator):
             If values are not finite, a width or loss is not above 0, an error is not a share above 0, a loss is
             not below that of width 0, or there are fewer different widths than parameters.
         """
-        for name in ("run_error", "form_error"):
-            if not 0.0 < getattr(self, name) < np.inf:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a finite share above 0.")
-        if self.baseline is not None and not np.isfinite(self.baseline):
-            raise ValueError(f"baseline={self.baseline!r} must be a finite loss in nats per token, or None to fit it.")
-        if self.predictor is None and self.baseline is not None:
-            raise ValueError(
-                f"baseline={self.baseline!r} is that of a predictor's floors, and predictor=None; give both."
-            )
-        anchor = self.zero_width_loss
-        if anchor is not None and self.predictor is not None:
-            raise ValueError(f"zero_width_loss={anchor!r} is for the law of the width; leave out it or the predictor.")
-        if anchor is not None and not 0.0 < anchor < np.inf:
-            raise ValueError(f"zero_width_loss={anchor!r} must be a finite loss above 0, in nats per token.")
+        self._check_parameters()
         column, losses = validate_data(self, as_column(X), y, dtype=np.float64, y_numeric=True)
         if not column.min() > 0:
             raise ValueError(f"X holds the width {column.min():g}; widths must be above 0.")
         if not losses.min() > 0:
             raise ValueError(f"y holds the loss {losses.min():g}; losses must be above 0, in nats per token.")
-        if anchor is not None and not losses.max() < anchor:
+        if self.zero_width_loss is not None and not losses.max() < self.zero_width_loss:
             raise ValueError(
-                f"y holds the loss {losses.max():g}, which is not below zero_width_loss={anchor:g}, that of a student "
-                "which gives all positions one distribution; measure both at one temperature, or train for longer."
+                f"y holds the loss {losses.max():g}, which is not below zero_width_loss={self.zero_width_loss:g}, that "
+                "of one distribution for all positions; measure both at one temperature, or train for longer."
             )
         n_parameters = 2 if self.baseline is None else 1
         if len(np.unique(column)) < n_parameters:
@@ -206,6 +193,22 @@ class LossForecaster(RegressorMixin, BaseEstimator):
             self.form_error_ = float(np.sqrt((expected + self.form_error**2 * residuals @ residuals) / (4.0 + free)))
             self._solve()
         return self
+
+    def _check_parameters(self) -> None:
+        for name in ("run_error", "form_error"):
+            if not 0.0 < getattr(self, name) < np.inf:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a finite share above 0.")
+        if self.baseline is not None and not np.isfinite(self.baseline):
+            raise ValueError(f"baseline={self.baseline!r} must be a finite loss in nats per token, or None to fit it.")
+        if self.predictor is None and self.baseline is not None:
+            raise ValueError(
+                f"baseline={self.baseline!r} is that of a predictor's floors, and predictor=None; give both."
+            )
+        anchor = self.zero_width_loss
+        if anchor is not None and self.predictor is not None:
+            raise ValueError(f"zero_width_loss={anchor!r} is for the law of the width; give it or a predictor.")
+        if anchor is not None and not 0.0 < anchor < np.inf:
+            raise ValueError(f"zero_width_loss={anchor!r} must be a finite loss above 0, in nats per token.")
 
     def _solve(self) -> np.ndarray:
         """The curve's parameters by generalised least squares; return the standardised residuals."""
