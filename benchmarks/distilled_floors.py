@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="sequences a step")
     parser.add_argument("--n-steps", type=int, default=1500)
     parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--init", default="random", help="how students start")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--eval-every", type=int, default=50)
     parser.add_argument("--eval-sequences", type=int, default=512)
@@ -74,7 +75,7 @@ def main() -> None:
     print(f"{train.size:,} tokens to train on, {test.size:,} held out", flush=True)
     if options.only_tokens:
         return
-    chosen = ("optimizer", "learning_rate", "batch_size", "eval_every", "eval_sequences")
+    chosen = ("optimizer", "init", "learning_rate", "batch_size", "eval_every", "eval_sequences")
     settings = SETTINGS | {name: getattr(options, name) for name in chosen}
     runs = []
     for budget in options.budgets:
