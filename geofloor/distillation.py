@@ -1110,7 +1110,8 @@ def zero_width_kl(
     Raises
     ------
     ValueError
-        If teacher and tokens don't fit each other, or the teacher's logits are not finite.
+        If teacher and tokens don't fit each other, `temperature` is not above 0, or the teacher's logits are not
+        finite.
 
     See Also
     --------
@@ -1132,6 +1133,7 @@ def zero_width_kl(
     True
     """
     check_range("batch_size", batch_size, 1, whole=True)
+    check_range("temperature", temperature, 1e-6)
     place, module = load_language_model(teacher, teacher_kwargs, device)
     model = LanguageModel(module, f"teacher={type(module).__name__}")
     rows = TokenRows(tokens, "tokens", model.n_tokens, model.max_length, pad_token_id=pad_token_id)
@@ -1147,7 +1149,7 @@ def zero_width_kl(
             for index in range(len(targets.chunks)):
                 probabilities, negative_entropies = targets.chunk(index)
                 total += probabilities.sum(dim=0).cpu().double()
-                negative_entropy += float(negative_entropies.sum(dtype=torch.float64))
+                negative_entropy += float(negative_entropies.cpu().double().sum())
             n_positions += len(states.rows)
     mean = total / n_positions
     kl = negative_entropy / n_positions - float(torch.xlogy(mean, mean).sum())

@@ -167,6 +167,8 @@ def test_width_zero_gives_the_best_single_distribution(teacher, teacher_path, to
         other = best + 0.01 * torch.from_numpy(rng.standard_normal(64))
         assert float(plain_kl(other.expand_as(logits), logits, None, 2.0)) > found
     assert zero_width_kl(teacher, tokens, temperature=1.0, pad_token_id=pad, device="cpu") > found
+    with pytest.raises(ValueError, match="temperature=0"):
+        zero_width_kl(teacher, tokens, temperature=0.0)
 
 
 def test_softmaxes_of_half_precision_logits_are_in_float32():
