@@ -55,7 +55,7 @@ class LossForecaster(RegressorMixin, BaseEstimator):
     predictor : estimator, default=None
         Fitted predictor of floors over widths, such as an `AblationPredictor` or a `FloorPredictor`. It is
         never changed, and shared by clones. With None the curve is a law of the width alone, which from two
-        runs was better on the students of two small language models than any predictor (see :doc:`/distillation`).
+        runs was mostly better than any predictor on students of two small language models (see :doc:`/distillation`).
     zero_width_loss : float, default=None
         L₀, the loss of a student of width 0 in nats per token, as `geofloor.distillation.zero_width_kl` measures
         it on the teacher, at the runs' temperature. The law is then :math:`L_0 (1 + d)^{-c} e^{-b d}` with b, c ≥ 0,
