@@ -1129,7 +1129,7 @@ def zero_width_kl(
     >>> from geofloor.datasets import load_teacher
     >>> from geofloor.distillation import zero_width_kl
     >>> tokens = np.random.default_rng(0).integers(2048, size=(8, 64))
-    >>> 0 < zero_width_kl(load_teacher().path, tokens) < np.log(2048)
+    >>> 0 < zero_width_kl(load_teacher().path, tokens) < 7.63  # log 2048
     True
     """
     check_range("batch_size", batch_size, 1, whole=True)

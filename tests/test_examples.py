@@ -68,7 +68,7 @@ def test_the_forecast_meets_its_two_students_and_decides_by_its_interval(finishe
     assert (students.low < students.forecast).all()
     assert (students.forecast < students.high).all()
     assert students.answer.tolist() == [
-        "go" if high <= 0.5 else "no-go" if low > 0.5 else "uncertain"
+        "go" if high <= 0.25 else "no-go" if low > 0.25 else "uncertain"
         for low, high in zip(students.low, students.high, strict=True)
     ]
     assert plan["decision"] in printed

@@ -16,7 +16,7 @@ class Muon(torch.optim.Optimizer):
     """Muon for matrices (Jordan et al., 2024), with steps as large as AdamW's (Liu et al., 2025, arXiv:2502.16982).
 
     As `torch.optim.Muon` with ``adjust_lr_fn="match_rms_adamw"``, but in float32 and with one product for all matrices
-    of a shape: a narrow student has many small ones, for which the other takes as long as the student itself.
+    of a shape: a narrow student has many small ones, on which the other takes some ten times as long on a CPU.
     """
 
     def __init__(
