@@ -7,8 +7,9 @@ Floors and training curves go to results/distilled_floors.json, the students bes
 It takes minutes on a GPU and a day on two cores; a run that was stopped goes on where it was. With Muon less text goes
 as far:
 
-    python benchmarks/distilled_floors.py --work distilled-work --optimizer muon --learning-rate 1e-2 --batch-size 8 \
-        --widths 8 16 32 64 96 128 --eval-every 100 --eval-sequences 256 --output distilled_floors_muon.json
+    python benchmarks/distilled_floors.py --work distilled-work --optimizer muon --learning-rate 2e-2 --batch-size 8 \
+        --n-steps 1000 --widths 8 16 32 64 96 128 --eval-every 100 --eval-sequences 256 \
+        --output distilled_floors_muon.json
 """
 
 from __future__ import annotations

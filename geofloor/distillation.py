@@ -420,12 +420,12 @@ def _optimizers(
     estimator: DistilledStudent, model: LanguageModel, parameters: list[torch.nn.Parameter]
 ) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters, or Muon for the matrices between embedding and unembedding and AdamW for the rest."""
-    settings = {"lr": estimator.learning_rate, "weight_decay": estimator.weight_decay}
+    rate, decay = estimator.learning_rate, estimator.weight_decay
     matrices = model.inner_matrices() if estimator.optimizer == "muon" else []
     inner = {id(matrix) for matrix in matrices}
     others = [parameter for parameter in parameters if id(parameter) not in inner]
-    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, **settings, fused=True)]  # type: ignore[arg-type]
-    return [*found, Muon(matrices, **settings)] if matrices else found
+    adamw = torch.optim.AdamW(others, lr=rate, weight_decay=decay, fused=True)
+    return [adamw, Muon(matrices, lr=rate, weight_decay=decay)] if matrices else [adamw]
 
 
 def _is_final(step: int, n_steps: int) -> bool:

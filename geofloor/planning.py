@@ -59,7 +59,8 @@ class LossForecaster(RegressorMixin, BaseEstimator):
     zero_width_loss : float, default=None
         L₀, the loss of a student of width 0 in nats per token, as `geofloor.distillation.zero_width_kl` measures
         it on the teacher, at the runs' temperature. The law is then :math:`L_0 (1 + d)^{-c} e^{-b d}` with b, c ≥ 0,
-        and without it :math:`a\,e^{-b d}` with b ≥ 0. Not with a predictor.
+        and without it :math:`a\,e^{-b d}` with b ≥ 0, which never did better where both were tried. Not
+        with a predictor.
     baseline : float or None, default=None
         B, in nats per token. With None it is fitted with the slope and takes two runs; with a value, such as 0, one
         is enough.
