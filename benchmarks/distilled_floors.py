@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--eval-sequences", type=int, default=512)
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     parser.add_argument("--second-seed", type=int, default=64, help="width that is distilled from a second seed too")
+    parser.add_argument("--data-seed", type=int, default=0, help="seed of the order of the text")
     parser.add_argument("--budgets", type=int, nargs="+", default=(1, 2), help="multiples of the steps")
     parser.add_argument("--n-train", type=int, default=72_000, help="sequences")
     parser.add_argument("--n-test", type=int, default=1000, help="sequences")
@@ -76,7 +77,7 @@ def main() -> None:
     print(f"{train.size:,} tokens to train on, {test.size:,} held out", flush=True)
     if options.only_tokens:
         return
-    chosen = ("optimizer", "init", "learning_rate", "batch_size", "eval_every", "eval_sequences")
+    chosen = ("optimizer", "init", "learning_rate", "batch_size", "eval_every", "eval_sequences", "data_seed")
     settings = SETTINGS | {name: getattr(options, name) for name in chosen}
     runs = []
     for budget in options.budgets:
