@@ -7,8 +7,9 @@ For each layer a sparse autoencoder is trained on the teacher's activations, and
 hidden space, and by what the teacher's output loses without them. Every predictor is put through the same test as
 rivals that need no features: an affine calibration to the observed losses, the error at a width that was left out,
 and the forecast of all others from two runs, the widest and one more. The anchored law knows the loss of a student of
-width 0 as well, which the teacher tells. Training takes some ten minutes on two cores and is kept in `--work`; the
-comparison takes three.
+width 0 as well, which the teacher tells; the law with both ends is for students that start from the teacher's principal
+directions, and knows that one of the teacher's own width loses nothing. Training takes some ten minutes on two cores and
+is kept in `--work`; the comparison takes three.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ ORDER = (
     "a exp(-b d), corrected",
     "anchored law",
     "anchored law, corrected",
+    "law with both ends",
+    "law with both ends, corrected",
 )
 SHARES = ("left_out", "inside", "two_runs", "two_runs_best", "two_runs_worst")
 COLUMNS = ("r2", "r2_B0", "C", "B", "kappa", "d*/kappa", *SHARES)
@@ -177,6 +180,10 @@ def compare(layer, widths, losses) -> pd.DataFrame:
         "anchored law": LossForecaster(zero_width_loss=layer["zero_width"], form_error=1e-6),
         "anchored law, corrected": LossForecaster(zero_width_loss=layer["zero_width"]),
     }
+    if "own_width" in layer:
+        both_ends = {"zero_width_loss": layer["zero_width"], "teacher_width": layer["own_width"]}
+        estimators["law with both ends"] = LossForecaster(**both_ends, form_error=1e-6)
+        estimators["law with both ends, corrected"] = LossForecaster(**both_ends)
     found = forecast_table(estimators, widths, losses)
     for name, floors in predictors.items():
         column = floors(widths[:, np.newaxis])
@@ -187,7 +194,7 @@ def compare(layer, widths, losses) -> pd.DataFrame:
     fitted = [multiplied.slope_, multiplied.baseline_, multiplied.multiplier_]
     critical = multiplied.predictor.critical_width_ / multiplied.multiplier_
     found.loc["Eq. 2, capacity kappa g", ["C", "B", "kappa", "d*/kappa"]] = [*fitted, critical]
-    return found.loc[list(ORDER), list(COLUMNS)]
+    return found.loc[[name for name in ORDER if name in estimators], list(COLUMNS)]
 
 
 class Curve:
@@ -209,6 +216,9 @@ def intervals(layer, widths, losses) -> dict[str, float]:
         "a exp(-b d)": LossForecaster(),
         "anchored law": LossForecaster(zero_width_loss=layer["zero_width"]),
     }
+    if "own_width" in layer:
+        both_ends = {"zero_width_loss": layer["zero_width"], "teacher_width": layer["own_width"]}
+        forecasters["law with both ends"] = LossForecaster(**both_ends)
     found = {}
     for name, forecaster in forecasters.items():
         inside, half = [], []
@@ -223,10 +233,12 @@ def intervals(layer, widths, losses) -> dict[str, float]:
     return found
 
 
-def fitted_law(zero_width, widths, losses) -> dict[str, float]:
-    law = LossForecaster(zero_width_loss=zero_width, form_error=1e-6).fit(widths, losses)
+def fitted_law(known, widths, losses) -> dict[str, float]:
+    """Exponent and decay of the anchored law, or of that with both ends, fitted to all widths."""
+    law = LossForecaster(zero_width_loss=known["zero_width"], teacher_width=known.get("own_width"), form_error=1e-6)
+    law.fit(widths, losses)
     error = np.abs(law.predict(widths) / losses - 1.0).max()
-    return {"c": law.exponent_, "b": law.decay_, "largest error": error}
+    return {"p" if "own_width" in known else "c": law.exponent_, "b": law.decay_, "largest error": error}
 
 
 def show(table: pd.DataFrame) -> str:
@@ -234,9 +246,9 @@ def show(table: pd.DataFrame) -> str:
     return table.to_string(formatters=formatters, na_rep="")
 
 
-def observed_floors(path: Path) -> pd.DataFrame:
+def observed_floors(measured: dict) -> pd.DataFrame:
     """Floors by width and seed, a column for each number of steps."""
-    runs = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["runs"])
+    runs = pd.DataFrame(measured["runs"])
     floors = runs.pivot_table(index=["width", "seed"], columns="n_steps", values="floor")
     few, many = floors.columns.min(), floors.columns.max()
     shown = floors.assign(change=(floors[many] / floors[few] - 1.0).map("{:+.1%}".format))
@@ -259,21 +271,25 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", help="by default all blocks")
     parser.add_argument("--only-measure", action="store_true", help="train the autoencoders and stop")
     options = parser.parse_args()
-    n_blocks = AutoConfig.from_pretrained(options.teacher).num_hidden_layers
-    blocks = range(n_blocks) if options.layers is None else options.layers
+    config = AutoConfig.from_pretrained(options.teacher)
+    blocks = range(config.num_hidden_layers) if options.layers is None else options.layers
     layers = {layer: measured(options.teacher, options.work, layer) for layer in blocks}
     if options.only_measure:
         return
     held_out = np.load(options.work / "tokens-test.npy")[:512].astype(np.int64)
     zero_width = zero_width_kl(options.teacher, held_out, batch_size=16)
-    layers = {layer: known | {"zero_width": zero_width} for layer, known in layers.items()}
-    floors = observed_floors(options.floors)
+    distilled = json.loads(options.floors.read_text(encoding="utf-8"))
+    of_teacher = {"zero_width": zero_width}
+    if distilled["settings"].get("init") == "principal":
+        of_teacher["own_width"] = config.hidden_size
+    layers = {layer: known | of_teacher for layer, known in layers.items()}
+    floors = observed_floors(distilled)
     print(f"width 0, by the teacher alone: {zero_width:.4f}")
     left_out, two_runs, ends, within, laws = {}, {}, {}, {}, {}
     for n_steps in sorted(floors.columns, reverse=True):
         for widest in floors.index[-1:-3:-1]:
             observed = floors.loc[:widest, n_steps]
-            laws[n_steps, widest] = fitted_law(zero_width, observed.index.to_numpy(), observed.to_numpy())
+            laws[n_steps, widest] = fitted_law(of_teacher, observed.index.to_numpy(), observed.to_numpy())
             for layer, known in layers.items():
                 found = compare(known, observed.index.to_numpy(), observed.to_numpy())
                 case = n_steps, widest, layer
@@ -286,7 +302,8 @@ def main() -> None:
     for title, errors in (("forecast from two runs", two_runs), ("at a width left out", left_out)):
         print(f"\n=== {title}, median error, by steps, widest student and layer")
         print(pd.DataFrame(errors).dropna().to_string(float_format="{:.1%}".format))
-    print("\n=== the anchored law fitted to all widths: its exponent c and decay b, and its largest error")
+    law, exponent = ("law with both ends", "p") if "own_width" in of_teacher else ("anchored law", "c")
+    print(f"\n=== the {law} fitted to all widths: its exponent {exponent} and decay b, and its largest error")
     print(pd.DataFrame(laws).to_string(float_format="{:.3g}".format))
     print("\n=== LossForecaster from two runs: widths whose loss is within the interval, at 90%, and its half width")
     print(pd.DataFrame(within).to_string(float_format="{:.1%}".format))

@@ -61,6 +61,11 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         it on the teacher, at the runs' temperature. The law is then :math:`L_0 (1 + d)^{-c} e^{-b d}` with b, c ≥ 0,
         and without it :math:`a\,e^{-b d}` with b ≥ 0, which never did better where both were tried. Not
         with a predictor.
+    teacher_width : int, default=None
+        D, the teacher's own width in dimensions, for students that start as the teacher does in fewer dimensions
+        (``DistilledStudent(init="principal")``): one of width D loses nothing. The law is then
+        :math:`L_0 (1 - \log(1 + d) / \log(1 + D))^p e^{-b d}` with b, p ≥ 0, and 0 from width D on. Goes with a
+        `zero_width_loss`.
     baseline : float or None, default=None
         B, in nats per token. With None it is fitted with the slope and takes two runs; with a value, such as 0, one
         is enough.
@@ -77,7 +82,7 @@ class LossForecaster(RegressorMixin, BaseEstimator):
     decay_ : float
         b, per dimension; only without a predictor.
     exponent_ : float
-        c; only with a `zero_width_loss`.
+        c, or p with a `teacher_width`; only with a `zero_width_loss`.
     baseline_ : float
         B, in nats per token; 0 without a predictor.
     form_error_ : float
@@ -127,6 +132,9 @@ class LossForecaster(RegressorMixin, BaseEstimator):
     array([1.18, 0.93])
     >>> LossForecaster(zero_width_loss=4.0).fit([128, 1024], [1.32, 0.586]).predict([256, 512]).round(2)
     array([1.08, 0.84])
+    >>> both_ends = LossForecaster(zero_width_loss=1.38, teacher_width=128).fit([32, 96], [0.381, 0.05])
+    >>> both_ends.predict([16, 64, 128]).round(2)
+    array([0.63, 0.15, 0.  ])
     >>> decision = forecast.decide(256, 0.7)
     >>> decision.answer, decision.min_width, decision.safe_width
     ('no-go', 535, 775)
@@ -137,12 +145,14 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         predictor: Any = None,
         *,
         zero_width_loss: float | None = None,
+        teacher_width: int | None = None,
         baseline: float | None = None,
         run_error: float = 0.03,
         form_error: float = 0.15,
     ) -> None:
         self.predictor = predictor
         self.zero_width_loss = zero_width_loss
+        self.teacher_width = teacher_width
         self.baseline = baseline
         self.run_error = run_error
         self.form_error = form_error
@@ -166,7 +176,8 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         ------
         ValueError
             If values are not finite, a width or loss is not above 0, an error is not a share above 0, a loss is
-            not below that of width 0, or there are fewer different widths than parameters.
+            not below that of width 0, a width is not below the teacher's, or there are fewer different widths than
+            parameters.
         """
         self._check_parameters()
         column, losses = validate_data(self, as_column(X), y, dtype=np.float64, y_numeric=True)
@@ -178,6 +189,11 @@ class LossForecaster(RegressorMixin, BaseEstimator):
             raise ValueError(
                 f"y holds the loss {losses.max():g}, which is not below zero_width_loss={self.zero_width_loss:g}, that "
                 "of one distribution for all positions; measure both at one temperature, or train for longer."
+            )
+        if self.teacher_width is not None and not column.max() < self.teacher_width:
+            raise ValueError(
+                f"X holds the width {column.max():g}, which is not below teacher_width={self.teacher_width:g}, where a "
+                "student can be the teacher and lose nothing; leave it out, or give no teacher_width."
             )
         n_parameters = 2 if self.baseline is None else 1
         if len(np.unique(column)) < n_parameters:
@@ -210,6 +226,10 @@ class LossForecaster(RegressorMixin, BaseEstimator):
             raise ValueError(f"zero_width_loss={anchor!r} is for the law of the width; give it or a predictor.")
         if anchor is not None and not 0.0 < anchor < np.inf:
             raise ValueError(f"zero_width_loss={anchor!r} must be a finite loss above 0, in nats per token.")
+        if self.teacher_width is not None and anchor is None:
+            raise ValueError(f"teacher_width={self.teacher_width!r} is for a law with a zero_width_loss; give both.")
+        if self.teacher_width is not None and not 0.0 < self.teacher_width < np.inf:
+            raise ValueError(f"teacher_width={self.teacher_width!r} must be a finite width above 0, in dimensions.")
 
     def _solve(self) -> np.ndarray:
         """The curve's parameters by generalised least squares; return the standardised residuals."""
@@ -277,6 +297,16 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         if not column.min() > 0:
             raise ValueError(f"X holds the width {column.min():g}; widths must be above 0.")
         widths = column[:, 0]
+        if self.teacher_width is not None and (beyond := widths >= self.teacher_width).any():
+            losses, ends = np.zeros(len(widths)), np.zeros((len(widths), 2))
+            if not beyond.all():
+                losses[~beyond], ends[~beyond] = self._predict(widths[~beyond], level)
+        else:
+            losses, ends = self._predict(widths, level)
+        return (losses, ends) if return_interval else losses
+
+    def _predict(self, widths: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """Losses (n_widths,) and ends of their intervals (n_widths, 2)."""
         design = self._design(widths)
         between = self._covariance(self.widths_, widths)
         curve, correction = design @ self._parameters, between.T @ self._weights
@@ -287,8 +317,6 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         else:
             scale, factor = np.maximum(curve + self._known(), 0.0), np.maximum(1.0 + correction, 0.0)
             losses = scale * factor
-        if not return_interval:
-            return losses
         # In the unit of the curve, so that where it has come down to zero its parameters are still uncertain.
         whitened = self._whiten(between)
         variance = scale**2 * (self.form_error_**2 + self.run_error**2 - np.square(whitened).sum(axis=0))
@@ -314,8 +342,8 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         Returns
         -------
         width : int or None
-            In dimensions; None if no width does up to twice the widest run, or the predictor's critical width if
-            that is larger.
+            In dimensions; None if no width does up to twice the widest run, or the predictor's critical width or the
+            `teacher_width` if that is larger.
 
         Raises
         ------
@@ -326,7 +354,8 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         if not 0.0 <= target < np.inf:
             raise ValueError(f"target={target!r} must be a finite loss of at least 0, in nats per token.")
         # Blocks of widths, each twice as wide as the one before: forecasts need not be monotone.
-        last = min(max(float(getattr(self.predictor, "critical_width_", 0.0)), 2.0 * self.widths_.max()), _WIDEST)
+        known = max(getattr(self.predictor, "critical_width_", 0.0), self.teacher_width or 0.0)
+        last = min(max(known, 2.0 * self.widths_.max()), _WIDEST)
         start = 1
         while start <= last:
             widths = np.arange(start, min(2 * start, int(last) + 1))
@@ -375,7 +404,12 @@ class LossForecaster(RegressorMixin, BaseEstimator):
 
     def _design(self, widths: np.ndarray) -> np.ndarray:
         if self.predictor is None:
-            second = np.ones(len(widths)) if self.zero_width_loss is None else -np.log1p(widths)
+            if self.zero_width_loss is None:
+                second = np.ones(len(widths))
+            elif self.teacher_width is None:
+                second = -np.log1p(widths)
+            else:
+                second = np.log1p(-np.log1p(widths) / np.log1p(self.teacher_width))
             return np.column_stack([-widths, second])
         floors = np.asarray(self.predictor.predict(widths), dtype=np.float64)
         return floors[:, np.newaxis] if self.baseline is not None else np.column_stack([floors, np.ones(len(floors))])

@@ -227,10 +227,10 @@ def make_student(
     Notes
     -----
     A *principal* start normalises, reads and writes the residual stream as the teacher does, in as many of its
-    principal directions as the student has dimensions. It keeps the feed-forward units and the heads that write most, and
-    of heads the largest singular values of queries times keys and of outputs times values. A student of the
+    principal directions as the student has dimensions. It keeps the feed-forward units and the heads that write most,
+    and of heads the largest singular values of queries times keys and of outputs times values. A student of the
     teacher's own width is the teacher. An embedding that is the unembedding as well (``tie_word_embeddings``) can't
-    hold the gain of the final normalisation, of which the student has a part only.
+    hold the gain of the final normalisation, of which the student then has a part only.
 
     See Also
     --------

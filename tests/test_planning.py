@@ -70,14 +70,17 @@ def test_two_runs_are_met_and_lie_on_the_calibrated_curve(forecaster, floor):
     assert fitted.form_error_ == 0.15
 
 
-@pytest.mark.parametrize("anchor", [None, 1.4])
-def test_without_a_predictor_the_curve_is_a_law_with_a_log_normal_error(anchor):
-    fitted = LossForecaster(zero_width_loss=anchor).fit([8, 64, 128], [0.8, 0.16, 0.035])
+@pytest.mark.parametrize(("anchor", "own"), [(None, None), (1.4, None), (1.4, 160)])
+def test_without_a_predictor_the_curve_is_a_law_with_a_log_normal_error(anchor, own):
+    fitted = LossForecaster(zero_width_loss=anchor, teacher_width=own).fit([8, 64, 128], [0.8, 0.16, 0.035])
     wide, tau, epsilon = np.array([8.0, 64.0, 128.0]), fitted.form_error_, 0.03
     covariance = tau**2 * np.exp(-np.abs(np.subtract.outer(np.log2(wide), np.log2(wide))) / 3) + epsilon**2 * np.eye(3)
 
     def columns(widths):
-        return np.stack([np.ones_like(widths) if anchor is None else np.log(1 + widths), widths], axis=-1)
+        first = np.ones_like(widths) if anchor is None else np.log(1 + widths)
+        if own is not None:
+            first = -np.log(1 - first / np.log(1 + own))
+        return np.stack([first, widths], axis=-1)
 
     inverse, drift, at = np.linalg.inv(covariance), columns(wide), columns(np.array(32.0))
     known = 0.0 if anchor is None else np.log(anchor)
@@ -106,6 +109,28 @@ def test_two_runs_fix_the_law():
     fitted = LossForecaster(zero_width_loss=1.4).fit(widths[[0, 2]], losses[[0, 2]])
     np.testing.assert_allclose(fitted.predict(widths), losses)
     assert (fitted.exponent_, fitted.decay_) == pytest.approx((0.2, 0.02))
+
+
+def test_a_law_that_is_known_at_both_ends():
+    widths = np.array([3, 17, 100])
+    losses = 1.4 * (1 - np.log(1 + widths) / np.log(1 + 128)) ** 0.7 * np.exp(-0.01 * widths)
+    fitted = LossForecaster(zero_width_loss=1.4, teacher_width=128).fit(widths[[0, 2]], losses[[0, 2]])
+    np.testing.assert_allclose(fitted.predict(widths), losses)
+    assert (fitted.exponent_, fitted.decay_) == pytest.approx((0.7, 0.01))
+    assert fitted.predict([1e-9])[0] == pytest.approx(1.4)
+    # From the teacher's width on a student can be the teacher.
+    beyond, ends = fitted.predict([127.999, 128, 500], return_interval=True)
+    assert 0 < beyond[0] < 0.02
+    assert ends[0, 0] < beyond[0] < ends[0, 1]
+    assert not beyond[1:].any()
+    assert not ends[1:].any()
+    assert fitted.predict([128, 200]).tolist() == [0, 0]
+    narrow = LossForecaster(zero_width_loss=1.4, teacher_width=128).fit(widths[:2], losses[:2])
+    assert 34 < narrow.min_width(0.05) < narrow.min_width(0.0) == 128
+    # For a wide teacher it is the law that is known at one end.
+    far = LossForecaster(zero_width_loss=1.4, teacher_width=1e300).fit(widths, losses)
+    near = LossForecaster(zero_width_loss=1.4).fit(widths, losses)
+    np.testing.assert_allclose(far.predict([8, 50]), near.predict([8, 50]), rtol=0.01)
 
 
 def test_laws_never_rise():
@@ -242,6 +267,14 @@ def test_clones_share_the_predictor(forecaster, floor):
             WIDTHS,
             OBSERVED,
             "loss 1.32, which is not below zero_width_loss",
+        ),
+        ({"predictor": None, "teacher_width": 128}, WIDTHS, OBSERVED, "teacher_width=128 is for a law with a zero"),
+        ({"predictor": None, "zero_width_loss": 4.0, "teacher_width": 0}, WIDTHS, OBSERVED, "must be a finite width"),
+        (
+            {"predictor": None, "zero_width_loss": 4.0, "teacher_width": 1024},
+            WIDTHS,
+            OBSERVED,
+            "width 1024, which is not below teacher_width=1024",
         ),
         ({"baseline": np.inf}, WIDTHS, OBSERVED, "baseline=inf must be a finite loss"),
         ({}, [0, 2], [1, 2], "width 0; widths must be above 0"),
