@@ -8,14 +8,15 @@ hidden space, and by what the teacher's output loses without them. Every predict
 rivals that need no features: an affine calibration to the observed losses, the error at a width that was left out,
 and the forecast of all others from two runs, the widest and one more. The anchored law knows the loss of a student of
 width 0 as well, which the teacher tells; the law with both ends is for students that start from the teacher's principal
-directions, and knows that one of the teacher's own width loses nothing. Training takes some ten minutes on two cores and
-is kept in `--work`; the comparison takes three.
+directions, and knows that one of the teacher's own width loses nothing. Training takes some ten minutes on two cores
+and is kept in `--work`; the comparison takes three.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -181,9 +182,8 @@ def compare(layer, widths, losses) -> pd.DataFrame:
         "anchored law, corrected": LossForecaster(zero_width_loss=layer["zero_width"]),
     }
     if "own_width" in layer:
-        both_ends = {"zero_width_loss": layer["zero_width"], "teacher_width": layer["own_width"]}
-        estimators["law with both ends"] = LossForecaster(**both_ends, form_error=1e-6)
-        estimators["law with both ends, corrected"] = LossForecaster(**both_ends)
+        estimators["law with both ends"] = both_ends(layer, form_error=1e-6)
+        estimators["law with both ends, corrected"] = both_ends(layer)
     found = forecast_table(estimators, widths, losses)
     for name, floors in predictors.items():
         column = floors(widths[:, np.newaxis])
@@ -195,6 +195,10 @@ def compare(layer, widths, losses) -> pd.DataFrame:
     critical = multiplied.predictor.critical_width_ / multiplied.multiplier_
     found.loc["Eq. 2, capacity kappa g", ["C", "B", "kappa", "d*/kappa"]] = [*fitted, critical]
     return found.loc[[name for name in ORDER if name in estimators], list(COLUMNS)]
+
+
+def both_ends(known, **settings):
+    return LossForecaster(zero_width_loss=known["zero_width"], teacher_width=known["own_width"], **settings)
 
 
 class Curve:
@@ -217,8 +221,7 @@ def intervals(layer, widths, losses) -> dict[str, float]:
         "anchored law": LossForecaster(zero_width_loss=layer["zero_width"]),
     }
     if "own_width" in layer:
-        both_ends = {"zero_width_loss": layer["zero_width"], "teacher_width": layer["own_width"]}
-        forecasters["law with both ends"] = LossForecaster(**both_ends)
+        forecasters["law with both ends"] = both_ends(layer)
     found = {}
     for name, forecaster in forecasters.items():
         inside, half = [], []
@@ -233,12 +236,10 @@ def intervals(layer, widths, losses) -> dict[str, float]:
     return found
 
 
-def fitted_law(known, widths, losses) -> dict[str, float]:
-    """Exponent and decay of the anchored law, or of that with both ends, fitted to all widths."""
-    law = LossForecaster(zero_width_loss=known["zero_width"], teacher_width=known.get("own_width"), form_error=1e-6)
+def fitted_law(law, widths, losses) -> tuple[float, float, float]:
+    """Exponent, decay and largest error of a law of the width fitted to all widths."""
     law.fit(widths, losses)
-    error = np.abs(law.predict(widths) / losses - 1.0).max()
-    return {"p" if "own_width" in known else "c": law.exponent_, "b": law.decay_, "largest error": error}
+    return law.exponent_, law.decay_, np.abs(law.predict(widths) / losses - 1.0).max()
 
 
 def show(table: pd.DataFrame) -> str:
@@ -285,15 +286,20 @@ def main() -> None:
     layers = {layer: known | of_teacher for layer, known in layers.items()}
     floors = observed_floors(distilled)
     print(f"width 0, by the teacher alone: {zero_width:.4f}")
-    left_out, two_runs, ends, within, laws = {}, {}, {}, {}, {}
+    left_out, two_runs, ends, within, laws = {}, {}, {}, {}, defaultdict(dict)
     for n_steps in sorted(floors.columns, reverse=True):
         for widest in floors.index[-1:-3:-1]:
             observed = floors.loc[:widest, n_steps]
-            laws[n_steps, widest] = fitted_law(of_teacher, observed.index.to_numpy(), observed.to_numpy())
+            every = observed.index.to_numpy(), observed.to_numpy()
+            law = LossForecaster(zero_width_loss=zero_width, form_error=1e-6)
+            laws["anchored law", "c"][n_steps, widest] = fitted_law(law, *every)
+            if "own_width" in of_teacher:
+                law = both_ends(of_teacher, form_error=1e-6)
+                laws["law with both ends", "p"][n_steps, widest] = fitted_law(law, *every)
             for layer, known in layers.items():
-                found = compare(known, observed.index.to_numpy(), observed.to_numpy())
+                found = compare(known, *every)
                 case = n_steps, widest, layer
-                within[case] = intervals(known, observed.index.to_numpy(), observed.to_numpy())
+                within[case] = intervals(known, *every)
                 left_out[case], two_runs[case] = found.left_out, found.two_runs
                 ends[case] = found.loc["Eq. 2, capacity kappa g", ["kappa", "d*/kappa"]]
                 if n_steps == floors.columns.max():
@@ -302,9 +308,9 @@ def main() -> None:
     for title, errors in (("forecast from two runs", two_runs), ("at a width left out", left_out)):
         print(f"\n=== {title}, median error, by steps, widest student and layer")
         print(pd.DataFrame(errors).dropna().to_string(float_format="{:.1%}".format))
-    law, exponent = ("law with both ends", "p") if "own_width" in of_teacher else ("anchored law", "c")
-    print(f"\n=== the {law} fitted to all widths: its exponent {exponent} and decay b, and its largest error")
-    print(pd.DataFrame(laws).to_string(float_format="{:.3g}".format))
+    for (name, exponent), fitted in laws.items():
+        print(f"\n=== the {name} fitted to all widths: its exponent {exponent} and decay b, and its largest error")
+        print(pd.DataFrame(fitted, index=[exponent, "b", "largest error"]).to_string(float_format="{:.3g}".format))
     print("\n=== LossForecaster from two runs: widths whose loss is within the interval, at 90%, and its half width")
     print(pd.DataFrame(within).to_string(float_format="{:.1%}".format))
     print("\n=== Eq. 2 with a free capacity: the multiplier, and the critical width that it leaves")
