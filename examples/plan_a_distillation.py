@@ -60,11 +60,12 @@ def parse_arguments(arguments=None):
     parser.add_argument("--allocation", default="auto", help="of the second floor: auto, waterfilling or blocks")
     parser.add_argument("--no-distill", action="store_true", help="forecast nothing: train no students")
     parser.add_argument(
-        "--distill-widths", type=int, nargs=2, help="by default a quarter of the teacher's, and its own"
+        "--distill-widths", type=int, nargs=2, help="by default a quarter of the teacher's, and three quarters"
     )
+    parser.add_argument("--distill-init", default="principal", help="how students start, or random")
     parser.add_argument("--distill-steps", type=int, default=600)
     parser.add_argument("--distill-batch", type=int, default=8, help="sequences a step")
-    parser.add_argument("--distill-learning-rate", type=float, default=2e-2)
+    parser.add_argument("--distill-learning-rate", type=float, default=1e-2)
     parser.add_argument("--target-kl", type=float, default=0.25, help="loss to reach, in nats a token")
     parser.add_argument("--output", type=Path, default=Path("plan"))
     parser.add_argument("--seed", type=int, default=0)
@@ -192,15 +193,16 @@ def predict(options, source, sae, statistics):
 # %%
 # Floor → forecast
 # ----------------
-# Two students, trained in one pass over the data, give two forecasts of the others: a law of the width, which knows
-# from the teacher alone what a student of width 0 loses and has done best on small language models; and the floor in
-# nats, calibrated. Where they differ, trust neither far. What is forecast are students trained as these are: so few
-# steps leave them above what their width could reach.
+# Two students, trained in one pass over the data, give two forecasts of the others: a law of the width, which has done
+# best on small language models; and the floor in nats, calibrated. Where they differ, trust neither far. The students
+# start as the teacher, in the principal directions of its residual stream: far below random ones after so few steps,
+# and at the teacher's own width without loss. So the law knows its two ends from the teacher alone: there, and at width
+# 0. What is forecast are students trained as these are, which are still above what their width could reach.
 
 
 def forecast(options, source, nats, result):
     own = source.test.shape[1]
-    widths = options.distill_widths or [max(own // 4, 1), own]
+    widths = options.distill_widths or [max(own // 4, 1), max(3 * own // 4, 2)]
     students = distill_widths(
         str(source.path),
         source.tokens,
@@ -211,6 +213,7 @@ def forecast(options, source, nats, result):
         warmup=options.distill_steps // 10,
         batch_size=options.distill_batch,
         learning_rate=options.distill_learning_rate,
+        init=options.distill_init,
         optimizer="muon",  # which takes a fraction of the steps that AdamW does
         clip_norm=1.0,
         eval_every=max(options.distill_steps // 20, 1),
@@ -221,12 +224,16 @@ def forecast(options, source, nats, result):
     )
     observed = [student.floor_ for student in students]
     zero_width = zero_width_kl(str(source.path), source.held_out, teacher_kwargs=options.model_kwargs)
-    if max(observed) < zero_width:
-        forecaster = LossForecaster(zero_width_loss=zero_width).fit(widths, observed)
-        law = f"{zero_width:.3f} (1 + d)^-{forecaster.exponent_:.3f} exp(-{forecaster.decay_:.4f} d)"
-    else:  # after so few steps they are no better than none at all
+    if max(observed) >= zero_width:  # after so few steps they are no better than none at all
         forecaster = LossForecaster().fit(widths, observed)
         law = f"{forecaster.slope_:.3f} exp(-{forecaster.decay_:.4f} d)"
+    else:
+        end = own if options.distill_init == "principal" and max(widths) < own else None
+        forecaster = LossForecaster(zero_width_loss=zero_width, teacher_width=end).fit(widths, observed)
+        power = f"(1 + d)^-{forecaster.exponent_:.3f}"
+        if end is not None:
+            power = f"(1 - log(1 + d) / log(1 + {own}))^{forecaster.exponent_:.3f}"
+        law = f"{zero_width:.3f} {power} exp(-{forecaster.decay_:.4f} d)"
     calibrated = LossForecaster(nats).fit(widths, observed)
     planned = result["students"]["width"]
     losses, interval = forecaster.predict(planned, return_interval=True)
