@@ -51,6 +51,9 @@ class AblationPredictor(WidthPredictorMixin, BaseEstimator):
         T, by which logits are divided, as in `DistilledStudent`.
     capacity : {"asymptotic", "minimax", "minimax_nonnegative"} or callable, default="asymptotic"
         Features per dimension g(α), as in `geofloor.capacity.capacity`. Principal components have 1.
+    above_own_width : bool, default=False
+        Whether to count losses from that at the teacher's own width: a student as wide as the teacher can be the
+        teacher, and loses nothing.
     n_points : int, default=24
         Numbers of kept features that the loss is measured at, beside 0; predictions lie on a monotone curve through
         them.
@@ -74,7 +77,10 @@ class AblationPredictor(WidthPredictorMixin, BaseEstimator):
     n_features_ : int
         Number of features F.
     critical_width_ : float
-        Width from which on nothing is taken out, F / g.
+        Width from which on the floor is 0: nothing is taken out there, F / g, or it is the teacher's own, if that is
+        smaller and with `above_own_width`.
+    own_width_loss_ : float
+        What the teacher loses without what a student of its own width drops, in nats a token.
     curve_ : DataFrame
         What was measured: ``kept`` features, ``kl`` in nats a token, and its ``standard_error`` over
         sequences.
@@ -93,7 +99,7 @@ class AblationPredictor(WidthPredictorMixin, BaseEstimator):
 
     What the autoencoder does not explain stays, so that nothing is lost where nothing is dropped. A student is
     trained to do without, and the ablated teacher is not; but a student is narrow in every layer, and here
-    one is. Neither bounds the other.
+    one is. Neither bounds the other. :doc:`/distillation` says how near they came on two small teachers.
 
     Examples
     --------
@@ -117,6 +123,7 @@ class AblationPredictor(WidthPredictorMixin, BaseEstimator):
         *,
         temperature: float = 2.0,
         capacity: CapacityMethod = "asymptotic",
+        above_own_width: bool = False,
         n_points: int = 24,
         skip_first: int = 1,
         batch_size: int = 8,
@@ -130,6 +137,7 @@ class AblationPredictor(WidthPredictorMixin, BaseEstimator):
         self.statistics = statistics
         self.temperature = temperature
         self.capacity = capacity
+        self.above_own_width = above_own_width
         self.n_points = n_points
         self.skip_first = skip_first
         self.batch_size = batch_size
@@ -177,7 +185,6 @@ class AblationPredictor(WidthPredictorMixin, BaseEstimator):
             )
         self.n_features_ = features.n_features
         self.alpha_, self.capacity_ = features.alpha, features.capacity
-        self.critical_width_ = self.n_features_ / self.capacity_
         first = max(self.n_features_ / 1024, 1.0)
         points = np.unique(np.rint(np.geomspace(first, self.n_features_, self.n_points)).astype(np.int64))
         kept = np.concatenate([[0], points])
@@ -193,6 +200,11 @@ class AblationPredictor(WidthPredictorMixin, BaseEstimator):
         # A student may leave a feature unused, so one feature more never makes a floor higher.
         lowest = np.maximum(np.minimum.accumulate(means), 0.0)
         self._interpolate = PchipInterpolator(np.log1p(kept), lowest)
+        own = float(features.width)
+        self.critical_width_ = self.n_features_ / self.capacity_
+        self.own_width_loss_ = float(self._interpolate(np.log1p(self.kept_features([own])[0])))
+        if self.above_own_width:
+            self.critical_width_ = min(self.critical_width_, own)
         return self
 
     def _features(self, extractor: ActivationExtractor, rows: TokenRows) -> _Features:
@@ -266,7 +278,8 @@ class AblationPredictor(WidthPredictorMixin, BaseEstimator):
             If a width is negative or not finite.
         """
         kept = self.kept_features(widths)
-        return self._interpolate(np.log1p(kept))
+        losses = self._interpolate(np.log1p(kept))
+        return np.maximum(losses - self.own_width_loss_, 0.0) if self.above_own_width else losses
 
     def kept_features(self, widths: ArrayLike) -> np.ndarray:
         """Features kept at each width, at most all there are.

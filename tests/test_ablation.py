@@ -144,6 +144,21 @@ def test_statistics_are_measured_on_the_tokens_where_none_are_given(teacher, tok
     np.testing.assert_allclose(measured.curve_.kl, given.curve_.kl, atol=1e-5)
 
 
+def test_losses_above_that_of_the_teachers_own_width(teacher, tokens, autoencoder, statistics):
+    settings = {"capacity": lambda alpha: 1.0, "n_points": 6}  # features outnumber the teacher's 16 dimensions
+    plain = AblationPredictor(teacher, LAYER, autoencoder, statistics, **settings).fit(tokens)
+    above = AblationPredictor(teacher, LAYER, autoencoder, statistics, above_own_width=True, **settings).fit(tokens)
+    widths = np.arange(40)
+    floors = above.predict(widths)
+    np.testing.assert_allclose(floors[:17], (plain.predict(widths) - plain.predict([16]))[:17])
+    assert plain.own_width_loss_ == above.own_width_loss_ == plain.predict([16])[0] > 0.01
+    assert not floors[16:].any()
+    assert plain.predict([20])[0] > 0 == above.min_width(0.0) - 16
+    assert (plain.critical_width_, above.critical_width_) == (statistics.n_alive_, 16)
+    components = AblationPredictor(teacher, LAYER, above_own_width=True, n_points=6).fit(tokens)
+    assert components.critical_width_ == 16.0
+
+
 def test_the_smallest_width_is_the_first_that_reaches_the_target(teacher, tokens):
     predictor = AblationPredictor(teacher, LAYER).fit(tokens)
     floors = predictor.predict(np.arange(17))
