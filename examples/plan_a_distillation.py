@@ -271,7 +271,7 @@ def show(result):
         print(
             f"\nDistilled for {result['runs'][0]['n_steps']} steps, nats a token: {runs}\n"
             f"law: loss = {result['law']}\n"
-            + "calibration: loss = {slope:.3g} x nats + {baseline:.3g}\n\n".format(**result["calibration"])
+            + "calibration: loss = {slope:.3g} x nats {baseline:+.3g}\n\n".format(**result["calibration"])
             + "Forecast for students trained as these two, in nats a token: the law with its 90% interval, the answer\n"
             "it gives, and beside it the calibrated floor:\n"
         )
