@@ -210,7 +210,8 @@ def make_student(
         ``"principal"``: the teacher's weights, projected on the principal directions of its residual
         stream; for GPT-NeoX, Llama and GPT-2.
     random_state : int, RandomState or None, default=None
-        Seed of the random weights. Global seeds are neither used nor changed.
+        Seed of the random weights, of which a principal start has none but where the student has what its teacher
+        lacks. Global seeds are neither used nor changed.
     tokens : int array of shape (n_sequences, seq_len), default=None
         Text that ``"principal"`` measures the residual stream on.
 
