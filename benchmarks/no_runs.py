@@ -37,6 +37,8 @@ def main() -> None:
     config = AutoConfig.from_pretrained(options.teacher)
     own = config.hidden_size
     layers = [measured(options.teacher, options.work, layer)["latents"] for layer in range(config.num_hidden_layers)]
+    at_own = ", ".join(f"{losses[own]:.3f}" for losses in layers)
+    print(f"nats that the teacher loses without what a student of its own width drops, by block: {at_own}\n")
     for path in options.floors:
         found = json.loads((path if path.exists() else RESULTS / path).read_text(encoding="utf-8"))
         runs = pd.DataFrame(found["runs"]).query("seed == 0 and width < @own")

@@ -62,7 +62,7 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--distill-widths", type=int, nargs=2, help="by default a quarter of the teacher's, and three quarters"
     )
-    parser.add_argument("--distill-init", default="principal", help="how students start, or random")
+    parser.add_argument("--distill-init", default="principal", help="how students start: principal or random")
     parser.add_argument("--distill-steps", type=int, default=600)
     parser.add_argument("--distill-batch", type=int, default=8, help="sequences a step")
     parser.add_argument("--distill-learning-rate", type=float, default=1e-2)
@@ -245,6 +245,7 @@ def forecast(options, source, nats, result):
         {"width": each.width, "floor": each.floor_, "floor_error": each.floor_error_, "n_steps": each.n_steps_}
         for each in students
     ]
+    result["zero_width_loss"] = zero_width
     result["law"] = law
     result["calibration"] = {"slope": calibrated.slope_, "baseline": calibrated.baseline_}
     result["decision"] = str(decisions[len(decisions) // 2])

@@ -346,9 +346,9 @@ def _project_feed_forward(stream: _Stream, old: _FeedForward, new: _FeedForward,
     kept = _largest(moments * out.square().sum(dim=0), new.out.weight.shape[1])
     for reader, new_reader in zip(old.readers, new.readers, strict=True):
         weight, bias = stream.seen(reader, old.norm)
-        new_reader.weight[: len(kept)] = weight[kept].float()
+        new_reader.weight[: len(kept)] = weight[kept]
         if new_reader.bias is not None:
-            new_reader.bias[: len(kept)] = bias[kept].float()
+            new_reader.bias[: len(kept)] = bias[kept]
     written = torch.zeros(new.out.weight.shape, dtype=out.dtype)  # units that the teacher lacks write nothing yet
     written[:, : len(kept)] = out[:, kept]
     _set(new.out, written, None if old.out.bias is None else stream.written(_double(old.out.bias)))

@@ -59,7 +59,7 @@ class LossForecaster(RegressorMixin, BaseEstimator):
     zero_width_loss : float, default=None
         L₀, the loss of a student of width 0 in nats per token, as `geofloor.distillation.zero_width_kl` measures
         it on the teacher, at the runs' temperature. The law is then :math:`L_0 (1 + d)^{-c} e^{-b d}` with b, c ≥ 0,
-        and without it :math:`a\,e^{-b d}` with b ≥ 0, which never did better where both were tried. Not
+        and without it :math:`a\,e^{-b d}` with b ≥ 0, which mostly did worse where both were tried. Not
         with a predictor.
     teacher_width : int, default=None
         D, the teacher's own width in dimensions, for students that start as the teacher does in fewer dimensions
@@ -354,8 +354,8 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         if not 0.0 <= target < np.inf:
             raise ValueError(f"target={target!r} must be a finite loss of at least 0, in nats per token.")
         # Blocks of widths, each twice as wide as the one before: forecasts need not be monotone.
-        known = max(getattr(self.predictor, "critical_width_", 0.0), self.teacher_width or 0.0)
-        last = min(max(known, 2.0 * self.widths_.max()), _WIDEST)
+        reach = max(getattr(self.predictor, "critical_width_", 0.0), self.teacher_width or 0.0)
+        last = min(max(reach, 2.0 * self.widths_.max()), _WIDEST)
         start = 1
         while start <= last:
             widths = np.arange(start, min(2 * start, int(last) + 1))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geofloor import SparseAutoencoder
+from geofloor import LossForecaster, SparseAutoencoder
 from geofloor.datasets import load_teacher
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "plan_a_distillation.py"
@@ -54,7 +54,7 @@ def test_the_plan_is_eq_2_of_what_was_measured(finished):
         assert (folder / figure).read_bytes().startswith(b"\x89PNG")
 
 
-def test_forecasts_agree_with_the_two_students_and_decide_by_its_interval(finished):
+def test_forecasts_agree_with_the_two_students_and_decide_by_their_intervals(finished):
     folder, printed = finished
     plan = json.loads((folder / "plan.json").read_text())
     students = pd.DataFrame(plan["students"])
@@ -65,8 +65,11 @@ def test_forecasts_agree_with_the_two_students_and_decide_by_its_interval(finish
         row = students.set_index("width").loc[run["width"]]
         assert plan["calibration"]["slope"] > 0
         assert run["floor"] == pytest.approx(row.calibrated) == pytest.approx(calibrated)
-        assert row.low < run["floor"] < row.high  # after so few steps the law need not meet both
-        assert row.forecast == pytest.approx(run["floor"], rel=0.05)
+    widths, floors = ([run[name] for run in plan["runs"]] for name in ("width", "floor"))
+    law = LossForecaster(zero_width_loss=plan["zero_width_loss"], teacher_width=128).fit(widths, floors)
+    losses, interval = law.predict(students.width, return_interval=True)
+    found = students[["forecast", "low", "high"]]
+    np.testing.assert_allclose(found, np.column_stack([losses, interval]), rtol=1e-9)
     own = students.width == 128  # such a student is the teacher
     assert not students.loc[own, ["low", "forecast", "high"]].to_numpy().any()
     assert (students.low < students.forecast)[~own].all()
@@ -118,9 +121,8 @@ def test_another_model_and_text(tmp_path, capsys):
     arguments += ["--distill-init", "random", "--distill-steps", "4", "--distill-batch", "2", "--distill-widths", "8"]
     load_example().main([*arguments, "32"])
     plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
-    assert plan["runs"][0]["floor"] > 1.5  # as good as none: random, and all but untrained
-    assert plan["law"].endswith(" d)")
-    assert "log" not in plan["law"]
+    assert plan["runs"][0]["floor"] > plan["zero_width_loss"]  # random, and all but untrained: worse than none
+    assert "(1 + d)" not in plan["law"]
 
 
 def test_settings_that_do_not_fit_what_is_there_are_refused(finished):

@@ -169,28 +169,20 @@ def test_a_type_without_a_projection_is_refused():
     def _(config: MistralConfig, width):
         return MistralConfig(**{**config.to_dict(), "hidden_size": width})
 
-    mistral = MistralForCausalLM(
-        MistralConfig(
-            vocab_size=40,
-            hidden_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            intermediate_size=80,
-        )
-    )
+    mistral = MistralForCausalLM(MistralConfig(**LLAMA))
     with pytest.raises(ValueError, match="init='principal' is not there for a teacher of type 'mistral'.*'llama'"):
         make_student(mistral, 16, init="principal", tokens=np.zeros((2, 4), int))
 
 
 SIZES = {"vocab_size": 40, "initializer_range": 0.3}
+# Normalisations add their epsilon to other variances in fewer dimensions, so here it is next to nothing.
 NEOX = {**SIZES, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
-LLAMA = {**NEOX, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 160}
-GPT2 = {**SIZES, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 32}
+LLAMA = {**NEOX, "rms_norm_eps": 1e-12, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 160}
+GPT2 = {**SIZES, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 32, "layer_norm_epsilon": 1e-12}
 SPREAD = {
-    "gpt_neox": GPTNeoXConfig(**NEOX),
-    "gpt_neox, sequential": GPTNeoXConfig(**NEOX, use_parallel_residual=False),
-    "gpt_neox, tied": GPTNeoXConfig(**NEOX, tie_word_embeddings=True),
+    "gpt_neox": GPTNeoXConfig(**NEOX, layer_norm_eps=1e-12),
+    "gpt_neox, sequential": GPTNeoXConfig(**NEOX, use_parallel_residual=False, layer_norm_eps=1e-12),
+    "gpt_neox, tied": GPTNeoXConfig(**NEOX, tie_word_embeddings=True, layer_norm_eps=1e-12),
     "llama": LlamaConfig(**LLAMA),
     "llama, biases": LlamaConfig(**LLAMA, attention_bias=True, mlp_bias=True),
     "llama, one group": LlamaConfig(**{**LLAMA, "num_key_value_heads": 1}),
@@ -225,7 +217,6 @@ def test_a_projection_on_all_principal_directions_is_the_teacher(rng, name):
     expected, found = logits_of(tokens, teacher, student)
     assert expected.std() > 1
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
-    assert not any(module._forward_pre_hooks for module in teacher.modules())
 
 
 def onto_a_plane(config, parameters):
@@ -282,7 +273,8 @@ def test_a_teacher_that_uses_half_of_its_dimensions_is_projected_on_them_without
     assert student.config.hidden_size == 32
     expected, found = logits_of(tokens, teacher, student)
     assert expected.std() > 1
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-4)
+    assert not any(module._forward_pre_hooks for module in teacher.modules())
 
 
 def test_what_a_student_has_and_its_teacher_lacks_can_learn(rng):
