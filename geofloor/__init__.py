@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from geofloor.ablation import AblationPredictor
+    from geofloor.bottleneck import BottleneckPredictor
     from geofloor.calibration import AffineCalibrator, PowerLawCalibrator
     from geofloor.distillation import DistilledStudent
     from geofloor.floor import FloorPredictor
@@ -28,6 +29,7 @@ __all__ = [
     "ActivationExtractor",
     "ActivationStore",
     "AffineCalibrator",
+    "BottleneckPredictor",
     "ConceptProbe",
     "DistilledStudent",
     "FeatureStatistics",
@@ -44,6 +46,7 @@ _MODULE_OF = {
     "ActivationExtractor": "language_models",
     "ActivationStore": "language_models",
     "AffineCalibrator": "calibration",
+    "BottleneckPredictor": "bottleneck",
     "ConceptProbe": "probing",
     "DistilledStudent": "distillation",
     "FeatureStatistics": "statistics",

@@ -16,7 +16,17 @@ LEVELS = [
     ["_streams", "_columns", "capacity", "allocation", "distortion"],
     ["_widths", "statistics", "floor", "calibration", "agreement", "uncertainty", "probing", "forecasting", "planning"],
     ["_training", "_sparse_step", "_divergence", "sparse_autoencoder", "toy"],
-    ["_token_rows", "_causal", "_principal", "tokens", "language_models", "students", "distillation", "ablation"],
+    [
+        "_token_rows",
+        "_causal",
+        "_principal",
+        "tokens",
+        "language_models",
+        "students",
+        "distillation",
+        "ablation",
+        "bottleneck",
+    ],
     ["datasets", "displays"],
 ]
 RANK = {name: (level, place) for level, names in enumerate(LEVELS) for place, name in enumerate(names)}

@@ -1,0 +1,385 @@
+"""The least loss of any student of a width: what its narrow unembedding can't express."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike
+from scipy.interpolate import PchipInterpolator
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from geofloor._causal import LanguageModel, evaluating, load_language_model
+from geofloor._divergence import ChunkedLoss, Plan, Rows, Targets, row_kls
+from geofloor._token_rows import TokenRows
+from geofloor._training.devices import to_device
+from geofloor._training.progress import progress_bar
+from geofloor._training.schedules import warmup_cosine
+from geofloor._training.settings import check_range
+from geofloor._widths import WidthPredictorMixin, read_column
+
+_STEP = 0.1  # of Adam, in logits
+_WARMUP = 10  # steps
+_NO_SIGNAL = 1e-6  # singular values below this share of the largest are rounding
+
+
+class BottleneckPredictor(WidthPredictorMixin, BaseEstimator):
+    r"""Predict the least loss that any student of a width can have, however it is trained: the softmax bottleneck.
+
+    A student of width d multiplies d numbers a position by one unembedding, so that its logits, over all positions,
+    are a matrix of rank d. A teacher's have the rank of its own width. The best approximation of the
+    teacher's next-token distributions by logits of rank d loses less than every student of that width: whatever
+    stands before the unembedding, how deep it is, how it starts and how long it is trained. No features are
+    needed for it, no block is chosen, and no student trained.
+
+    Parameters
+    ----------
+    teacher : PreTrainedModel, str, path-like or torch.nn.Module
+        As in `DistilledStudent`. It is not changed.
+    temperature : float, default=2.0
+        T, by which logits are divided, as in `DistilledStudent`.
+    widths : sequence of int, default=None
+        Widths that the bound is measured at, beside 0; predictions for others lie on a monotone curve through them.
+        With None there are `n_points`, spread evenly in the logarithm.
+    n_points : int, default=12
+        Number of widths, if there are no `widths`.
+    n_positions : int, default=4096
+        Positions that logits of low rank are fitted to, and as many again that they are tried on. There should be
+        many times as many as the widest width has dimensions: with fewer the interval is wide.
+    n_steps : int, default=150
+        Steps of the fit, each over all positions.
+    batch_size : int, default=8
+        Sequences a forward pass of the teacher.
+    pad_token_id : int or None, default=None
+        As in `DistilledStudent`.
+    teacher_kwargs : dict or None, default=None
+        More arguments for ``from_pretrained`` of a teacher given by name.
+    device : str, default="auto"
+        As in `DistilledStudent`.
+    verbose : int, default=0
+        Whether to show a progress bar.
+    random_state : int, RandomState instance or None, default=None
+        Draws the positions.
+
+    Attributes
+    ----------
+    rank_ : int
+        Rank of the teacher's logits, at most its width: from here on nothing is lost.
+    critical_width_ : float
+        The same, as of other predictors.
+    zero_width_loss_ : float
+        The loss at width 0, one distribution for all positions, in nats a token: what `zero_width_kl` measures
+        on all tokens, here on the positions drawn.
+    curve_ : DataFrame
+        What was measured: ``width``, and ``low`` and ``high``, the loss on the positions that were
+        fitted and on others, in nats a token, with the ``standard_error`` of ``low`` over positions.
+
+    See Also
+    --------
+    LossForecaster : Forecasts students' losses from this with one or two runs (`bound`).
+    AblationPredictor : What the teacher loses without the features that Eq. 2 drops, which bounds nothing.
+
+    Notes
+    -----
+    With :math:`p_n` the teacher's distribution at position n and T the temperature, the loss of width d is
+
+    .. math:: R(d) = \min_{W \in \mathbb{R}^{V \times d},\, b}\; \mathbb{E}_n \min_{h_n \in \mathbb{R}^d}
+        \mathrm{KL}\bigl(p_n \,\Vert\, \mathrm{softmax}((W h_n + b) / T)\bigr),
+
+    the limit on expression that Yang et al. [1]_ describe and that Godey et al. [2]_ find in small language models.
+    A student's loss is one of those minimised over, so that R is at most its floor. Three things keep the number
+    from being exact. On a sample of positions the minimum is lower than over all text, in expectation: that is ``low``.
+    With W and b from that sample and h fitted anew, other positions lose more than R: that is ``high``, and R is in
+    between but for the sampling error. And Adam, from the best approximation in squared logits, ends
+    near a minimum, here within a per cent; the problem isn't convex, so that nothing certifies that it is the lowest.
+
+    The bound holds for students with one linear unembedding of d columns, as nearly all have. It is
+    about the last matrix alone: students also have to compute in d dimensions, and end well above it.
+
+    References
+    ----------
+    .. [1] Yang, Dai, Salakhutdinov, Cohen (2018), "Breaking the Softmax Bottleneck: A High-Rank RNN Language Model".
+    .. [2] Godey, de la Clergerie, Sagot (2024), "Why do small language models underperform? Studying Language Model
+       Saturation via the Softmax Bottleneck".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from geofloor.bottleneck import BottleneckPredictor
+    >>> from geofloor.datasets import load_teacher
+    >>> tokens = np.random.default_rng(0).integers(2048, size=(16, 32))
+    >>> bound = BottleneckPredictor(load_teacher().path, widths=[16, 64], random_state=0).fit(tokens)
+    >>> losses, interval = bound.predict([0, 16, 64, 128], return_interval=True)
+    >>> bool((np.diff(losses) < 0).all()), float(losses[-1]), bool((interval[:, 0] <= losses).all())
+    (True, 0.0, True)
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        *,
+        temperature: float = 2.0,
+        widths: Sequence[int] | None = None,
+        n_points: int = 12,
+        n_positions: int = 4096,
+        n_steps: int = 150,
+        batch_size: int = 8,
+        pad_token_id: int | None = None,
+        teacher_kwargs: dict[str, Any] | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+        random_state: Any = None,
+    ) -> None:
+        self.teacher = teacher
+        self.temperature = temperature
+        self.widths = widths
+        self.n_points = n_points
+        self.n_positions = n_positions
+        self.n_steps = n_steps
+        self.batch_size = batch_size
+        self.pad_token_id = pad_token_id
+        self.teacher_kwargs = teacher_kwargs
+        self.device = device
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def fit(self, tokens: Any, y: Any = None) -> BottleneckPredictor:
+        """Measure what logits of each rank lose.
+
+        Parameters
+        ----------
+        tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset
+            Token ids, preferably those that students are evaluated on; at least two sequences.
+        y : None
+            Ignored; here by convention.
+
+        Returns
+        -------
+        self : BottleneckPredictor
+            The fitted predictor.
+
+        Raises
+        ------
+        ValueError
+            If teacher and tokens don't fit each other, a parameter is out of range, or the teacher's logits are not
+            finite.
+        """
+        check_range("temperature", self.temperature, 1e-6)
+        check_range("n_points", self.n_points, 2, whole=True)
+        check_range("n_positions", self.n_positions, 2, whole=True)
+        check_range("n_steps", self.n_steps, 1, whole=True)
+        check_range("batch_size", self.batch_size, 1, whole=True)
+        device, module = load_language_model(self.teacher, self.teacher_kwargs, self.device)
+        model = LanguageModel(module, "the teacher")
+        rows = TokenRows(tokens, "tokens", model.n_tokens, model.max_length, self.pad_token_id)
+        if len(rows) < 2:
+            raise ValueError("tokens has 1 sequence; give more, to fit logits on some and try them on others.")
+        order = check_random_state(self.random_state).permutation(len(rows))
+        generator = np.random.default_rng(order)
+        with evaluating(module):
+            fitted, others = (
+                Targets(self._draw(model, rows, np.sort(part), generator, device), self.temperature, keep=True)
+                for part in (order[::2], order[1::2])
+            )
+        start = _Start(fitted)
+        self.rank_, self.critical_width_ = start.rank, float(start.rank)
+        found = []
+        with progress_bar("bottleneck", total=0, unit="width", verbose=self.verbose) as bar:
+            for width in self._grid(start.rank):
+                found.append((width, *self._losses(start, fitted, others, width)))
+                bar.update()
+        self.curve_ = pd.DataFrame(found, columns=["width", "low", "high", "standard_error"])
+        # One dimension more never makes a loss higher: where it seems so, the fit ended early.
+        ends = np.minimum.accumulate(self.curve_[["low", "high"]].to_numpy())
+        self._log_ends = PchipInterpolator(np.log1p(self.curve_["width"]), np.log(np.maximum(ends, 1e-30)))
+        self.zero_width_loss_ = float(self.predict([0])[0])
+        return self
+
+    def _grid(self, rank: int) -> np.ndarray:
+        """Whole widths that the bound is measured at, from 0 to one below the rank."""
+        last = rank - 1
+        if self.widths is None:
+            inner = np.rint(np.geomspace(1, max(last, 1), self.n_points)).astype(np.int64)
+        else:
+            inner = read_column(self.widths, "widths").astype(np.int64)
+        return np.unique(np.concatenate([[0], inner[inner < rank], [max(last, 0)]]))
+
+    @torch.no_grad()
+    def _draw(
+        self,
+        model: LanguageModel,
+        rows: TokenRows,
+        sequences: np.ndarray,
+        generator: np.random.Generator,
+        device: torch.device,
+    ) -> Rows:
+        """What gives the teacher's logits at positions drawn from some of the sequences."""
+        length = rows.take(sequences[:1]).ids.shape[1]
+        share = min(self.n_positions / (len(sequences) * length), 1.0)
+        kept: list[torch.Tensor] = []
+        states = None
+        for begin in range(0, len(sequences), self.batch_size):
+            batch = rows.take(sequences[begin : begin + self.batch_size])
+            drawn = generator.random(batch.ids.size) < share
+            if batch.mask is not None:
+                drawn &= batch.mask.reshape(-1)
+            states = model.rows(to_device(batch.ids, device))
+            kept.append(states.rows[to_device(np.flatnonzero(drawn), device)])
+        assert states is not None
+        drawn_rows = torch.cat(kept)
+        if not bool(torch.isfinite(drawn_rows).all()):
+            raise ValueError("The teacher's logits are not finite; check its weights.")
+        if len(drawn_rows) < 2:
+            raise ValueError(f"tokens give {len(drawn_rows)} position(s) to fit; give more text.")
+        return Rows(drawn_rows, *(None if each is None else each.detach() for each in states[1:]))
+
+    def _losses(self, start: _Start, fitted: Targets, others: Targets, width: int) -> tuple[float, float, float]:
+        """Loss on the positions fitted, on others, and the standard error of the first."""
+        student = start.student(width)
+        if width:
+            self._descend(fitted, student)
+        low = row_kls(student, fitted).double()
+        student = Rows(_project(others, student), student.weight, student.bias)
+        if width:
+            self._descend(others, student, rows_only=True)
+        high = row_kls(student, others).double()
+        return float(low.mean()), float(high.mean()), float(low.std() / len(low) ** 0.5)
+
+    def _descend(self, targets: Targets, student: Rows, *, rows_only: bool = False) -> None:
+        """Minimise the loss over the student's tensors, in place."""
+        tensors: list[Any] = [student.rows] if rows_only else list(student)
+        plan = Plan(targets, None, 1.0 / len(student.rows))
+        for tensor in tensors:
+            tensor.requires_grad_()
+        optimizer = torch.optim.Adam(tensors, betas=(0.9, 0.95))
+        for step in range(self.n_steps):
+            factor = warmup_cosine(step, n_steps=self.n_steps, warmup_steps=min(_WARMUP, self.n_steps // 2))
+            optimizer.param_groups[0]["lr"] = _STEP * self.temperature * factor
+            loss, _ = ChunkedLoss.apply(*student, plan)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        for tensor in tensors:
+            tensor.requires_grad_(False)
+            tensor.grad = None
+
+    def predict(self, widths: ArrayLike, *, return_interval: bool = False) -> Any:
+        """Least loss at each width.
+
+        Parameters
+        ----------
+        widths : array-like of shape (n_widths,) or (n_widths, 1)
+            Widths of students, in dimensions; of one that is not whole, the whole part counts.
+        return_interval : bool, default=False
+            Whether to return what the loss lies between as well.
+
+        Returns
+        -------
+        losses : ndarray of shape (n_widths,), float64
+            In nats a token: the geometric mean of the ends.
+        interval : ndarray of shape (n_widths, 2), float64
+            Lower and upper end, ``low`` and ``high``, if `return_interval`. No student ends below the lower one.
+
+        Raises
+        ------
+        ValueError
+            If a width is negative or not finite.
+        """
+        check_is_fitted(self)
+        at = np.floor(read_column(widths, "widths"))
+        ends = np.exp(self._log_ends(np.log1p(np.minimum(at, self.curve_["width"].iloc[-1]))))
+        ends[at >= self.rank_] = 0.0
+        losses = np.sqrt(ends.prod(axis=1))
+        return (losses, ends) if return_interval else losses
+
+    def min_width(self, loss: ArrayLike) -> Any:
+        """Smallest whole width that this bound lets reach a loss; what is narrower can't, however it is trained.
+
+        Parameters
+        ----------
+        loss : float or array-like
+            Target loss, in nats a token.
+
+        Returns
+        -------
+        width : int or ndarray of int64
+            Smallest width whose predicted least loss is at most that, in dimensions; at most `rank_`.
+
+        Raises
+        ------
+        ValueError
+            If a target is negative or not finite.
+        """
+        check_is_fitted(self)
+        return self._search_width(loss, self.rank_)
+
+    def __sklearn_clone__(self) -> BottleneckPredictor:
+        shell = copy.copy(self)
+        shell.teacher = None  # never changed, so that clones share it
+        return super(BottleneckPredictor, shell).__sklearn_clone__().set_params(teacher=self.teacher)
+
+
+class _Start:
+    """The best approximations of a teacher's logits by ones of low rank, in squares weighted by mean probability.
+
+    Logits are taken at the temperature, and less their mean over tokens and over positions, which a bias gives.
+    """
+
+    def __init__(self, targets: Targets) -> None:
+        source, self._temperature = targets.source, targets.temperature
+        self.mean_probabilities = torch.zeros(source.n_vocabulary, dtype=targets.dtype, device=source.rows.device)
+        for index in range(len(targets.chunks)):
+            self.mean_probabilities += targets.chunk(index)[0].sum(dim=0)
+        self.mean_probabilities /= len(source.rows)
+        rows = source.rows.to(targets.dtype) / self._temperature
+        centre = rows.mean(dim=0)
+        rows = rows - centre
+        roots = self.mean_probabilities.sqrt()
+        if source.weight is None:
+            self._bias = centre
+            self._right = None
+            rows = rows - (rows @ self.mean_probabilities)[:, None]
+            left, sizes, _ = torch.linalg.svd(rows * roots, full_matrices=False)
+        else:
+            weight = source.weight.to(targets.dtype)
+            self._bias = weight @ centre
+            if source.bias is not None:
+                self._bias = self._bias + source.bias / self._temperature
+            self._right = weight - self.mean_probabilities @ weight
+            basis, upper = torch.linalg.qr(rows)
+            left, sizes, _ = torch.linalg.svd(upper @ torch.linalg.qr(self._right * roots[:, None]).R.T)
+            left = basis @ left
+        self._rows, self._left, self._sizes = rows, left, sizes
+        self.rank = int((sizes > _NO_SIGNAL * sizes[0]).sum())
+
+    def student(self, width: int) -> Rows:
+        """Rows, unembedding and bias of the approximation of a rank; columns of the unembedding have size 1."""
+        if not width:
+            # The best that one distribution for all positions can do.
+            bias = self._temperature * self.mean_probabilities.clamp_min(1e-30).log()
+            return Rows(self._rows.new_zeros(len(self._rows), 1), self._rows.new_zeros(len(bias), 1), bias)
+        left, sizes = self._left[:, :width], self._sizes[:width]
+        weight = self._rows.T @ left / sizes
+        if self._right is not None:
+            weight = self._right @ weight
+        scale = weight.square().mean(dim=0).sqrt()
+        rows = left * (sizes * scale * self._temperature)
+        return Rows(rows, weight / scale, self._bias * self._temperature)
+
+
+@torch.no_grad()
+def _project(targets: Targets, student: Rows) -> torch.Tensor:
+    """Rows that come nearest, in squares weighted by mean probability, to a teacher's logits at other positions."""
+    weight, bias = student.weight, student.bias
+    assert weight is not None
+    assert bias is not None
+    mean = sum(targets.chunk(index)[0].sum(dim=0) for index in range(len(targets.chunks))) / len(targets.source.rows)
+    weighted = (weight - mean @ weight) * mean[:, None]
+    inverse = torch.linalg.pinv(weighted.T @ weight, hermitian=True)
+    return torch.cat([(targets.source.logits(chunk, 1.0) - bias) @ weighted @ inverse for chunk in targets.chunks])
