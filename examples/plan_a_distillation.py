@@ -33,6 +33,7 @@ import pandas as pd
 from geofloor import (
     AblationPredictor,
     ActivationExtractor,
+    BottleneckPredictor,
     FeatureStatistics,
     FloorPredictor,
     LossForecaster,
@@ -40,7 +41,7 @@ from geofloor import (
 )
 from geofloor.datasets import load_local_corpus, load_teacher
 from geofloor.displays import FloorDisplay, ForecastDisplay, SpectrumDisplay
-from geofloor.distillation import distill_widths, zero_width_kl
+from geofloor.distillation import distill_widths
 from geofloor.language_models import token_blocks
 
 
@@ -104,7 +105,7 @@ def extract(options):
     n_distilled = 0 if options.no_distill else options.distill_steps * options.distill_batch
     tokens = token_blocks(texts, extractor.tokenizer_, length=options.length, max_blocks=n_blocks + n_distilled)
     measured, more = tokens[:n_blocks], tokens[n_blocks:]
-    held_out = max(len(measured) // 20, 1)
+    held_out = max(len(measured) // 20, 2)
     train = extractor.transform_to_store(measured[:-held_out], options.output / "activations")
     test = extractor.transform_to_store(measured[-held_out:], options.output / "activations-held-out")
     print(f"teacher: {extractor.n_layers_} blocks of width {train.shape[1]}, measured after block {layer}")
@@ -193,11 +194,12 @@ def predict(options, source, sae, statistics):
 # %%
 # Floor → forecast
 # ----------------
-# Two students, trained in one pass over the data, give two forecasts of the others: a law of the width, which has done
-# best on small language models; and the floor in nats, calibrated. Where they differ, trust neither far. The students
-# start as the teacher, in the principal directions of its residual stream: far below random ones after so few steps,
-# and at the teacher's own width without loss. So the law knows its two ends from the teacher alone: there, and at width
-# 0. What is forecast are students trained as these are, which are still above what their width could reach.
+# Two students, trained in one pass over the data, give two forecasts of the others. One stands on the softmax
+# bottleneck: what the best logits of a student's rank lose, which no training gets below, and which is measured on the
+# teacher alone. The other is the floor in nats, calibrated. The first has done best on small language models; where
+# they differ, trust neither far. The students start as the teacher, in the principal directions of its residual
+# stream: far below random ones after so few steps, and at the teacher's own width without loss. What is forecast are
+# students trained as these are, which are still above what their width could reach.
 
 
 def forecast(options, source, nats, result):
@@ -223,22 +225,31 @@ def forecast(options, source, nats, result):
         verbose=1,
     )
     observed = [student.floor_ for student in students]
-    zero_width = zero_width_kl(str(source.path), source.held_out, teacher_kwargs=options.model_kwargs)
+    planned = result["students"]["width"]
+    bound = BottleneckPredictor(
+        source.path,
+        widths=sorted({*planned, *widths}),
+        n_positions=2048,
+        teacher_kwargs=options.model_kwargs,
+        random_state=options.seed,
+        verbose=1,
+    ).fit(source.held_out)
+    zero_width = bound.zero_width_loss_
     if max(observed) >= zero_width:  # after so few steps they are no better than none at all
         forecaster = LossForecaster().fit(widths, observed)
         law = f"{forecaster.slope_:.3f} exp(-{forecaster.decay_:.4f} d)"
+    elif options.distill_init == "principal" and max(widths) < bound.rank_:
+        forecaster = LossForecaster(bound=bound).fit(widths, observed)
+        law = f"{zero_width:.3f} exp(-{forecaster.decay_:.3f} log({zero_width:.3f} / R(d))^{forecaster.exponent_:g})"
     else:
-        end = own if options.distill_init == "principal" and max(widths) < own else None
-        forecaster = LossForecaster(zero_width_loss=zero_width, teacher_width=end).fit(widths, observed)
-        power = f"(1 + d)^-{forecaster.exponent_:.3f}"
-        if end is not None:
-            power = f"(1 - log(1 + d) / log(1 + {own}))^{forecaster.exponent_:.3f}"
-        law = f"{zero_width:.3f} {power} exp(-{forecaster.decay_:.4f} d)"
+        forecaster = LossForecaster(zero_width_loss=zero_width).fit(widths, observed)
+        law = f"{zero_width:.3f} (1 + d)^-{forecaster.exponent_:.3f} exp(-{forecaster.decay_:.4f} d)"
     calibrated = LossForecaster(nats).fit(widths, observed)
-    planned = result["students"]["width"]
     losses, interval = forecaster.predict(planned, return_interval=True)
     result["students"] |= {"forecast": losses.tolist(), "low": interval[:, 0].tolist(), "high": interval[:, 1].tolist()}
     decisions = [forecaster.decide(width, options.target_kl) for width in planned]
+    least, ends = bound.predict(planned, return_interval=True)
+    result["students"] |= {"bottleneck": least.tolist(), "least": ends[:, 0].tolist()}
     result["students"]["calibrated"] = calibrated.predict(planned).tolist()
     result["students"]["answer"] = [decision.answer for decision in decisions]
     result["runs"] = [
@@ -274,9 +285,9 @@ def show(result):
             f"law: loss = {result['law']}\n"
             + "calibration: loss = {slope:.3g} x nats {baseline:+.3g}\n\n".format(**result["calibration"])
             + "Forecast for students trained as these two, in nats a token: the law with its 90% interval, the answer\n"
-            "it gives, and beside it the calibrated floor:\n"
+            "it gives, the least that any student of that width can lose, and beside these the calibrated floor:\n"
         )
-        columns = ["width", "forecast", "low", "high", "answer", "calibrated"]
+        columns = ["width", "forecast", "low", "high", "answer", "least", "calibrated"]
         print(table[columns].to_string(index=False, float_format="{:.3f}".format))
         print(f"\n{result['decision']}")
 

@@ -206,10 +206,10 @@ class LossForecaster(RegressorMixin, BaseEstimator):
                 "of one distribution for all positions; measure both at one temperature, or train for longer."
             )
         if not column.max() < self._end():
-            name = "teacher_width" if self.bound is None else "bound.critical_width_"
+            name, parameter = ("teacher_width",) * 2 if self.bound is None else ("bound.critical_width_", "bound")
             raise ValueError(
                 f"X holds the width {column.max():g}, which is not below {name}={self._end():g}, where a "
-                f"student can be the teacher and lose nothing; leave it out, or give no {name.split('.')[0]}."
+                f"student can be the teacher and lose nothing; leave it out, or give no {parameter}."
             )
         n_parameters = 2 if self.baseline is None and self.bound is None else 1
         if len(np.unique(column)) < n_parameters:
@@ -450,8 +450,8 @@ class LossForecaster(RegressorMixin, BaseEstimator):
 
     def _design(self, widths: np.ndarray) -> np.ndarray:
         if self.bound is not None:
-            share = np.asarray(self.bound.predict(widths), dtype=np.float64) / self._anchor()
-            return -(np.maximum(-np.log(share), 0.0)[:, np.newaxis] ** self.bound_exponent)
+            reduction = self._known() - np.log(np.asarray(self.bound.predict(widths), dtype=np.float64))
+            return -(np.maximum(reduction, 0.0)[:, np.newaxis] ** self.bound_exponent)
         if self.predictor is None:
             if self.zero_width_loss is None:
                 second = np.ones(len(widths))

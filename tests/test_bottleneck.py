@@ -89,8 +89,8 @@ def lowest(p, width):
         loss.backward()
         return loss.item(), flat.grad.numpy()
 
-    starts = [np.random.default_rng(seed).normal(size=ends[-1]) for seed in range(4)]
-    options = {"maxiter": 4000, "maxfun": 10_000}
+    starts = [np.random.default_rng(seed).normal(size=ends[-1]) for seed in range(2)]
+    options = {"maxiter": 1200, "maxfun": 3000}
     return min(minimize(value, start, jac=True, method="L-BFGS-B", options=options).fun for start in starts)
 
 
@@ -101,7 +101,7 @@ def test_the_loss_is_the_lowest_that_logits_of_the_rank_can_have(make, temperatu
     p = distributions(model, halves(tokens)[0], temperature)
     for width in (1, 3):
         low = bound.predict([width], return_interval=True)[1][0, 0]
-        assert low == pytest.approx(lowest(p, width), rel=0.01)
+        assert low == pytest.approx(lowest(p, width), rel=0.02)
 
 
 @pytest.mark.parametrize("make", [gpt_neox, gpt2, llama])
@@ -121,8 +121,9 @@ def test_both_ends_of_the_curve(make, tokens):
     assert (np.diff(falling) < 0).all()
     np.testing.assert_array_equal(bound.predict([2.9, 3.0]), falling[2:4])
     np.testing.assert_array_equal(bound.transform([2, 3]), falling[2:4, np.newaxis])
-    width = bound.min_width(falling[3])
-    assert (width, bound.min_width(0.0)) == (3, bound.rank_)
+    low = bound.predict(np.arange(bound.rank_ + 1), return_interval=True)[1][:, 0]
+    assert (bound.min_width(low[3]), bound.min_width(0.99 * low[3]), bound.min_width(0.0)) == (3, 4, bound.rank_)
+    assert bound.min_width([low[0], low[2]]).tolist() == [0, 2]
     # Dimensions that the unembedding does not read are none.
     with torch.no_grad():
         model.get_output_embeddings().weight[:, 4:] = 0
@@ -131,10 +132,10 @@ def test_both_ends_of_the_curve(make, tokens):
 
 def test_other_positions_lose_more_and_more_positions_close_the_gap():
     teacher = load_teacher()
-    tokens = np.stack([np.roll(np.arange(2048), shift)[:64] for shift in range(0, 2048, 16)])
+    tokens = np.stack([np.roll(np.arange(2048), shift)[:64] for shift in range(0, 2048, 64)])
     few, many = (
-        fitted(teacher.model, tokens, widths=[8, 32], n_positions=n, n_steps=80).curve_.query("width in (8, 32)")
-        for n in (256, 2048)
+        fitted(teacher.model, tokens, widths=[8, 32], n_positions=n, n_steps=60).curve_.query("width in (8, 32)")
+        for n in (128, 1024)
     )
     for curve in (few, many):
         assert (curve["low"] < curve["high"]).all()
@@ -142,11 +143,17 @@ def test_other_positions_lose_more_and_more_positions_close_the_gap():
     assert (many["high"] < few["high"]).all()
 
 
-def test_no_student_gets_below_it(tokens):
-    model = gpt_neox()
+def test_no_student_gets_below_it():
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=LENGTH, initializer_range=1.0,
+    )  # fmt: skip
+    model = GPTNeoXForCausalLM(config).eval()
+    tokens = np.random.default_rng(0).integers(64, size=(20, LENGTH))
     seen = halves(tokens)[0]
-    bound = fitted(model, tokens, widths=[2, 4])
-    for width in (2, 4):
+    bound = fitted(model, tokens, widths=[8, 16])
+    for width in (8, 16):
         least = bound.predict([width], return_interval=True)[1][0, 0]
         # Trained on the very text that it is evaluated on.
         student = DistilledStudent(
@@ -162,9 +169,9 @@ def test_logits_are_taken_from_any_module_and_padding_is_left_out(tokens):
     # The bias of the student takes that of the teacher, but not the probabilities that it gives.
     p = distributions(Biased(gpt_neox()), halves(tokens)[0], 2.0)
     assert split.rank_ == whole.rank_ == WIDTH - 1
-    assert split.curve_["low"][1] == pytest.approx(lowest(p, 2), rel=0.01)
+    assert split.curve_["low"][1] == pytest.approx(lowest(p, 2), rel=0.02)
     real = np.where(tokens == N_TOKENS - 1, 0, tokens)
-    padded = np.concatenate([real, np.full((len(real), 0), N_TOKENS - 1)], axis=1)
+    padded = real.copy()
     padded[:, 6:] = N_TOKENS - 1
     shorter = fitted(gpt_neox(), real[:, :6], widths=[2])
     masked = fitted(gpt_neox(), padded, widths=[2], pad_token_id=N_TOKENS - 1)
