@@ -109,11 +109,24 @@ def show(name: str, bound: Curve, own_width: int, runs: pd.DataFrame, *, princip
     print(f"no run, k = {SLOPE}: {np.median(np.abs(none / losses - 1)):.1%}\n")
 
 
+def forecast_others(bound: Curve, sets: dict[str, pd.DataFrame], from_widths: list[int]) -> None:
+    """Errors at the widths of all sets but the first, from two runs of the first."""
+    first, *others = sets.values()
+    for n_steps, runs in first.groupby("n_steps"):
+        seen = runs[runs["width"].isin(from_widths)]
+        law = LossForecaster(bound=bound).fit(seen["width"], seen["floor"])
+        new = pd.concat(others).query("n_steps == @n_steps and width < @bound.critical_width_")
+        errors = law.predict(new["width"]) / new["floor"] - 1.0
+        by_width = ", ".join(f"{width}: {error:+.1%}" for width, error in zip(new["width"], errors, strict=True))
+        print(f"{n_steps} steps, from widths {from_widths} of the first set: {by_width}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder with the token blocks of distilled_floors.py")
     parser.add_argument("--teacher", type=Path, default=load_teacher().path, help="folder, such as train_teacher makes")
     parser.add_argument("--floors", type=Path, nargs="+", default=[RESULTS / "distilled_floors_principal.json"])
+    parser.add_argument("--from-widths", type=int, nargs=2, help="runs of the first set to forecast the others' from")
     options = parser.parse_args()
     sets = {}
     for path in options.floors:
@@ -125,7 +138,13 @@ def main() -> None:
     own_width = AutoConfig.from_pretrained(options.teacher).hidden_size
     for name, (runs, principal) in sets.items():
         for n_steps, of_budget in runs.query("width < @bound.critical_width_").groupby("n_steps"):
-            show(f"{name}, {n_steps} steps", bound, own_width, of_budget, principal=principal)
+            if len(of_budget) < 4:
+                continue
+            for chosen in (of_budget, of_budget[:-1]):
+                title = f"{name}, {n_steps} steps, widths {chosen['width'].min()} to {chosen['width'].max()}"
+                show(title, bound, own_width, chosen, principal=principal)
+    if options.from_widths:
+        forecast_others(bound, {name: runs for name, (runs, _) in sets.items()}, options.from_widths)
 
 
 if __name__ == "__main__":

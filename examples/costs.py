@@ -39,6 +39,7 @@ USABLE = 0.9  # share of the memory: the rest goes to the driver, to kernels and
 TOKENS_PER_SECOND = 5e5  # that a tokenizer makes on some cores; the download of the text comes on top
 GIB = 2**30
 CHUNK_LOGITS = 2**25  # numbers that geofloor's chunked loss and its autoencoder's step hold at a time on a GPU
+BOTTLENECK_STEPS = 150
 KEPT_BYTES = 2**32  # up to which the teacher's probabilities are kept for all students of a step
 # Bytes that a block keeps for the backward pass, per token and dimension, of GPT-NeoX with fused attention: normalised
 # inputs, queries, keys and values before and after rotation, 4d units before and after the activation. Measured.
@@ -122,6 +123,16 @@ def ablation(teacher, length, n_points, n_latents):
     return 2 * teacher.width * n_latents + (n_points + 2) * forward  # nothing taken out, and everything, beside points
 
 
+def bottleneck(teacher, width, n_steps, *, kept):
+    """Of one position that logits of a rank are fitted to, and one that they are tried on.
+
+    Logits and gradients, of which the unembedding's is needed where it is fitted; the teacher's logits if its
+    probabilities are not kept. What stands at the start and at the end is done once, not at every step.
+    """
+    products = 10 * teacher.n_vocabulary * width + (0 if kept else 4 * teacher.unembedding)
+    return n_steps * (products + 2 * divergence(teacher))
+
+
 # %%
 # Steps
 # -----
@@ -180,11 +191,25 @@ def costs(options, config, plan):
             disk=n_layers * 4 * 8 * n_latents,  # importance, firing rate, mean, latent
             remedy="a smaller --forward-batch",
         ),
+        "bottleneck": _bottleneck(options, teacher, wide),
         "students": _students(options, teacher, [students[width] for width, _ in plan.students]),
         "calibration": Cost(seconds=60.0),
         "probes": _probes(options, teacher, [students[width] for width in options.probe_widths], wide),
     }
     return {step: _timed(step, cost, options) for step, cost in by_step.items()}
+
+
+def _bottleneck(options, teacher, wide):
+    widths = [*{width for width in options.widths if width < teacher.width}, teacher.width - 1]
+    n = min(options.bottleneck_positions, options.eval_sequences * options.length // 2)
+    probabilities = 4 * n * teacher.n_vocabulary
+    kept = probabilities <= KEPT_BYTES
+    flops = n * sum(bottleneck(teacher, width, BOTTLENECK_STEPS, kept=kept) for width in widths)
+    # The teacher; positions fitted and tried; weights, gradients and Adam's moments; the loss's chunks.
+    memory = wide * teacher.n_parameters + 8 * n * teacher.width + (2 * probabilities if kept else 0)
+    memory += 16 * teacher.width * (teacher.n_vocabulary + n) + 5 * 4 * CHUNK_LOGITS
+    flops += 2 * n * evaluation(teacher, [], options.length)
+    return Cost(flops=flops, memory=memory, remedy="fewer --bottleneck-positions")
 
 
 def _students(options, teacher, students):
@@ -240,8 +265,8 @@ def _probes(options, teacher, students, wide):
 def _timed(step, cost, options):
     bf16, tf32, fp32, _ = GPUS[options.gpu]
     peak = {"bf16": bf16, "tf32": tf32, "fp32": fp32}[options.precision]
-    if step in ("sae", "statistics") and options.precision == "bf16":
-        peak = tf32  # autoencoders are float32 in any case
+    if step in ("sae", "statistics", "bottleneck") and options.precision == "bf16":
+        peak = tf32  # autoencoders, and logits of low rank, are float32 in any case
     return cost._replace(seconds=cost.seconds + cost.flops / (peak * options.utilisation))
 
 

@@ -5,7 +5,8 @@ The paper at its own scale
 Everything that the paper does with Pythia-410M, by its own hyperparameters: sparse autoencoders after three blocks on
 300M tokens of The Pile, the statistics of their features, students of five widths and a second seed of the narrowest,
 calibration, forecasts and concept probes. And beside it what this library holds to be better: floors in nats, of the
-teacher without the features that a student drops, and forecasts with intervals. First what it costs, which needs
+teacher without the features that a student drops; what no student of a width gets below, by the rank of its logits; and
+forecasts with intervals. First what it costs, which needs
 neither a GPU nor a connection::
 
     python examples/reproduce_pythia_410m.py --dry-run --gpu h100
@@ -50,6 +51,7 @@ from geofloor import (
     AblationPredictor,
     ActivationExtractor,
     AffineCalibrator,
+    BottleneckPredictor,
     ConceptProbe,
     DistilledStudent,
     FeatureStatistics,
@@ -72,6 +74,7 @@ NEEDS = {
     "tokens": (),
     "sae": ("tokens",),
     "statistics": ("sae",),
+    "bottleneck": ("tokens",),
     "students": ("tokens",),
     "calibration": ("statistics", "students"),
     "probes": ("students",),
@@ -81,6 +84,7 @@ DEPENDS = {
     "sae": "layers expansion l1_coefficient sae_learning_rate sae_tokens sae_length sae_batch skip_first "
     "eval_sequences forward_batch precision seed",
     "statistics": "statistics_tokens widths temperature ablation_sequences ablation_points",
+    "bottleneck": "widths temperature bottleneck_positions eval_sequences forward_batch precision seed",
     "students": "widths repeat_widths temperature n_steps batch_size optimizer learning_rate weight_decay warmup "
     "gradient_accumulation eval_sequences eval_every precision seed",
     "calibration": "",
@@ -117,6 +121,7 @@ def parse_arguments(arguments=None):
     add("--statistics-tokens", type=int, default=10_000_000, help="held out, to measure the features on")
     add("--ablation-sequences", type=int, default=128, help="held out, of --length, to measure the teacher's loss on")
     add("--ablation-points", type=int, default=24, help="numbers of features, between which floors are interpolated")
+    add("--bottleneck-positions", type=int, default=16_384, help="held out, to fit logits of low rank to")
 
     add("--widths", type=int, nargs="+", default=[128, 256, 512, 768, 1024])
     add("--repeat-widths", type=int, nargs="*", default=[128], help="widths trained with a second seed as well")
@@ -188,13 +193,14 @@ def make_plan(options, config):
         "--warmup": options.warmup >= options.n_steps,
         "--skip-first": not 0 <= options.skip_first < min(options.sae_length, options.length),
         "--ablation-sequences": options.ablation_sequences < 1,
+        "--bottleneck-positions": options.bottleneck_positions < 2,
     }
     if any(wrong.values()):
         raise SystemExit(
             f"{', '.join(name for name in wrong if wrong[name])}: out of range. --sae-length is a multiple of --length "
             f"and at most the teacher's {positions} positions; its blocks are 0 to {config.num_hidden_layers - 1}; at "
             "least four --widths differ, and other widths are some of them; --warmup is below --n-steps; the ablation "
-            "takes a sequence or more."
+            "takes a sequence or more, the bottleneck two positions."
         )
     rows = options.sae_length - options.skip_first
     n_sae, n_statistics = (-(-n // rows) for n in (options.sae_tokens, options.statistics_tokens))
@@ -399,6 +405,28 @@ def statistics(options, plan):
         )
     write_table(options.output / "layers.csv", pd.DataFrame(layers))
     write_table(options.output / "predicted.csv", pd.concat(predicted))
+
+
+# %%
+# Tokens → bottleneck
+# -------------------
+# What the best logits of each student's rank lose: between ``low``, on the positions that they are fitted to, and
+# ``high``, on others. No student ends below the first, however it is trained.
+
+
+def bottleneck(options, plan):
+    bound = BottleneckPredictor(
+        options.model,
+        temperature=options.temperature,
+        widths=options.widths,
+        n_positions=options.bottleneck_positions,
+        batch_size=options.forward_batch,
+        teacher_kwargs={"dtype": dtype_of(options)},
+        device=options.device,
+        random_state=options.seed,
+        verbose=1,
+    ).fit(blocks_of(options, plan, "evaluation"))
+    write_table(options.output / "bottleneck.csv", bound.curve_)
 
 
 # %%

@@ -99,7 +99,8 @@ class AblationPredictor(WidthPredictorMixin, BaseEstimator):
 
     What the autoencoder does not explain stays, so that nothing is lost where nothing is dropped. A student is
     trained to do without, and the ablated teacher is not; but a student is narrow in every layer, and here
-    one is. Neither bounds the other. :doc:`/distillation` says how near they came on two small teachers.
+    one is. Neither bounds the other. :doc:`/distillation` and :doc:`/random_starts` say how near they came on small
+    teachers.
 
     Examples
     --------

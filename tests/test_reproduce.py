@@ -23,6 +23,7 @@ from geofloor import (
     AblationPredictor,
     ActivationExtractor,
     AffineCalibrator,
+    BottleneckPredictor,
     ConceptProbe,
     DistilledStudent,
     FeatureStatistics,
@@ -44,7 +45,16 @@ SMALL = [
     *("--model", str(load_teacher().path), "--dataset", "../pile.jsonl", "--output", str(OUTPUT), "--device", "cpu"),
     *("--layers", "1", "2", "--expansion", "4", "--l1-coefficient", "2", "--sae-learning-rate", "3e-3"),
     *("--sae-tokens", "40000", "--sae-length", "64", "--sae-batch", "512", "--sae-checkpoint-every", "10"),
-    *("--statistics-tokens", "6000", "--ablation-sequences", "4", "--ablation-points", "6"),
+    *(
+        "--statistics-tokens",
+        "6000",
+        "--ablation-sequences",
+        "4",
+        "--ablation-points",
+        "6",
+        "--bottleneck-positions",
+        "100",
+    ),
     *("--length", "32", "--batch-size", "8", "--optimizer", "muon", "--learning-rate", "2e-2"),
     *("--widths", "8", "16", "32", "64", "--repeat-widths", "8", "--n-steps", "30", "--warmup", "5"),
     *("--eval-every", "5", "--eval-sequences", "8", "--checkpoint-every", "3"),
@@ -180,6 +190,17 @@ def test_floors_and_calibrations_follow_from_the_stored_tables(finished):
     assert np.isfinite(forecasts.loc["Eq. 4", "left_out"])
     pair = students["kl"][students["width"] == 8].to_numpy()
     assert calibration["seeds"] == pytest.approx({"8": abs(pair[0] - pair[1]) / pair.mean()})
+
+
+def test_no_student_ends_below_the_bottleneck(finished):
+    blocks = np.load(finished / "tokens.npy")[:8]
+    found = pd.read_csv(finished / "bottleneck.csv").set_index("width")
+    direct = BottleneckPredictor(
+        load_teacher().path, widths=WIDTHS, n_positions=100, batch_size=32, random_state=0, device="cpu"
+    ).fit(blocks)
+    np.testing.assert_allclose(found, direct.curve_.set_index("width"), rtol=1e-4)
+    students = pd.read_csv(finished / "students.csv")
+    assert (students["kl"].to_numpy() > found["low"][students["width"]].to_numpy()).all()
 
 
 def test_students_are_those_of_a_lone_fit(finished):
@@ -353,7 +374,7 @@ def test_the_dry_run_knows_the_paper_s_models_without_a_connection(script, capsy
     monkeypatch.chdir(tmp_path)
     script.main(["--dry-run"])
     printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed.splitlines()[1:8]] == [*script.NEEDS, "in"]
+    assert [line.split()[0] for line in printed.splitlines()[1:9]] == [*script.NEEDS, "in"]
     assert "does not fit" not in printed
     assert not list(tmp_path.iterdir())
     config = script.configuration(script.PYTHIA_410M)
@@ -432,6 +453,25 @@ def test_operations_of_an_ablation_are_those_counted(costs):
     passes = 6 * costs.divergence(shape)  # no products of matrices
     counted = tokens.size * (costs.ablation(shape, 32, 4, 256) - passes)
     assert counter.get_total_flops() == pytest.approx(counted, rel=0.03)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_operations_of_a_bottleneck_are_those_counted(costs, kept, monkeypatch):
+    config = GPTNeoXConfig(hidden_size=64, intermediate_size=256, **TINY)
+    teacher, shape = GPTNeoXForCausalLM(config), costs.shape_of(config)
+    tokens = np.random.default_rng(0).integers(512, size=(16, 32))
+    monkeypatch.setattr("geofloor._divergence._KEPT_BYTES", 2**32 if kept else 0)
+
+    def operations(n_steps):
+        bound = BottleneckPredictor(teacher, widths=[24], n_positions=10**6, n_steps=n_steps, device="cpu")
+        with sdpa_kernel(SDPBackend.MATH), count_operations() as counter:
+            bound.fit(tokens)
+        assert bound.curve_["width"].tolist() == [0, 24, 62]
+        return counter.get_total_flops()
+
+    divergences = 2 * costs.divergence(shape)  # no products of matrices
+    counted = sum(costs.bottleneck(shape, width, 1, kept=kept) - divergences for width in (24, 62))
+    assert operations(12) - operations(2) == pytest.approx(10 * 8 * 32 * counted, rel=0.02)
 
 
 def saved_bytes(width, n_layers, precision):
