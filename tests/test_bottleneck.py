@@ -9,6 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 
 from geofloor.bottleneck import BottleneckPredictor
 from geofloor.datasets import load_teacher
+from geofloor.displays import ForecastDisplay
 from geofloor.distillation import DistilledStudent, zero_width_kl
 from geofloor.planning import LossForecaster
 
@@ -214,6 +215,8 @@ def test_a_law_above_the_bound(tokens):
     assert (decision.answer, decision.least) == ("no-go", pytest.approx(least[1]))
     assert f"no student of it gets below {least[1]:.3g}" in str(decision)
     assert clone(law).bound is bound
+    band = ForecastDisplay.from_forecaster(law, widths).least_band_
+    assert band.get_datalim(band.axes.transData).y1 == pytest.approx(least[0])
 
 
 @pytest.mark.parametrize(

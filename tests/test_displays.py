@@ -222,3 +222,8 @@ def test_forecasts_have_their_interval_runs_and_target():
     assert "80% interval" in [text.get_text() for text in display.ax_.get_legend().get_texts()]
     with pytest.raises(ValueError, match=r"shapes \(0,\)"):
         ForecastDisplay(widths=[], losses=[], interval=[]).plot()
+    assert display.least_band_ is None
+    narrow = ForecastDisplay(widths=[2, 1], losses=[1, 2], interval=[[1, 2], [2, 3]], least=[0.5, 1.5]).plot()
+    assert narrow.least_band_.get_datalim(narrow.ax_.transData).extents.tolist() == [1, 0, 2, 1.5]
+    with pytest.raises(ValueError, match=r"least has the shape \(1,\), and widths \(2,\)"):
+        ForecastDisplay(widths=[2, 1], losses=[1, 2], interval=[[1, 2], [2, 3]], least=[0.5]).plot()

@@ -26,6 +26,8 @@ class ForecastDisplay:
         Lower and upper end of its interval.
     run_widths, run_losses : array-like of shape (n_runs,), default=None
         The runs that the forecast was made from.
+    least : array-like of shape (n_widths,), default=None
+        Loss that no student of each width gets below; what lies under it is shaded.
     target : float, default=None
         Loss to reach, drawn as a horizontal line.
     level : float, default=0.9
@@ -43,6 +45,8 @@ class ForecastDisplay:
         Its interval.
     runs_ : matplotlib Line2D or None
         The runs.
+    least_band_ : matplotlib FillBetweenPolyCollection or None
+        What no student reaches.
     target_line_ : matplotlib Line2D or None
         The target.
 
@@ -67,6 +71,7 @@ class ForecastDisplay:
         interval: ArrayLike,
         run_widths: ArrayLike | None = None,
         run_losses: ArrayLike | None = None,
+        least: ArrayLike | None = None,
         target: float | None = None,
         level: float = 0.9,
     ) -> None:
@@ -75,6 +80,7 @@ class ForecastDisplay:
         self.interval = interval
         self.run_widths = run_widths
         self.run_losses = run_losses
+        self.least = least
         self.target = target
         self.level = level
 
@@ -93,7 +99,7 @@ class ForecastDisplay:
         Parameters
         ----------
         forecaster : LossForecaster
-            Fitted.
+            Fitted; if it has a bound, that is drawn too.
         widths : array-like of shape (n_widths,)
             Widths of students, in dimensions.
         target : float, default=None
@@ -120,12 +126,16 @@ class ForecastDisplay:
         array([ 128., 1024.])
         """
         losses, interval = forecaster.predict(widths, return_interval=True, level=level)
+        least = None
+        if forecaster.bound is not None:
+            least = forecaster.bound.predict(widths, return_interval=True)[1][:, 0]
         return cls(
             widths=widths,
             losses=losses,
             interval=interval,
             run_widths=forecaster.widths_,
             run_losses=forecaster.losses_,
+            least=least,
             target=target,
             level=level,
         ).plot(ax)
@@ -146,7 +156,7 @@ class ForecastDisplay:
         Raises
         ------
         ValueError
-            If widths, losses and interval differ in length, or are empty.
+            If widths, losses, interval and bound differ in length, or are empty.
         """
         widths, losses = np.asarray(self.widths, dtype=float), np.asarray(self.losses, dtype=float)
         interval = np.asarray(self.interval, dtype=float)
@@ -155,6 +165,9 @@ class ForecastDisplay:
                 f"widths, losses and interval have the shapes {widths.shape}, {losses.shape} and {interval.shape}; "
                 "give (n_widths,), (n_widths,) and (n_widths, 2), with at least one width."
             )
+        least = None if self.least is None else np.asarray(self.least, dtype=float)
+        if least is not None and least.shape != widths.shape:
+            raise ValueError(f"least has the shape {least.shape}, and widths {widths.shape}; give one for each width.")
         self.ax_ = ax = axes_or_new(ax)
         self.figure_ = ax.figure
         order = np.argsort(widths)
@@ -166,6 +179,11 @@ class ForecastDisplay:
             linewidth=0,
             label=f"{self.level:.0%} interval",
         )
+        self.least_band_ = None
+        if least is not None:
+            self.least_band_ = ax.fill_between(
+                widths[order], 0.0, least[order], color=FAINT, alpha=0.35, linewidth=0, label="no student gets here"
+            )
         (self.line_,) = ax.plot(widths[order], losses[order], color=COLORS[0], label="forecast")
         self.runs_ = None
         if self.run_widths is not None:
