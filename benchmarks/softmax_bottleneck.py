@@ -111,14 +111,15 @@ def show(name: str, bound: Curve, own_width: int, runs: pd.DataFrame, *, princip
 
 def forecast_others(bound: Curve, sets: dict[str, pd.DataFrame], from_widths: list[int]) -> None:
     """Errors at the widths of all sets but the first, from two runs of the first."""
-    first, *others = sets.values()
-    for n_steps, runs in first.groupby("n_steps"):
+    first, *others = sets
+    for n_steps, runs in sets[first].groupby("n_steps"):
         seen = runs[runs["width"].isin(from_widths)]
         law = LossForecaster(bound=bound).fit(seen["width"], seen["floor"])
-        new = pd.concat(others).query("n_steps == @n_steps and width < @bound.critical_width_")
-        errors = law.predict(new["width"]) / new["floor"] - 1.0
-        by_width = ", ".join(f"{width}: {error:+.1%}" for width, error in zip(new["width"], errors, strict=True))
-        print(f"{n_steps} steps, from widths {from_widths} of the first set: {by_width}")
+        for name in others:
+            new = sets[name].query("n_steps == @n_steps and width < @bound.critical_width_")
+            errors = law.predict(new["width"]) / new["floor"] - 1.0
+            by_width = ", ".join(f"{width}: {error:+.1%}" for width, error in zip(new["width"], errors, strict=True))
+            print(f"{name}, {n_steps} steps, from widths {from_widths} of {first}: {by_width}")
 
 
 def main() -> None:
@@ -144,7 +145,8 @@ def main() -> None:
                 title = f"{name}, {n_steps} steps, widths {chosen['width'].min()} to {chosen['width'].max()}"
                 show(title, bound, own_width, chosen, principal=principal)
     if options.from_widths:
-        forecast_others(bound, {name: runs for name, (runs, _) in sets.items()}, options.from_widths)
+        principal_sets = {name: runs for name, (runs, principal) in sets.items() if principal}
+        forecast_others(bound, principal_sets, options.from_widths)
 
 
 if __name__ == "__main__":
