@@ -26,7 +26,7 @@ from geofloor._widths import WidthPredictorMixin, read_column, read_targets
 
 _STEP = 0.1  # of Adam, in logits
 _WARMUP = 10  # steps
-_NO_SIGNAL = 1e-6  # singular values below this share of the largest are rounding
+_NO_SIGNAL = 1e-6  # singular values below this share of the size of all logits are rounding
 
 
 class BottleneckPredictor(WidthPredictorMixin, BaseEstimator):
@@ -168,7 +168,7 @@ class BottleneckPredictor(WidthPredictorMixin, BaseEstimator):
         ------
         ValueError
             If teacher and tokens don't fit each other, a parameter is out of range, or the teacher's logits are not
-            finite.
+            finite or the same everywhere.
         """
         check_range("temperature", self.temperature, 1e-6)
         check_range("n_points", self.n_points, 2, whole=True)
@@ -188,6 +188,11 @@ class BottleneckPredictor(WidthPredictorMixin, BaseEstimator):
                 for part in (order[::2], order[1::2])
             )
         start = _Start(fitted)
+        if start.rank < 2:
+            raise ValueError(
+                f"The teacher's logits have rank {start.rank} on these tokens, so that no student is too narrow for "
+                "them; check the teacher, or give more text."
+            )
         self.rank_, self.critical_width_ = start.rank, float(start.rank)
         found, grid = [], self._grid(start.rank)
         with progress_bar("bottleneck", total=len(grid), unit="width", verbose=self.verbose) as bar:
@@ -195,8 +200,9 @@ class BottleneckPredictor(WidthPredictorMixin, BaseEstimator):
                 found.append((width, *self._losses(start, fitted, others, width)))
                 bar.update()
         self.curve_ = pd.DataFrame(found, columns=["width", "low", "high", "standard_error"])
-        # One dimension more never makes a loss higher: where it seems so, the fit ended early.
-        ends = np.minimum.accumulate(self.curve_[["low", "high"]].to_numpy())
+        # One dimension more never makes a loss higher: where it seems so, the fit ended early. And at width 0, where
+        # little is fitted, either sample may lose more.
+        ends = np.sort(np.minimum.accumulate(self.curve_[["low", "high"]].to_numpy()), axis=1)
         self._log_ends = PchipInterpolator(np.log1p(self.curve_["width"]), np.log(np.maximum(ends, 1e-30)))
         self.zero_width_loss_ = float(self.predict([0])[0])
         return self
@@ -233,11 +239,12 @@ class BottleneckPredictor(WidthPredictorMixin, BaseEstimator):
             kept.append(states.rows[to_device(np.flatnonzero(drawn), device)])
         assert states is not None
         drawn_rows = torch.cat(kept)
-        if not bool(torch.isfinite(drawn_rows).all()):
+        tensors = [drawn_rows, *(each for each in states[1:] if each is not None)]
+        if not all(bool(torch.isfinite(each).all()) for each in tensors):
             raise ValueError("The teacher's logits are not finite; check its weights.")
         if len(drawn_rows) < 2:
             raise ValueError(f"tokens give {len(drawn_rows)} position(s) to fit; give more text.")
-        return Rows(drawn_rows, *(None if each is None else each.detach() for each in states[1:]))
+        return Rows(*(None if each is None else each.detach() for each in (drawn_rows, *states[1:])))  # type: ignore[arg-type]
 
     def _losses(self, start: _Start, fitted: Targets, others: Targets, width: int) -> tuple[float, float, float]:
         """Loss on the positions fitted, on others, and the standard error of the first."""
@@ -338,6 +345,7 @@ class _Start:
         source, self._temperature = targets.source, targets.temperature
         self.mean_probabilities = _mean_probabilities(targets)
         rows = source.rows.to(targets.dtype) / self._temperature
+        scale = rows.norm()
         centre = rows.mean(dim=0)
         rows = rows - centre
         roots = self.mean_probabilities.sqrt()
@@ -348,6 +356,7 @@ class _Start:
             left, sizes, _ = torch.linalg.svd(rows * roots, full_matrices=False)
         else:
             weight = source.weight.to(targets.dtype)
+            scale = scale * (weight * roots[:, None]).norm()
             self._bias = weight @ centre
             if source.bias is not None:
                 self._bias = self._bias + source.bias / self._temperature
@@ -356,7 +365,7 @@ class _Start:
             left, sizes, _ = torch.linalg.svd(upper @ torch.linalg.qr(self._right * roots[:, None]).R.T)
             left = basis @ left
         self._rows, self._left, self._sizes = rows, left, sizes
-        self.rank = int((sizes > _NO_SIGNAL * sizes[0]).sum())
+        self.rank = int((sizes > _NO_SIGNAL * scale).sum())
 
     def student(self, width: int) -> Rows:
         """Rows, unembedding and bias of the approximation of a rank; columns of the unembedding have size 1."""

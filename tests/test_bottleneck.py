@@ -115,9 +115,9 @@ def test_both_ends_of_the_curve(make, tokens):
     losses, ends = bound.predict([0, bound.rank_, 100], return_interval=True)
     assert losses[1:].tolist() == [0, 0]
     assert not ends[1:].any()
-    assert ends[0, 0] == pytest.approx(zero_width_kl(model, halves(tokens)[0]), rel=1e-4)
+    assert bound.curve_["low"][0] == pytest.approx(zero_width_kl(model, halves(tokens)[0]), rel=1e-4)
     assert losses[0] == bound.zero_width_loss_ == pytest.approx(np.sqrt(ends[0].prod()))
-    assert ends[0, 1] == pytest.approx(bound.curve_["high"][0])
+    assert ends[0].tolist() == pytest.approx(sorted(bound.curve_.loc[0, ["low", "high"]]))
     falling = bound.predict(np.arange(bound.rank_ + 1))
     assert (np.diff(falling) < 0).all()
     np.testing.assert_array_equal(bound.predict([2.9, 3.0]), falling[2:4])
@@ -254,11 +254,17 @@ def test_bad_input_is_named(tokens):
         fit(tokens + 1)
     with pytest.raises(ValueError, match="Negative values"):
         fit(n_steps=1).predict([-1])
-    broken = gpt_neox()
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        broken = gpt_neox()
+        with torch.no_grad():
+            getattr(broken, name)().weight[:] = torch.nan
+        with pytest.raises(ValueError, match="logits are not finite"):
+            BottleneckPredictor(broken).fit(tokens)
+    flat = gpt_neox()
     with torch.no_grad():
-        broken.gpt_neox.embed_in.weight[:] = torch.nan
-    with pytest.raises(ValueError, match="logits are not finite"):
-        BottleneckPredictor(broken).fit(tokens)
+        flat.get_output_embeddings().weight[:] = 1.0
+    with pytest.raises(ValueError, match="logits have rank [01] on these tokens"):
+        BottleneckPredictor(flat).fit(tokens)
 
 
 @pytest.mark.parametrize(
