@@ -110,6 +110,27 @@ def compare_times(options):
         report(f"  tokens a second of DistilledStudent({width}) / plain", ratio, 1.0, at_most=False)
 
 
+def compare_dispatch(options):
+    """Steps so small that the number of operations counts and not their size, as for narrow students on a GPU."""
+    n_steps, width = 300, 32
+    teacher = load_teacher().model
+    tokens = np.random.default_rng(0).integers(teacher.config.vocab_size, size=(256, 8))
+    student, data = settings(n_steps, 2, "cpu", tokens)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds = side_by_side(
+        {
+            "geofloor": lambda: DistilledStudent(teacher, width, random_state=0, **student).fit(tokens, **data),
+            "plain": lambda: plain_fit(teacher, width, tokens, n_steps, 2, "cpu"),
+        },
+        repeats=3 if options.quick else 7,
+    )
+    torch.set_num_threads(threads)
+    each = ", ".join(f"{name} {1e3 * value / n_steps:.2f} ms" for name, value in seconds.items())
+    print(f"{n_steps} steps of 2 x 8 tokens on one core, where what is done once counts as well: {each} a step")
+    report("  steps a second of DistilledStudent / plain", seconds["plain"] / seconds["geofloor"], 1.0, at_most=False)
+
+
 def peak_resident():
     """Bytes of this process alone: getrusage would count the one that started it."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
@@ -157,4 +178,6 @@ if __name__ == "__main__":
         print(memory_of(arguments.memory, arguments.device, arguments.quick))
     else:
         compare_times(arguments)
+        if arguments.device == "cpu":
+            compare_dispatch(arguments)
         compare_memory(arguments)
