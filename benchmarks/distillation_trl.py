@@ -81,7 +81,7 @@ def compare(title, teacher, tokenizer, width, shape, n_steps, repeats):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n-steps", type=int, default=10)
+    parser.add_argument("--n-steps", type=int, default=30, help="so many that setting up counts for little")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     logging.set_verbosity_error()
