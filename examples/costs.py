@@ -39,7 +39,7 @@ USABLE = 0.9  # share of the memory: the rest goes to the driver, to kernels and
 TOKENS_PER_SECOND = 5e5  # that a tokenizer makes on some cores; the download of the text comes on top
 GIB = 2**30
 CHUNK_LOGITS = 2**25  # numbers that geofloor's chunked loss and its autoencoder's step hold at a time on a GPU
-BOTTLENECK_STEPS = 150
+BOTTLENECK_STEPS = 150  # of the fit at each width, for the job and for its cost
 KEPT_BYTES = 2**32  # up to which the teacher's probabilities are kept for all students of a step
 # Bytes that a block keeps for the backward pass, per token and dimension, of GPT-NeoX with fused attention: normalised
 # inputs, queries, keys and values before and after rotation, 4d units before and after the activation. Measured.

@@ -420,6 +420,7 @@ def bottleneck(options, plan):
         temperature=options.temperature,
         widths=options.widths,
         n_positions=options.bottleneck_positions,
+        n_steps=costs.BOTTLENECK_STEPS,
         batch_size=options.forward_batch,
         teacher_kwargs={"dtype": dtype_of(options)},
         device=options.device,

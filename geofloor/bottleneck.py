@@ -244,7 +244,8 @@ class BottleneckPredictor(WidthPredictorMixin, BaseEstimator):
             raise ValueError("The teacher's logits are not finite; check its weights.")
         if len(drawn_rows) < 2:
             raise ValueError(f"tokens give {len(drawn_rows)} position(s) to fit; give more text.")
-        return Rows(*(None if each is None else each.detach() for each in (drawn_rows, *states[1:])))  # type: ignore[arg-type]
+        weight, bias = (None if each is None else each.detach() for each in states[1:])
+        return Rows(drawn_rows, weight, bias)
 
     def _losses(self, start: _Start, fitted: Targets, others: Targets, width: int) -> tuple[float, float, float]:
         """Loss on the positions fitted, on others, and the standard error of the first."""

@@ -233,6 +233,10 @@ def test_laws_say_what_does_not_go_together(tokens, settings, message):
     bound = fitted(gpt_neox(), tokens, n_steps=1)
     with pytest.raises(ValueError, match=message):
         LossForecaster(**{"bound": bound, **settings}).fit([2], [0.1])
+
+
+def test_laws_say_which_runs_have_no_place_above_the_bound(tokens):
+    bound = fitted(gpt_neox(), tokens, n_steps=1)
     with pytest.raises(ValueError, match=r"width 7, which is not below bound.critical_width_=7"):
         LossForecaster(bound=bound).fit([7], [0.1])
     with pytest.raises(ValueError, match=r"loss 9, which is not below bound.zero_width_loss_="):
