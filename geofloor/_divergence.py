@@ -129,6 +129,16 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _softmax(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities of each row, and log Σ exp of its logits.
+
+    The largest logit and the largest probability, which is no less than one over their number, tell the latter: an
+    exponential a logit, where a log-softmax takes one and its probabilities another. It is as exact as the logits are.
+    """
+    probabilities = torch.softmax(logits, dim=1)
+    return probabilities, logits.amax(dim=1) - probabilities.amax(dim=1).log()
+
+
 class Targets:
     """A teacher's distributions at a temperature, a chunk of rows at a time.
 
@@ -171,10 +181,9 @@ class Targets:
         """Probabilities (n, n_vocabulary) and Σ p log p (n,) of a chunk; not to be changed."""
         if self._kept is not None and index in self._kept:
             return self._kept[index]
-        logits = self.source.logits(self.chunks[index], 1.0 / self.temperature)
-        log_probabilities = torch.log_softmax(logits, dim=1, dtype=self.dtype)
-        probabilities = log_probabilities.exp()
-        result = probabilities, torch.linalg.vecdot(probabilities, log_probabilities)
+        logits = self.source.logits(self.chunks[index], 1.0 / self.temperature).to(self.dtype)
+        probabilities, log_normalizers = _softmax(logits)
+        result = probabilities, torch.linalg.vecdot(probabilities, logits) - log_normalizers
         if self._kept is not None:
             self._kept[index] = result
         return result
@@ -183,7 +192,7 @@ class Targets:
 def rows_a_chunk(n_vocabulary: int, device: torch.device) -> int:
     """Rows a chunk: logits that fit a cache on a CPU, a few launches a batch on an accelerator."""
     if device.type == "cpu":
-        return max(2**19 // n_vocabulary, 128)
+        return max(2**20 // n_vocabulary, 128)
     return max(2**25 // n_vocabulary, 256)
 
 
@@ -228,7 +237,7 @@ def _loss_and_gradients(
 ) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor | None]]:
     """Weighted sum of KLs, weighted cross-entropy, and the gradients of the loss on rows, weight and bias.
 
-    With a = logits / T, the KL of a row is Σ p_T log p_T − Σ p_T log softmax(a), and its gradient on the
+    With a = logits / T, the KL of a row is Σ p_T log p_T − Σ p_T a + log Σ exp(a), and its gradient on the
     logits (softmax(a) − p_T) / T. Factors that differ by row are applied to hidden states, which are
     narrower than logits.
     """
@@ -245,15 +254,15 @@ def _loss_and_gradients(
 
     for index, chunk in enumerate(targets.chunks):
         probabilities, negative_entropy = targets.chunk(index)
-        scaled = cast.logits(chunk, 1.0 / temperature)
-        log_probabilities = torch.log_softmax(scaled, dim=1, dtype=wide)
-        row_kl = negative_entropy - torch.linalg.vecdot(probabilities, log_probabilities)
+        scaled = cast.logits(chunk, 1.0 / temperature).to(wide)
+        of_student, log_normalizers = _softmax(scaled)
+        row_kl = negative_entropy - (torch.linalg.vecdot(probabilities, scaled) - log_normalizers)
         weights = None if plan.weights is None else plan.weights[chunk]
         kl += row_kl.sum() if weights is None else row_kl @ weights
         if not with_gradient and plan.labels is None:
             continue
         factors: Any = coefficient if weights is None else (coefficient * weights)[:, None]
-        gradient = log_probabilities.exp_().sub_(probabilities)  # on the logits, but for the factors
+        gradient = of_student.sub_(probabilities)  # on the logits, but for the factors
         if plan.labels is not None:
             gradient.mul_(factors)
             labels, label_weights = plan.labels
@@ -287,8 +296,9 @@ def row_kls(student: Rows, targets: Targets) -> torch.Tensor:
     kls = []
     for index, chunk in enumerate(targets.chunks):
         probabilities, negative_entropy = targets.chunk(index)
-        log_probabilities = torch.log_softmax(cast.logits(chunk, 1.0 / targets.temperature), dim=1, dtype=targets.dtype)
-        kls.append(negative_entropy - torch.linalg.vecdot(probabilities, log_probabilities))
+        scaled = cast.logits(chunk, 1.0 / targets.temperature).to(targets.dtype)
+        _, log_normalizers = _softmax(scaled)
+        kls.append(negative_entropy - (torch.linalg.vecdot(probabilities, scaled) - log_normalizers))
     return torch.cat(kls)
 
 

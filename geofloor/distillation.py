@@ -20,7 +20,7 @@ from geofloor._causal import LanguageModel, evaluating, exact_device, load_langu
 from geofloor._divergence import ChunkedLoss, Plan, Rows, Targets, chunks_of, distillation_kl, mean_and_error, row_kls
 from geofloor._token_rows import Batch, TokenRows
 from geofloor._training.checkpoints import load_optimizer_tensors, optimizer_tensors, read_tensors, write_tensors
-from geofloor._training.devices import to_device
+from geofloor._training.devices import keep_freed_memory, to_device
 from geofloor._training.muon import Muon
 from geofloor._training.processes import ALONE, Processes, join_processes
 from geofloor._training.progress import progress_bar
@@ -196,6 +196,8 @@ class _Distillation:
     # The loop
 
     def train(self) -> None:
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.teacher_digest = self.teacher.digest()
         self.agree()
         self.hidden_scale = self._hidden_scale()
