@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
@@ -50,8 +51,9 @@ def student_config(config: Any, width: int) -> Any:
     *Heads.* As many as the teacher has, or the largest number below it that divides the width into heads
     of at least 16 dimensions (or of the teacher's size, if that is smaller), and at most twice the
     teacher's; of a narrower width one head is made. For Pythia-410M's 16 heads of 64 this gives the 8, 16,
-    16, 16 and 16 of Table 8. Dimensions that are rotated are an even number. Where several queries share
-    keys and values, numbers of heads that keep the size of the teacher's groups go first.
+    16, 16 and 16 of Table 8. Where the teacher rotates a part of each head, the student rotates that part, to
+    an even number of dimensions. Where several queries share keys and values, numbers of heads that keep
+    the size of the teacher's groups go first.
 
     *Feed-forward.* 4d for GPT-NeoX and GPT-2. Llama's has three matrices, not two, and the ratio of the
     teacher is kept, so that the student of the teacher's own width has the teacher's architecture, as
@@ -87,10 +89,22 @@ def student_config(config: Any, width: int) -> Any:
 
 @student_config.register
 def _(config: GPTNeoXConfig, width: int) -> GPTNeoXConfig:
-    rotary = (config.rope_parameters or {}).get("partial_rotary_factor", 1.0)
-    n_heads, _ = _heads(width, config.num_attention_heads, config.hidden_size, rotary=rotary)
+    rope = config.rope_parameters or {}
+    share = rope.get("partial_rotary_factor", 1.0)
+    n_heads, _ = _heads(
+        width, config.num_attention_heads, config.hidden_size, works=lambda size: _rotated(size, share) is not None
+    )
+    size = int(width) // n_heads
+    rotated = _rotated(size, share)
+    if rotated != int(size * share):
+        # The model takes the whole part of size × share, which must not be one below by rounding.
+        rope = {**rope, "partial_rotary_factor": float(np.nextafter(rotated / size, 1.0))}
     return _changed(
-        config, hidden_size=int(width), num_attention_heads=n_heads, intermediate_size=_FFN_RATIO * int(width)
+        config,
+        hidden_size=int(width),
+        num_attention_heads=n_heads,
+        intermediate_size=_FFN_RATIO * int(width),
+        rope_parameters=rope,
     )
 
 
@@ -102,13 +116,12 @@ def _(config: GPT2Config, width: int) -> GPT2Config:
 
 @student_config.register
 def _(config: LlamaConfig, width: int) -> LlamaConfig:
-    rotary = (config.rope_parameters or {}).get("partial_rotary_factor", 1.0)
     n_heads, n_key_value_heads = _heads(
         width,
         config.num_attention_heads,
         config.num_attention_heads * config.head_dim,
         n_key_value_heads=config.num_key_value_heads,
-        rotary=rotary,
+        works=lambda size: size % 2 == 0,
     )
     return _changed(
         config,
@@ -124,39 +137,52 @@ def _changed(config: Any, **changes: Any) -> Any:
     return type(config).from_dict({**config.to_dict(), "dtype": "float32", **changes})
 
 
+def _rotated(size: int, share: float) -> int | None:
+    """Rotated dimensions of a head: its share, to an even number; None where there is none of at least 2."""
+    if share == 1.0:
+        return size if size % 2 == 0 else None
+    return max(2 * round(size * share / 2), 2) if size >= 2 else None
+
+
 def _heads(
-    width: int, n_heads: int, teacher_width: int, *, n_key_value_heads: int | None = None, rotary: float | None = None
+    width: int,
+    n_heads: int,
+    teacher_width: int,
+    *,
+    n_key_value_heads: int | None = None,
+    works: Callable[[int], bool] | None = None,
 ) -> tuple[int, int]:
-    """Numbers of query heads and of key and value heads of a student; an error names widths that work."""
+    """Numbers of query heads and of key and value heads of a student; an error names widths that work.
+
+    `works` tells whether a head of a size can be rotated, where it is.
+    """
     if isinstance(width, bool) or not isinstance(width, Integral) or width < 1:
         raise ValueError(f"width={width!r} must be an integer of at least 1.")
     head_size = teacher_width // n_heads
     group = n_heads // (n_key_value_heads or n_heads)
+    smallest = min(_SMALLEST_HEAD, head_size)
 
     def fitting(width: int) -> list[int]:
-        return [n for n in range(1, n_heads + 1) if width % n == 0 and _head_works(width // n, n, head_size, rotary)]
+        sizes = {n: width // n for n in range(1, n_heads + 1) if width % n == 0}
+        return [
+            n
+            for n, size in sizes.items()
+            if (size >= smallest or n == 1) and size <= 2 * head_size and (works is None or works(size))
+        ]
 
     width = int(width)
     found = fitting(width)
     if not found:
         near = [w for distance in range(1, 129) for w in (width - distance, width + distance) if w > 0 and fitting(w)]
-        even = "" if rotary is None else ", with an even number of rotated dimensions each"
+        even = "" if works is None else ", with an even number of rotated dimensions each"
         raise ValueError(
-            f"width={width} can't be divided into at most {n_heads} heads of {min(_SMALLEST_HEAD, head_size)} to "
-            f"{2 * head_size} dimensions{even}; use {' or '.join(map(str, sorted(near[:2])))}."
+            f"width={width} can't be divided into at most {n_heads} heads of {smallest} to {2 * head_size} "
+            f"dimensions{even}; use {' or '.join(map(str, sorted(near[:2])))}."
         )
     n = max(found, key=lambda n: (n % group == 0, n))
     if n % group == 0:
         return n, n // group
     return n, max(k for k in range(1, n + 1) if n % k == 0 and k <= (n_key_value_heads or n))
-
-
-def _head_works(size: int, n_heads: int, teacher_size: int, rotary: float | None) -> bool:
-    if rotary is not None:
-        rotated = int(size * rotary)
-        if rotated < 2 or rotated % 2:
-            return False
-    return (size >= min(_SMALLEST_HEAD, teacher_size) or n_heads == 1) and size <= 2 * teacher_size
 
 
 def count_parameters(config: PreTrainedConfig) -> int:

@@ -89,11 +89,27 @@ def test_the_configuration_given_is_left_alone():
 
 @pytest.mark.parametrize(
     ("config", "width", "near"),
-    [(PYTHIA_410M, 131, "130 or 132"), (PYTHIA_410M, 7, "8 or"), (GPT2Config(), 131, "130 or 132")],
+    [
+        (PYTHIA_410M, 131, "130 or 132"),
+        (PYTHIA_410M, 1, "2 or"),
+        (SMOLLM2_135M, 7, "6 or 8"),
+        (GPT2Config(), 131, "130 or 132"),
+    ],
 )
 def test_a_width_that_no_head_count_divides_is_refused_with_one_that_works(config, width, near):
     with pytest.raises(ValueError, match=f"width={width} can't be divided .*use {near}"):
         student_config(config, width)
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "rotated"),
+    [(128, 8, 4), (896, 16, 14), (832, 16, 12), (720, 16, 12), (24, 1, 6), (7, 1, 2), (3, 1, 2)],
+)
+def test_rotated_dimensions_are_the_teachers_share_of_a_head_to_an_even_number(width, heads, rotated):
+    student = student_config(PYTHIA_410M, width)
+    with torch.device("meta"):
+        attention = GPTNeoXForCausalLM(student).gpt_neox.layers[0].attention
+    assert (student.num_attention_heads, attention.rotary_ndims) == (heads, rotated)
 
 
 @pytest.mark.parametrize("width", [0, -8, 8.0, True, "8"])
