@@ -96,7 +96,7 @@ def _(config: GPTNeoXConfig, width: int) -> GPTNeoXConfig:
     )
     size = int(width) // n_heads
     rotated = _rotated(size, share)
-    if rotated != int(size * share):
+    if rotated is not None and rotated != int(size * share):
         # The model takes the whole part of size × share, which must not be one below by rounding.
         rope = {**rope, "partial_rotary_factor": float(np.nextafter(rotated / size, 1.0))}
     return _changed(

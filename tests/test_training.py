@@ -1,3 +1,7 @@
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +20,25 @@ from geofloor._training.rows import StreamRows
 from geofloor._training.sampling import epoch_rows, steps_per_epoch
 from geofloor._training.schedules import warmup_cosine
 from geofloor._training.seeds import draw_seed, step_generator
+
+HEAP = """
+import ctypes
+import torch
+from geofloor._training.devices import keep_freed_memory
+
+end = ctypes.CDLL(None).sbrk
+end.restype = ctypes.c_void_p
+keep_freed_memory()
+before = end(0)
+torch.ones(5 * 2**20)  # 20 MiB, freed at once
+print(end(0) - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that gives freed memory back so soon")
+def test_freed_memory_stays_with_the_process():
+    result = subprocess.run([sys.executable, "-c", HEAP], capture_output=True, text=True, check=True)
+    assert int(result.stdout) > 19 * 2**20  # a part may have been there already
 
 
 def test_tensors_and_metadata_come_back(tmp_path):
