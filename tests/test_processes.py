@@ -13,7 +13,7 @@ import torch
 from joblib import Parallel, delayed
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from geofloor import distillation
+from geofloor import _distilling
 from geofloor._training import processes
 from geofloor.distillation import DistilledStudent, distill_widths
 from geofloor.students import make_student
@@ -114,17 +114,17 @@ FITS = {
 
 
 def stopped_and_resumed(folder):
-    train_step = distillation._Distillation.train_step
+    train_step = _distilling.Distillation.train_step
 
     def stop(self, runs, step):
         if step == 7:
             raise StoppedError
         train_step(self, runs, step)
 
-    distillation._Distillation.train_step = stop
+    _distilling.Distillation.train_step = stop
     with contextlib.suppress(StoppedError):
         distill_widths(new_teacher(), new_tokens(), [8, (16, 1)], checkpoint_path=folder, **SWEEP)
-    distillation._Distillation.train_step = train_step
+    _distilling.Distillation.train_step = train_step
     assert sorted(path.name for path in folder.iterdir()) == [
         "width-16-seed-1.safetensors",
         "width-8-seed-0.safetensors",
@@ -179,11 +179,11 @@ def fit_with_a_full_disk(rank, folder):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    write, distillation.write_tensors = distillation.write_tensors, full
+    write, _distilling.write_tensors = _distilling.write_tensors, full
     try:
         DistilledStudent(new_teacher(), 8, batch_size=7, checkpoint_path=folder / "full", **SETTINGS).fit(new_tokens())
     finally:
-        distillation.write_tensors = write
+        _distilling.write_tensors = write
 
 
 _TEACHER = "ValueError: The teacher's logits are not finite, by step "
