@@ -117,6 +117,8 @@ def forecast_others(bound: Curve, sets: dict[str, pd.DataFrame], from_widths: li
         law = LossForecaster(bound=bound).fit(seen["width"], seen["floor"])
         for name in others:
             new = sets[name].query("n_steps == @n_steps and width < @bound.critical_width_")
+            if not len(new):
+                continue
             errors = law.predict(new["width"]) / new["floor"] - 1.0
             by_width = ", ".join(f"{width}: {error:+.1%}" for width, error in zip(new["width"], errors, strict=True))
             print(f"{name}, {n_steps} steps, from widths {from_widths} of {first}: {by_width}")
