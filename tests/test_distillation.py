@@ -171,6 +171,16 @@ def test_width_zero_gives_the_best_single_distribution(teacher, teacher_path, to
         zero_width_kl(teacher, tokens, temperature=0.0)
 
 
+@pytest.mark.parametrize("offset", [-300.0, 0.0, 300.0])
+def test_the_kl_of_logits_far_from_zero_is_as_exact_as_they_are(offset):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(64, 100, generator=generator) + offset for _ in range(2))
+    exact = distillation_kl(student.double(), teacher.double(), temperature=2.0)
+    found = distillation_kl(student, teacher, temperature=2.0)
+    # An epsilon of the largest scaled logit a row.
+    assert abs(float(found) - float(exact)) < 1.2e-7 * (abs(offset) + 15) / 2
+
+
 def test_softmaxes_of_half_precision_logits_are_in_float32():
     generator = torch.Generator().manual_seed(0)
     logits, target = (20 * torch.randn(50, 30, generator=generator).bfloat16() for _ in range(2))
