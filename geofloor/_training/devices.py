@@ -52,8 +52,8 @@ def to_device(batch: np.ndarray, device: torch.device) -> torch.Tensor:
 def keep_freed_memory() -> None:
     """Let the C library keep what a step on the CPU frees for the next one.
 
-    glibc gives freed memory back to the system, and the next step takes it again page by page: a tenth of the time of a
-    small model's step. It stops, for up to 64 MiB, once a block of its largest threshold has been freed, unless
+    glibc gives freed memory back to the system, and the next step takes it again page by page, which takes
+    time. It stops, for up to 64 MiB, once a block of its largest threshold has been freed, unless
     the environment sets its thresholds. Other C libraries don't mind, and no page of the block is ever touched.
     """
     torch.empty(_LARGEST_BLOCK, dtype=torch.uint8)
