@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from geofloor._divergence import Rows
 from geofloor._training.devices import resolve_device
+from geofloor._training.products import FasterLinear
 
 
 def load_language_model(
@@ -123,9 +124,10 @@ class LanguageModel:
         return [each for each in matrices if self.n_vocabulary not in each.shape]
 
     def rows(self, ids: torch.Tensor) -> Rows:
-        if self.head is None:
-            return Rows(_logits(self.module(ids, **self._options)).flatten(0, 1))
-        hidden = self.module.base_model(ids, **self._options)[0]
+        with FasterLinear():
+            if self.head is None:
+                return Rows(_logits(self.module(ids, **self._options)).flatten(0, 1))
+            hidden = self.module.base_model(ids, **self._options)[0]
         return Rows(hidden.flatten(0, 1), self.head.weight, self.head.bias)
 
     def digest(self) -> str:

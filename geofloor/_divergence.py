@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from geofloor._training.products import add_product, linear, product, zero_sum
+
 _KEPT_BYTES = 2**32  # of a teacher's probabilities, kept for several students
 
 
@@ -119,9 +121,7 @@ class Rows(NamedTuple):
             rows = rows * factor
         if self.weight is None:
             return rows
-        if self.bias is None:
-            return rows @ self.weight.T
-        return torch.addmm(self.bias * factor, rows, self.weight.T)
+        return linear(rows, self.weight, None if self.bias is None else self.bias * factor)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -248,7 +248,7 @@ def _loss_and_gradients(
     kl = torch.zeros((), dtype=wide, device=student.rows.device)
     cross_entropy: torch.Tensor | None = None
     on_rows = torch.empty_like(student.rows) if with_gradient else None
-    on_weight: torch.Tensor | None = None
+    on_weight = zero_sum(student.weight) if needed[1] else None  # type: ignore[arg-type]
     on_bias: torch.Tensor | None = None
     coefficient = plan.kl_factor * plan.kl_scale / temperature
 
@@ -275,15 +275,9 @@ def _loss_and_gradients(
             on_rows[chunk] = gradient.mul_(factors)
             continue
         gradient = gradient.to(cast.weight.dtype)
-        on_rows[chunk] = (gradient @ cast.weight).mul_(factors)
-        if needed[1]:
-            hidden = cast.rows[chunk] * factors
-            if on_weight is None:
-                on_weight = (gradient.T @ hidden).to(student.weight.dtype)  # type: ignore[union-attr]
-            elif on_weight.dtype == gradient.dtype:
-                on_weight.addmm_(gradient.T, hidden)
-            else:
-                on_weight += gradient.T @ hidden
+        on_rows[chunk] = product(gradient, cast.weight).mul_(factors)
+        if on_weight is not None:
+            add_product(on_weight, gradient, cast.rows[chunk] * factors)
         if needed[2]:
             on_this = (gradient * factors).sum(dim=0).to(student.bias.dtype)  # type: ignore[union-attr]
             on_bias = on_this if on_bias is None else on_bias + on_this
