@@ -48,7 +48,7 @@ def main():
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {capabilities['cpu_name']}, "
         f"oneDNN's instructions: {os.environ.get('ONEDNN_MAX_CPU_ISA', 'all')}"
     )
-    keep_freed_memory()
+    keep_freed_memory(torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     normal = functools.partial(torch.randn, generator=generator)
     for n_rows, width, n_vocabulary in ((512, 128, 2048), (512, 16, 2048), (256, 64, 4096), (128, 64, 49_152)):

@@ -193,8 +193,7 @@ class Distillation:
 
     def train(self) -> list[Run]:
         """Train to the end, from the checkpoints that are there."""
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(self.device)
         self.teacher_digest = self.teacher.digest()
         self.agree()
         self.hidden_scale = self._hidden_scale()

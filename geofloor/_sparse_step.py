@@ -11,8 +11,11 @@ from typing import NamedTuple
 
 import torch
 
-# Codes held at a time: a larger batch is worked through in pieces whose gradients add up.
+from geofloor._training.products import add_product, linear, product, zero_sum
+
+# Codes held at a time: a larger batch is worked through in pieces whose gradients add up. On a CPU they fit a cache.
 _CODES_AT_A_TIME = 2**25
+_CODES_AT_A_TIME_ON_CPU = 2**21
 
 
 class Parameters(NamedTuple):
@@ -74,12 +77,12 @@ def encode(parameters: Parameters, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def _encode_centred(parameters: Parameters, centred: torch.Tensor) -> torch.Tensor:
-    return torch.addmm(parameters.encoder_bias, centred, parameters.encoder_weight.T).relu_()
+    return linear(centred, parameters.encoder_weight, parameters.encoder_bias).relu_()
 
 
 def decode(parameters: Parameters, codes: torch.Tensor) -> torch.Tensor:
     """Reconstructions of shape (n_rows, n_inputs): codes W_dec + b_dec."""
-    return torch.addmm(parameters.decoder_bias, codes, parameters.decoder_weight)
+    return product(codes, parameters.decoder_weight).add_(parameters.decoder_bias)
 
 
 def loss_and_gradients(parameters: Parameters, inputs: torch.Tensor, l1_coefficient: float) -> StepResult:
@@ -89,29 +92,33 @@ def loss_and_gradients(parameters: Parameters, inputs: torch.Tensor, l1_coeffici
     the pre-encoder bias needs only the sum of the codes' gradients over the batch.
     """
     n_rows, n_latents = len(inputs), len(parameters.encoder_bias)
-    piece = max(_CODES_AT_A_TIME // n_latents, 1)
-    gradients = Parameters(*(torch.zeros_like(parameter) for parameter in parameters))
+    codes_at_a_time = _CODES_AT_A_TIME_ON_CPU if inputs.device.type == "cpu" else _CODES_AT_A_TIME
+    piece = max(codes_at_a_time // n_latents, 1)
+    on_encoder, on_decoder = zero_sum(parameters.encoder_weight), zero_sum(parameters.decoder_weight)
+    on_encoder_bias = torch.zeros_like(parameters.encoder_bias)
+    on_decoder_bias = torch.zeros_like(parameters.decoder_bias)
     reconstruction = inputs.new_zeros(())
     l1 = inputs.new_zeros(())
     firings = torch.zeros(n_latents, dtype=torch.int64, device=inputs.device)
     for start in range(0, n_rows, piece):
         centred = inputs[start : start + piece] - parameters.decoder_bias
         codes = _encode_centred(parameters, centred)
-        error = torch.addmm(centred, codes, parameters.decoder_weight, beta=-1.0)
+        error = product(codes, parameters.decoder_weight).sub_(centred)
         reconstruction += error.square().sum()
         l1 += codes.sum()
         error *= 2.0 / n_rows
-        gradients.decoder_weight.addmm_(codes.T, error)
-        gradients.decoder_bias.add_(error.sum(dim=0))
+        add_product(on_decoder, codes, error)
+        on_decoder_bias.add_(error.sum(dim=0))
         # Gradient on the pre-activations: only where a code is above zero.
         active = codes > 0
         firings += active.sum(dim=0)
-        on_codes = torch.mm(error, parameters.decoder_weight.T, out=codes)
+        on_codes = product(error, parameters.decoder_weight.T, spare=codes)
         on_codes.add_(l1_coefficient / n_rows).mul_(active)
         total = on_codes.sum(dim=0)
-        gradients.encoder_weight.addmm_(on_codes.T, centred)
-        gradients.encoder_bias.add_(total)
-        gradients.decoder_bias.addmv_(parameters.encoder_weight.T, total, alpha=-1.0)
+        add_product(on_encoder, on_codes, centred)
+        on_encoder_bias.add_(total)
+        on_decoder_bias.addmv_(parameters.encoder_weight.T, total, alpha=-1.0)
+    gradients = Parameters(on_encoder.contiguous(), on_encoder_bias, on_decoder.contiguous(), on_decoder_bias)
     return StepResult(gradients, reconstruction / n_rows, l1 / n_rows, firings)
 
 

@@ -34,7 +34,7 @@ from geofloor._training.checkpoints import (
     read_tensors,
     write_tensors,
 )
-from geofloor._training.devices import resolve_device, to_device
+from geofloor._training.devices import keep_freed_memory, resolve_device, to_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.rows import ArrayRows, StreamRows
 from geofloor._training.seeds import draw_seed, step_generator, torch_generator
@@ -240,6 +240,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if self.decay_fraction and n_steps is None:
             raise ValueError("decay_fraction needs data of known length; give an array, or leave it at 0.")
         state = self._resume(rows) or self._start(rows.sample, draw_seed(self.random_state))
+        keep_freed_memory(state.device)
         batches = rows.batches(self.batch_size, self.n_epochs, state.step, state.seed)
         with progress_bar("sparse autoencoder", total=n_steps, initial=state.step, verbose=self.verbose) as bar:
             for batch in batches:
@@ -278,6 +279,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         first = not hasattr(self, "encoder_")
         X = validate_data(self, X, dtype=np.float32, order="C", reset=first)
         state = self._start(X, draw_seed(self.random_state)) if first else self._continue()
+        keep_freed_memory(state.device)
         for start in range(0, len(X), self.batch_size):
             self._step(state, X[start : start + self.batch_size], None)
         return self._publish(state)

@@ -46,7 +46,7 @@ def plain_loss(parameters, inputs, l1_coefficient):
 
 @pytest.mark.parametrize("codes_at_a_time", [2**25, 7 * 40])
 def test_gradients_are_those_of_automatic_differentiation(monkeypatch, codes_at_a_time):
-    monkeypatch.setattr(_sparse_step, "_CODES_AT_A_TIME", codes_at_a_time)  # 7 rows a piece, or all at once
+    monkeypatch.setattr(_sparse_step, "_CODES_AT_A_TIME_ON_CPU", codes_at_a_time)  # 7 rows a piece, or all at once
     parameters = Parameters(*(parameter.requires_grad_() for parameter in random_parameters()))
     inputs = torch.randn(50, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     loss = plain_loss(parameters, inputs, 0.3)

@@ -32,7 +32,7 @@ names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks kee
 MallocInformation = type("MallocInformation", (ctypes.Structure,), {"_fields_": [(n, ctypes.c_size_t) for n in names]})
 information = ctypes.CDLL(None).mallinfo2
 information.restype = MallocInformation
-keep_freed_memory()
+keep_freed_memory(torch.device("cpu"))
 before = information().hblkhd  # bytes in blocks that go back to the system as soon as they are freed
 tensor = torch.ones(5 * 2**20)  # 20 MiB
 print(information().hblkhd - before)

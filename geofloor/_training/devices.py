@@ -49,14 +49,15 @@ def to_device(batch: np.ndarray, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep what a step on the CPU frees for the next one.
+def keep_freed_memory(device: torch.device) -> None:
+    """Let the C library keep what a step on a CPU frees for the next one.
 
     glibc gives freed memory back to the system, and the next step takes it again page by page, which takes
     time. It stops, for up to 64 MiB, once a block of its largest threshold has been freed, unless
     the environment sets its thresholds. Other C libraries don't mind, and no page of the block is ever touched.
     """
-    torch.empty(_LARGEST_BLOCK, dtype=torch.uint8)
+    if device.type == "cpu":
+        torch.empty(_LARGEST_BLOCK, dtype=torch.uint8)
 
 
 @contextlib.contextmanager

@@ -28,11 +28,11 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None =
     return torch.nn.functional.linear(rows, weight, bias)
 
 
-def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Compute left (m, k) @ right (k, n)."""
+def product(left: torch.Tensor, right: torch.Tensor, spare: torch.Tensor | None = None) -> torch.Tensor:
+    """Compute left (m, k) @ right (k, n); a spare tensor (m, n) may serve as memory for it."""
     if _by_onednn(left, right.T) and not _is_recorded(left, right):
         return _onednn(left, right.T)
-    return left @ right
+    return torch.mm(left, right, out=spare)
 
 
 def zero_sum(like: torch.Tensor) -> torch.Tensor:
