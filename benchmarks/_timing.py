@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+
+import torch
+
+
+def machine() -> str:
+    """What measurements on a CPU depend on."""
+    capabilities = torch.cpu.get_capabilities()
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "all")
+    return (
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {capabilities['cpu_name']}, "
+        f"instructions that oneDNN may use: {allowed}"
+    )
 
 
 def side_by_side(functions: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[str, float]:

@@ -2,22 +2,26 @@
 
     pip install trl
     python benchmarks/distillation_trl.py
+    python benchmarks/distillation_trl.py --one-process --repeats 3
+    ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/distillation_trl.py --cases 128    # as on a CPU without AVX-512
 
-Each side has a process of its own: what one leaves set in the C library's allocator would help the other. TRL is not
-among the packages of this project; its trainer is experimental there.
+Each side has a process of its own, unless told otherwise: what one leaves set in the C library's allocator helps the
+other. TRL is not among the packages of this project; its trainer is experimental there.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib.metadata
 import multiprocessing
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from _timing import report, side_by_side
+from _timing import machine, report, side_by_side
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 from trl.experimental.gkd import GKDConfig, GKDTrainer
@@ -26,6 +30,7 @@ from geofloor.datasets import load_teacher
 from geofloor.distillation import DistilledStudent
 from geofloor.students import make_student
 
+CASES = ("16", "64", "128", "llama")
 LLAMA = {
     "vocab_size": 49_152,
     "hidden_size": 192,
@@ -89,12 +94,16 @@ def our_fit(name, width, shape, n_steps):
     DistilledStudent(teacher_of(name), width, random_state=0, **settings).fit(tokens, eval_tokens=tokens[:1, :2])
 
 
-def compare(workers, name, width, shape, n_steps, repeats):
+def here(function, *arguments):
+    return function(*arguments)
+
+
+def compare(run, name, width, shape, n_steps, repeats):
     common = (name, width, shape, n_steps)
     seconds = side_by_side(
         {
-            "trl": lambda: workers["trl"].submit(trl_fit, *common).result(),
-            "geofloor": lambda: workers["geofloor"].submit(our_fit, *common).result(),
+            "trl": lambda: run["trl"](trl_fit, *common),
+            "geofloor": lambda: run["geofloor"](our_fit, *common),
         },
         repeats=repeats,
     )
@@ -110,18 +119,25 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n-steps", type=int, default=30, help="so many that setting up counts for little")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cases", nargs="+", default=[*CASES], choices=CASES, help="widths of students, or a Llama")
+    parser.add_argument("--one-process", action="store_true", help="for both sides")
     options = parser.parse_args()
-    print(f"trl {importlib.metadata.version('trl')}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(1, mp_context=spawn, initializer=logging.set_verbosity_error) as trl,
-        ProcessPoolExecutor(1, mp_context=spawn) as ours,
-    ):
-        workers = {"trl": trl, "geofloor": ours}
-        for width in (16, 64, 128):
-            compare(workers, "embedded teacher", width, (8, 256), options.n_steps, options.repeats)
-        name = f"Llama of width {LLAMA['hidden_size']} and vocabulary {LLAMA['vocab_size']:,}"
-        compare(workers, name, 64, (4, 512), max(options.n_steps // 3, 1), min(options.repeats, 3))
+    processes = "one process" if options.one_process else "a process a side"
+    print(f"trl {importlib.metadata.version('trl')}, {machine()}; {processes}")
+    logging.set_verbosity_error()
+    with contextlib.ExitStack() as stack:
+        run: dict[str, Any] = {"trl": here, "geofloor": here}
+        if not options.one_process:
+            for side in run:
+                context, quiet = multiprocessing.get_context("spawn"), logging.set_verbosity_error
+                pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=context, initializer=quiet))
+                run[side] = functools.partial(lambda pool, *call: pool.submit(*call).result(), pool)
+        for case in options.cases:
+            if case != "llama":
+                compare(run, "embedded teacher", int(case), (8, 256), options.n_steps, options.repeats)
+                continue
+            name = f"Llama of width {LLAMA['hidden_size']} and vocabulary {LLAMA['vocab_size']:,}"
+            compare(run, name, 64, (4, 512), max(options.n_steps // 3, 1), min(options.repeats, 3))
 
 
 if __name__ == "__main__":

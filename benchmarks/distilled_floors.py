@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--n-steps", type=int, default=1500)
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--init", default="random", help="how students start")
+    parser.add_argument("--n-heads", type=int, help="of every student; by default Table 8's rule")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--eval-every", type=int, default=50)
     parser.add_argument("--eval-sequences", type=int, default=512)
@@ -79,6 +80,8 @@ def main() -> None:
         return
     chosen = ("optimizer", "init", "learning_rate", "batch_size", "eval_every", "eval_sequences", "data_seed")
     settings = SETTINGS | {name: getattr(options, name) for name in chosen}
+    if options.n_heads is not None:
+        settings["n_heads"] = options.n_heads
     runs = []
     for budget in options.budgets:
         pairs = [(width, 0) for width in options.widths]

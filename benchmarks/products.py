@@ -5,10 +5,9 @@ ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/products.py    # as on a CPU without A
 """
 
 import functools
-import os
 
 import torch
-from _timing import report, side_by_side
+from _timing import machine, report, side_by_side
 
 from geofloor._training.devices import keep_freed_memory
 from geofloor._training.products import FasterLinear, add_product, linear, product, zero_sum
@@ -43,11 +42,7 @@ def layer_step(layer, rows):
 
 
 def main():
-    capabilities = torch.cpu.get_capabilities()
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {capabilities['cpu_name']}, "
-        f"oneDNN's instructions: {os.environ.get('ONEDNN_MAX_CPU_ISA', 'all')}"
-    )
+    print(machine())
     keep_freed_memory(torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     normal = functools.partial(torch.randn, generator=generator)

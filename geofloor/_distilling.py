@@ -153,12 +153,15 @@ class Distillation:
         sample = None
         if estimator.init == "principal":
             sample = self.tokens.take(np.arange(min(self.n_train, 64))).ids
-        module = make_student(
-            self.teacher.module, estimator.width, init=estimator.init, random_state=seed, tokens=sample
-        )
+        module = self.make_student(estimator, init=estimator.init, random_state=seed, tokens=sample)
         run = self.run(estimator, module, seed)
         self.processes.copy_from_main([*module.state_dict().values(), *run.parameters()])
         return run
+
+    def make_student(self, estimator: Any, **options: Any) -> Any:
+        if estimator.n_heads is not None:  # ways to make students that were registered need not know of heads
+            options["n_heads"] = estimator.n_heads
+        return make_student(self.teacher.module, estimator.width, **options)
 
     def run(self, estimator: Any, module: torch.nn.Module, seed: int) -> Run:
         module = module.to(self.device).eval().requires_grad_()
@@ -399,7 +402,7 @@ class Distillation:
         if found is None:
             return None
         tensors, metadata = found
-        module = make_student(self.teacher.module, estimator.width, random_state=metadata["seed"])
+        module = self.make_student(estimator, random_state=metadata["seed"])
         module.load_state_dict(_part(tensors, "model."))
         run = self.run(estimator, module, metadata["seed"])
         if run.projection is not None:

@@ -47,6 +47,8 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         what `ToyModel.fit` takes, and training is the toy model's, with its own settings.
     width : int
         Dimensions d of the student's residual stream. All else follows from the teacher: `student_config`.
+    n_heads : int or None, default=None
+        Attention heads of the student, which divide `width`; by default those of `student_config`'s rule.
     temperature : float, default=2.0
         T.
     n_steps : int, default=30_000
@@ -189,6 +191,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         teacher: Any,
         width: int,
         *,
+        n_heads: int | None = None,
         temperature: float = 2.0,
         n_steps: int = 30_000,
         batch_size: int = 32,
@@ -219,6 +222,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     ) -> None:
         self.teacher = teacher
         self.width = width
+        self.n_heads = n_heads
         self.temperature = temperature
         self.n_steps = n_steps
         self.batch_size = batch_size
@@ -461,6 +465,8 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             check_range(name, getattr(self, name), 1, whole=True)
         check_range("checkpoint_every", self.checkpoint_every, 1, whole=True)
         check_range("width", self.width, 1, whole=True)
+        if self.n_heads is not None:
+            check_range("n_heads", self.n_heads, 1, whole=True)
         check_range("warmup", self.warmup, 0, whole=True)
         check_range("data_seed", self.data_seed, 0, whole=True)
         for name in ("weight_decay", "cross_entropy_weight", "hidden_weight", "convergence_tol"):
@@ -519,7 +525,9 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self._n_features_out = int(self.width)
 
     def _fit_toy(self, samples: Any) -> DistilledStudent:
-        toy = make_student(self.teacher, self.width, init=self.init, random_state=self.random_state)
+        toy = make_student(
+            self.teacher, self.width, n_heads=self.n_heads, init=self.init, random_state=self.random_state
+        )
         self.model_ = toy.set_params(device=self.device, verbose=self.verbose).fit(samples, teacher=self.teacher)
         self.floor_, self.floor_error_ = toy.floor_, toy.standard_error_
         self.history_, self.n_steps_, self.converged_ = toy.history_, toy.n_steps_, toy.converged_

@@ -20,10 +20,11 @@ from geofloor.toy import ToyModel
 _FFN_RATIO = 4  # Table 8: FFN = 4d
 _SMALLEST_HEAD = 16  # Table 8 keeps the teacher's number of heads down to heads of this size
 _INITS = ("random", "principal")
+_EVEN = ", with an even number of rotated dimensions each"
 
 
 @functools.singledispatch
-def student_config(config: Any, width: int) -> Any:
+def student_config(config: Any, width: int, *, n_heads: int | None = None) -> Any:
     """Configuration of a student: the teacher's, but for its width and what follows from it.
 
     Depth, vocabulary, positions and all else stay the teacher's (Table 8 of [1]_).
@@ -35,6 +36,8 @@ def student_config(config: Any, width: int) -> Any:
         others register a function: see Examples.
     width : int
         Dimensions d of the student's residual stream.
+    n_heads : int or None, default=None
+        Attention heads of the student, which divide `width`; by default those of Table 8's rule.
 
     Returns
     -------
@@ -44,7 +47,8 @@ def student_config(config: Any, width: int) -> Any:
     Raises
     ------
     ValueError
-        If there is no rule for this class of configuration, or no number of heads divides `width`.
+        If there is no rule for this class of configuration, or no number of heads, or not `n_heads`, divides
+        `width`.
 
     Notes
     -----
@@ -77,22 +81,26 @@ def student_config(config: Any, width: int) -> Any:
     Another type is added by its configuration's class:
 
     >>> @student_config.register
-    ... def _(config: MistralConfig, width):
+    ... def _(config: MistralConfig, width, *, n_heads=None):
     ...     return MistralConfig(**{**config.to_dict(), "hidden_size": width, "intermediate_size": 4 * width})
     """
     kind = getattr(config, "model_type", type(config).__name__)
     raise ValueError(
-        f"config is of type {kind!r}, for which there is no rule; register a function of (config, width) for "
-        f"{type(config).__name__} with geofloor.students.student_config.register."
+        f"config is of type {kind!r}, for which there is no rule; register a function of (config, width, *, n_heads) "
+        f"for {type(config).__name__} with geofloor.students.student_config.register."
     )
 
 
 @student_config.register
-def _(config: GPTNeoXConfig, width: int) -> GPTNeoXConfig:
+def _(config: GPTNeoXConfig, width: int, *, n_heads: int | None = None) -> GPTNeoXConfig:
     rope = config.rope_parameters or {}
     share = rope.get("partial_rotary_factor", 1.0)
     n_heads, _ = _heads(
-        width, config.num_attention_heads, config.hidden_size, works=lambda size: _rotated(size, share) is not None
+        width,
+        config.num_attention_heads,
+        config.hidden_size,
+        wanted=n_heads,
+        works=lambda size: _rotated(size, share) is not None,
     )
     size = int(width) // n_heads
     rotated = _rotated(size, share)
@@ -109,18 +117,19 @@ def _(config: GPTNeoXConfig, width: int) -> GPTNeoXConfig:
 
 
 @student_config.register
-def _(config: GPT2Config, width: int) -> GPT2Config:
-    n_heads, _ = _heads(width, config.n_head, config.n_embd)
+def _(config: GPT2Config, width: int, *, n_heads: int | None = None) -> GPT2Config:
+    n_heads, _ = _heads(width, config.n_head, config.n_embd, wanted=n_heads)
     return _changed(config, n_embd=int(width), n_head=n_heads, n_inner=_FFN_RATIO * int(width))
 
 
 @student_config.register
-def _(config: LlamaConfig, width: int) -> LlamaConfig:
+def _(config: LlamaConfig, width: int, *, n_heads: int | None = None) -> LlamaConfig:
     n_heads, n_key_value_heads = _heads(
         width,
         config.num_attention_heads,
         config.num_attention_heads * config.head_dim,
         n_key_value_heads=config.num_key_value_heads,
+        wanted=n_heads,
         works=lambda size: size % 2 == 0,
     )
     return _changed(
@@ -150,11 +159,12 @@ def _heads(
     teacher_width: int,
     *,
     n_key_value_heads: int | None = None,
+    wanted: int | None = None,
     works: Callable[[int], bool] | None = None,
 ) -> tuple[int, int]:
-    """Numbers of query heads and of key and value heads of a student; an error names widths that work.
+    """Numbers of query heads and of key and value heads of a student; an error names what works.
 
-    `works` tells whether a head of a size can be rotated, where it is.
+    `wanted` heads, where they are given. `works` tells whether a head of a size can be rotated, where it is.
     """
     if isinstance(width, bool) or not isinstance(width, Integral) or width < 1:
         raise ValueError(f"width={width!r} must be an integer of at least 1.")
@@ -171,13 +181,18 @@ def _heads(
         ]
 
     width = int(width)
-    found = fitting(width)
+    if wanted is not None:
+        possible = [n for n in range(1, width + 1) if width % n == 0 and (works is None or works(width // n))]
+        if wanted not in possible:
+            raise ValueError(
+                f"n_heads={wanted!r} can't divide width={width}{_EVEN if works else ''}; use one of {possible}."
+            )
+    found = fitting(width) if wanted is None else [int(wanted)]
     if not found:
         near = [w for distance in range(1, 129) for w in (width - distance, width + distance) if w > 0 and fitting(w)]
-        even = "" if works is None else ", with an even number of rotated dimensions each"
         raise ValueError(
             f"width={width} can't be divided into at most {n_heads} heads of {smallest} to {2 * head_size} "
-            f"dimensions{even}; use {' or '.join(map(str, sorted(near[:2])))}."
+            f"dimensions{_EVEN if works else ''}; use {' or '.join(map(str, sorted(near[:2])))}."
         )
     n = max(found, key=lambda n: (n % group == 0, n))
     if n % group == 0:
@@ -218,6 +233,7 @@ def make_student(
     teacher: Any,
     width: int,
     *,
+    n_heads: int | None = None,
     init: str = "random",
     random_state: int | np.random.RandomState | None = None,
     tokens: Any = None,
@@ -231,6 +247,8 @@ def make_student(
         these parameters with ``make_student.register``; it returns a torch module that gives logits.
     width : int
         Dimensions d of the student's residual stream, or hidden dimensions of a toy model.
+    n_heads : int or None, default=None
+        Attention heads, which divide `width`; by default those of `student_config`'s rule.
     init : {"random", "principal"}, default="random"
         ``"random"``: as the teacher's class starts its weights, which is the paper's way.
         ``"principal"``: the teacher's weights, projected on the principal directions of its residual
@@ -284,12 +302,15 @@ def _(
     teacher: ToyModel,
     width: int,
     *,
+    n_heads: int | None = None,
     init: str = "random",
     random_state: int | np.random.RandomState | None = None,
     tokens: Any = None,
 ) -> ToyModel:
     if init != "random":
         raise ValueError(f"init={init!r} is not there for a ToyModel; use init='random'.")
+    if n_heads is not None:
+        raise ValueError(f"n_heads={n_heads!r} is not there for a ToyModel, which has no heads; leave it at None.")
     check_is_fitted(teacher)
     return clone(teacher).set_params(n_hidden=width, random_state=random_state)
 
@@ -299,13 +320,14 @@ def _(
     teacher: PreTrainedModel,
     width: int,
     *,
+    n_heads: int | None = None,
     init: str = "random",
     random_state: int | np.random.RandomState | None = None,
     tokens: Any = None,
 ) -> PreTrainedModel:
     if init not in _INITS:
         raise ValueError(f"init={init!r} must be one of {_INITS}.")
-    config = student_config(teacher.config, width)
+    config = student_config(teacher.config, width, **({} if n_heads is None else {"n_heads": n_heads}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draw_seed(random_state))
         student = type(teacher)(config).eval()

@@ -519,6 +519,20 @@ def test_sigkill_loses_nothing(teacher_path, tmp_path):
         assert_same(DistilledStudent.load(path, device="cpu"), never_stopped)
 
 
+@pytest.mark.parametrize("init", ["random", "principal"])
+def test_heads_can_be_chosen_and_are_there_after_a_checkpoint(init, teacher, tokens, tmp_path):
+    chosen = {"n_heads": 4, "init": init, "checkpoint_path": tmp_path / "checkpoint", "checkpoint_every": 5}
+    fitted = student(teacher, **chosen).fit(tokens)
+    assert fitted.model_.config.num_attention_heads == 4
+    assert_same(student(teacher, **chosen).fit(tokens), fitted)
+    with pytest.raises(ValueError, match="other values of n_heads"):
+        student(teacher, **{**chosen, "n_heads": 2}).fit(tokens)
+    with pytest.raises(ValueError, match="n_heads=3 can't divide width=8"):
+        student(teacher, n_heads=3).fit(tokens)
+    with pytest.raises(ValueError, match="n_heads=0"):
+        student(teacher, n_heads=0).fit(tokens)
+
+
 def test_a_checkpoint_of_something_else_is_refused(teacher, tokens, tmp_path):
     path = tmp_path / "checkpoint"
     student(teacher, checkpoint_path=path).fit(tokens)

@@ -101,6 +101,32 @@ def test_a_width_that_no_head_count_divides_is_refused_with_one_that_works(confi
         student_config(config, width)
 
 
+@pytest.mark.parametrize("n_heads", [1, 4, 16, 32])
+def test_heads_can_be_chosen(n_heads):
+    assert student_config(PYTHIA_410M, 128, n_heads=n_heads).num_attention_heads == n_heads
+    assert student_config(GPT2Config(), 128, n_heads=n_heads).n_head == n_heads
+
+
+@pytest.mark.parametrize(("n_heads", "key_value_heads"), [(9, 3), (3, 1), (4, 2)])
+def test_chosen_heads_share_keys_and_values_in_the_teachers_groups_where_they_can(n_heads, key_value_heads):
+    config = student_config(SMOLLM2_135M, 288 if n_heads != 4 else 64, n_heads=n_heads)
+    assert (config.num_attention_heads, config.num_key_value_heads) == (n_heads, key_value_heads)
+    assert config.head_dim * n_heads == config.hidden_size
+
+
+@pytest.mark.parametrize(
+    ("config", "n_heads", "possible"),
+    [
+        (PYTHIA_410M, 5, r"\[1, 2, 3, 4, 6, 8, 12\]"),
+        (GPT2Config(), 5, r"\[1, .*, 24\]"),
+        (SMOLLM2_135M, 24, r"\[1, 2, 3, 4, 6, 12\]"),
+    ],
+)
+def test_heads_that_do_not_divide_the_width_are_refused_with_those_that_do(config, n_heads, possible):
+    with pytest.raises(ValueError, match=f"n_heads={n_heads} can't divide width=24.*use one of {possible}"):
+        student_config(config, 24, n_heads=n_heads)
+
+
 @pytest.mark.parametrize(
     ("width", "heads", "rotated"),
     [(128, 8, 4), (896, 16, 14), (832, 16, 12), (720, 16, 12), (24, 1, 6), (7, 1, 2), (3, 1, 2)],
@@ -156,6 +182,8 @@ def test_a_toy_student_has_the_toy_teachers_settings():
     student = make_student(teacher, 2, random_state=3)
     assert (student.n_hidden, student.importance, student.random_state) == (2, "uniform", 3)
     assert not hasattr(student, "components_")
+    with pytest.raises(ValueError, match="n_heads=2 is not there for a ToyModel"):
+        make_student(teacher, 2, n_heads=2)
     with pytest.raises(ValueError, match="init='principal' is not there for a ToyModel"):
         make_student(teacher, 2, init="principal")
 
