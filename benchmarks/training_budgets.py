@@ -35,6 +35,18 @@ def power_of_steps(a: float, b: float, c: float) -> tuple[float, float]:
     return c - (b - c) * ratio, c - (b - c) * ratio / (1.0 - ratio) if 0.0 < ratio < 1.0 else np.nan
 
 
+def steps_until_settled(losses: np.ndarray, n_steps: int, share: float = 0.03) -> float:
+    """Steps of which the last doubling takes at most a share of the loss: measured, or by the power continued."""
+    for place in range(1, len(losses)):
+        if losses[place] >= (1.0 - share) * losses[place - 1]:
+            return n_steps / 2 ** (len(losses) - 1 - place)
+    before, last = losses[-2:]
+    ratio = (before - last) / (losses[-3] - before)
+    while 0.0 < ratio < 1.0 and last < (1.0 - share) * before:
+        before, last, n_steps = last, last - (before - last) * ratio, 2 * n_steps
+    return n_steps if ratio < 1.0 else np.nan
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--floors", type=Path, nargs="+", required=True)
@@ -59,8 +71,13 @@ def main() -> None:
         print(f"errors of {steps[place]} steps, forecast from fewer")
         print(errors.to_string(float_format="{:+.1%}".format), end="\n\n")
     limits = pd.Series({width: power_of_steps(*row.dropna()[-3:])[1] for width, row in floors.iterrows()})
+    complete = floors.dropna()
+    settled = pd.Series({width: steps_until_settled(row.to_numpy(), steps[-1]) for width, row in complete.iterrows()})
     print("limit of the power through the last three budgets; none where falls don't shrink")
-    print(pd.DataFrame({"limit": limits, "of the last": limits / floors.ffill(axis=1)[steps[-1]]}).round(4).to_string())
+    limits = pd.DataFrame({"limit": limits, "of the last": limits / floors.ffill(axis=1)[steps[-1]]}).round(4)
+    print(limits.to_string(), end="\n\n")
+    print("steps of which the last doubling takes at most 3%: measured, or by that power")
+    print(settled.to_string(float_format="{:,.0f}".format))
 
 
 if __name__ == "__main__":
