@@ -14,6 +14,8 @@ from _timing import report, side_by_side
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from geofloor._causal import LanguageModel
+from geofloor._divergence import Targets
 from geofloor.datasets import load_teacher
 from geofloor.distillation import DistilledStudent, distill_widths
 from geofloor.students import make_student
@@ -58,9 +60,13 @@ def batch(tokens, step, batch_size):
 
 @torch.no_grad()
 def teacher_passes(teacher, tokens, n_steps, batch_size, device):
+    """As distillation makes them."""
+    model = LanguageModel(teacher, "teacher")
     for step in range(n_steps):
-        logits = teacher(torch.from_numpy(batch(tokens, step, batch_size)).to(device)).logits
-        functional.softmax(logits / TEMPERATURE, dim=-1)
+        rows = model.rows(torch.from_numpy(batch(tokens, step, batch_size)).to(device))
+        targets = Targets(rows, TEMPERATURE)
+        for index in range(len(targets.chunks)):
+            targets.chunk(index)
     synchronize(device)
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from geofloor._divergence import Rows
 from geofloor._training.devices import resolve_device
-from geofloor._training.products import FasterLinear
+from geofloor._training.products import faster_linear, largest_matrix
 
 
 def load_language_model(
@@ -72,6 +72,7 @@ class LanguageModel:
         parameter = next(module.parameters(), None)
         self.device = torch.device("cpu") if parameter is None else parameter.device
         self.head: torch.nn.Linear | None = None
+        self._largest = largest_matrix(module)
         self._options: dict[str, Any] = {}
         probe = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
         with evaluating(module), torch.no_grad():
@@ -124,7 +125,7 @@ class LanguageModel:
         return [each for each in matrices if self.n_vocabulary not in each.shape]
 
     def rows(self, ids: torch.Tensor) -> Rows:
-        with FasterLinear():
+        with faster_linear(ids.numel(), self._largest):
             if self.head is None:
                 return Rows(_logits(self.module(ids, **self._options)).flatten(0, 1))
             hidden = self.module.base_model(ids, **self._options)[0]

@@ -25,7 +25,7 @@ from sklearn.utils._set_output import _get_output_config
 from geofloor._columns import column_names, column_values, is_dataset, is_dataset_stream
 from geofloor._training.checkpoints import atomic_path, write_json
 from geofloor._training.devices import resolve_device
-from geofloor._training.products import FasterLinear
+from geofloor._training.products import faster_linear, largest_matrix
 from geofloor._training.progress import progress_bar
 from geofloor.tokens import token_blocks
 
@@ -637,7 +637,7 @@ class ActivationExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         handle = model.get_submodule(self.block_name_).register_forward_hook(stop)
         try:
             model.eval()
-            with torch.inference_mode(), FasterLinear():
+            with torch.inference_mode(), faster_linear(ids.size, largest_matrix(model)):
                 model(**inputs)
         except _BlockReached as reached:
             hidden = reached.hidden

@@ -61,7 +61,7 @@ def test_linear_layers_have_torchs_gradients(shape, n_outputs, bias, frozen, cal
                 parameter.copy_(normal(*parameter.shape))
         layer.weight.requires_grad_(frozen != "weight")
         if faster:
-            with products.FasterLinear():
+            with products.faster_linear(2048, 2**20):
                 outputs = layer(rows)
         else:
             outputs = layer(rows)
@@ -85,7 +85,7 @@ def test_linear_layers_have_torchs_gradients(shape, n_outputs, bias, frozen, cal
     ids=["small", "float64", "bfloat16"],
 )
 def test_all_else_is_torchs_own(arguments, calls):
-    with products.FasterLinear():
+    with products.faster_linear(2048, 2**20):
         layer = torch.nn.functional.linear(*arguments)
     torch.testing.assert_close(layer, torch.nn.functional.linear(*arguments), rtol=0, atol=0)
     torch.testing.assert_close(products.linear(*arguments), layer, rtol=0, atol=0)
@@ -105,7 +105,7 @@ def test_it_can_be_turned_off(calls):
     rows, weight = normal(512, 256), normal(256, 256)
     with torch.backends.mkldnn.flags(enabled=False, allow_tf32=False):
         torch.testing.assert_close(products.linear(rows, weight), rows @ weight.T, rtol=0, atol=0)
-    with torch.autocast("cpu", dtype=torch.bfloat16), products.FasterLinear():
+    with torch.autocast("cpu", dtype=torch.bfloat16), products.faster_linear(2048, 2**20):
         assert torch.nn.functional.linear(rows, weight).dtype == torch.bfloat16
     assert not calls
 

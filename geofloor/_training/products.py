@@ -9,6 +9,7 @@ accelerators, in other precisions and for small products, all is as torch does i
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -53,9 +54,22 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) ->
         total.addmm_(left.T, right)
 
 
-class FasterLinear(TorchFunctionMode):
-    """While it is active, linear layers are computed as `linear` is, forward and backward."""
+def largest_matrix(module: torch.nn.Module) -> int:
+    """Numbers in the largest matrix of a module but for its embeddings: multiplications a row."""
+    embeddings = {id(part.weight) for part in module.modules() if isinstance(part, torch.nn.Embedding)}
+    sizes = (each.numel() for each in module.parameters() if each.ndim == 2 and id(each) not in embeddings)
+    return max(sizes, default=0)
 
+
+def faster_linear(n_rows: int, largest: int) -> AbstractContextManager[Any]:
+    """A context in which linear layers are computed as `linear` is, forward and backward.
+
+    Nothing happens where none of them is worth it for that many rows: looking at every function takes time, too.
+    """
+    return _FasterLinear() if n_rows * largest >= _WORTH else nullcontext()
+
+
+class _FasterLinear(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not kwargs:
             if func is torch.nn.functional.linear and _by_onednn(*args):
