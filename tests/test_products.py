@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from geofloor._causal import LanguageModel
@@ -101,6 +102,16 @@ def test_gradients_that_torch_records_stay_torchs(calls):
 
 
 @needs_onednn
+def test_torch_counts_their_operations(calls):
+    layer, rows = torch.nn.Linear(256, 512), normal(4, 128, 256, requires_grad=True)
+    with FlopCounterMode(display=False) as counter, products.faster_linear(512, 2**20):
+        layer(rows).sum().backward()
+    assert len(calls) == 3
+    assert counter.get_total_flops() == 3 * 2 * 512 * 256 * 512
+
+
+@needs_onednn
+@pytest.mark.filterwarnings("ignore:TF32")  # which turning oneDNN off talks of
 def test_it_can_be_turned_off(calls):
     rows, weight = normal(512, 256), normal(256, 256)
     with torch.backends.mkldnn.flags(enabled=False, allow_tf32=False):
@@ -111,6 +122,7 @@ def test_it_can_be_turned_off(calls):
 
 
 @needs_onednn
+@pytest.mark.filterwarnings("ignore:TF32")  # which turning oneDNN off talks of
 def test_a_whole_model(calls):
     """GPT-NeoX with its linear layers, and GPT-2 with its own."""
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=128, n_embd=128, n_layer=1, n_head=2)).eval()

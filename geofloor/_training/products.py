@@ -14,12 +14,21 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import register_flop_formula
 
 _WORTH = 2**24  # multiplications; with fewer, oneDNN's own overhead is no less than what it saves
 _CACHED = 2**22  # numbers of a sum that still fits a cache
 _PLAIN = (torch.Tensor, torch.nn.Parameter)  # and no subclass, which may be anything
 # It has no public name. Without it, or MKL, products are torch's own.
 _LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkl.is_available() else None
+
+
+if _LINEAR is not None:
+
+    @register_flop_formula(_LINEAR)
+    def _operations(rows: Any, weight: Any, *others: Any, **keywords: Any) -> int:
+        """Floating-point operations, for torch's own counter, which does not know this function."""
+        return 2 * math.prod(rows) * weight[0]
 
 
 def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
