@@ -71,8 +71,8 @@ def main() -> None:
         print(f"errors of {steps[place]} steps, forecast from fewer")
         print(errors.to_string(float_format="{:+.1%}".format), end="\n\n")
     limits = pd.Series({width: power_of_steps(*row.dropna()[-3:])[1] for width, row in floors.iterrows()})
-    complete = floors.dropna()
-    settled = pd.Series({width: steps_until_settled(row.to_numpy(), steps[-1]) for width, row in complete.iterrows()})
+    known = {width: row.dropna() for width, row in floors.iterrows()}
+    settled = pd.Series({width: steps_until_settled(row.to_numpy(), row.index[-1]) for width, row in known.items()})
     print("limit of the power through the last three budgets; none where falls don't shrink")
     limits = pd.DataFrame({"limit": limits, "of the last": limits / floors.ffill(axis=1)[steps[-1]]}).round(4)
     print(limits.to_string(), end="\n\n")

@@ -125,7 +125,7 @@ class LanguageModel:
         return [each for each in matrices if self.n_vocabulary not in each.shape]
 
     def rows(self, ids: torch.Tensor) -> Rows:
-        with faster_linear(ids.numel(), self._largest):
+        with faster_linear(ids.numel(), self._largest, ids.device):
             if self.head is None:
                 return Rows(_logits(self.module(ids, **self._options)).flatten(0, 1))
             hidden = self.module.base_model(ids, **self._options)[0]

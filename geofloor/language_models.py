@@ -637,7 +637,7 @@ class ActivationExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         handle = model.get_submodule(self.block_name_).register_forward_hook(stop)
         try:
             model.eval()
-            with torch.inference_mode(), faster_linear(ids.size, largest_matrix(model)):
+            with torch.inference_mode(), faster_linear(ids.size, largest_matrix(model), inputs["input_ids"].device):
                 model(**inputs)
         except _BlockReached as reached:
             hidden = reached.hidden

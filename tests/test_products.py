@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -7,6 +8,7 @@ from geofloor._causal import LanguageModel
 from geofloor._training import products
 from geofloor.datasets import load_teacher
 
+CPU = torch.device("cpu")
 needs_onednn = pytest.mark.skipif(
     products._LINEAR is None or not torch.backends.mkldnn.enabled, reason="torch has no MKL or no oneDNN here"
 )
@@ -62,7 +64,7 @@ def test_linear_layers_have_torchs_gradients(shape, n_outputs, bias, frozen, cal
                 parameter.copy_(normal(*parameter.shape))
         layer.weight.requires_grad_(frozen != "weight")
         if faster:
-            with products.faster_linear(2048, 2**20):
+            with products.faster_linear(2048, 2**20, CPU):
                 outputs = layer(rows)
         else:
             outputs = layer(rows)
@@ -86,7 +88,7 @@ def test_linear_layers_have_torchs_gradients(shape, n_outputs, bias, frozen, cal
     ids=["small", "float64", "bfloat16"],
 )
 def test_all_else_is_torchs_own(arguments, calls):
-    with products.faster_linear(2048, 2**20):
+    with products.faster_linear(2048, 2**20, CPU):
         layer = torch.nn.functional.linear(*arguments)
     torch.testing.assert_close(layer, torch.nn.functional.linear(*arguments), rtol=0, atol=0)
     torch.testing.assert_close(products.linear(*arguments), layer, rtol=0, atol=0)
@@ -102,9 +104,18 @@ def test_gradients_that_torch_records_stay_torchs(calls):
 
 
 @needs_onednn
+def test_functions_are_looked_at_only_where_that_can_pay():
+    layers = torch.nn.Sequential(torch.nn.Embedding(4096, 64), torch.nn.Linear(64, 256), torch.nn.LayerNorm(256))
+    assert products.largest_matrix(layers) == 64 * 256
+    for n_rows, device, looked_at in ((1024, "cpu", True), (1023, "cpu", False), (4096, "cuda", False)):
+        context = products.faster_linear(n_rows, 64 * 256, torch.device(device))
+        assert isinstance(context, TorchFunctionMode) == looked_at
+
+
+@needs_onednn
 def test_torch_counts_their_operations(calls):
     layer, rows = torch.nn.Linear(256, 512), normal(4, 128, 256, requires_grad=True)
-    with FlopCounterMode(display=False) as counter, products.faster_linear(512, 2**20):
+    with FlopCounterMode(display=False) as counter, products.faster_linear(512, 2**20, CPU):
         layer(rows).sum().backward()
     assert len(calls) == 3
     assert counter.get_total_flops() == 3 * 2 * 512 * 256 * 512
@@ -116,7 +127,7 @@ def test_it_can_be_turned_off(calls):
     rows, weight = normal(512, 256), normal(256, 256)
     with torch.backends.mkldnn.flags(enabled=False, allow_tf32=False):
         torch.testing.assert_close(products.linear(rows, weight), rows @ weight.T, rtol=0, atol=0)
-    with torch.autocast("cpu", dtype=torch.bfloat16), products.faster_linear(2048, 2**20):
+    with torch.autocast("cpu", dtype=torch.bfloat16), products.faster_linear(2048, 2**20, CPU):
         assert torch.nn.functional.linear(rows, weight).dtype == torch.bfloat16
     assert not calls
 

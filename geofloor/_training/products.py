@@ -70,12 +70,14 @@ def largest_matrix(module: torch.nn.Module) -> int:
     return max(sizes, default=0)
 
 
-def faster_linear(n_rows: int, largest: int) -> AbstractContextManager[Any]:
+def faster_linear(n_rows: int, largest: int, device: torch.device) -> AbstractContextManager[Any]:
     """A context in which linear layers are computed as `linear` is, forward and backward.
 
-    Nothing happens where none of them is worth it for that many rows: looking at every function takes time, too.
+    Nothing happens on other devices than CPUs, nor where none of them is worth it for that many rows: looking at
+    every function takes time, too.
     """
-    return _FasterLinear() if n_rows * largest >= _WORTH else nullcontext()
+    worth_it = _LINEAR is not None and device.type == "cpu" and n_rows * largest >= _WORTH
+    return _FasterLinear() if worth_it else nullcontext()
 
 
 class _FasterLinear(TorchFunctionMode):
