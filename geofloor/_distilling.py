@@ -153,12 +153,12 @@ class Distillation:
         sample = None
         if estimator.init == "principal":
             sample = self.tokens.take(np.arange(min(self.n_train, 64))).ids
-        module = self.make_student(estimator, init=estimator.init, random_state=seed, tokens=sample)
+        module = self.new_module(estimator, init=estimator.init, random_state=seed, tokens=sample)
         run = self.run(estimator, module, seed)
         self.processes.copy_from_main([*module.state_dict().values(), *run.parameters()])
         return run
 
-    def make_student(self, estimator: Any, **options: Any) -> Any:
+    def new_module(self, estimator: Any, **options: Any) -> Any:
         if estimator.n_heads is not None:  # ways to make students that were registered need not know of heads
             options["n_heads"] = estimator.n_heads
         return make_student(self.teacher.module, estimator.width, **options)
@@ -402,7 +402,7 @@ class Distillation:
         if found is None:
             return None
         tensors, metadata = found
-        module = self.make_student(estimator, random_state=metadata["seed"])
+        module = self.new_module(estimator, random_state=metadata["seed"])
         module.load_state_dict(_part(tensors, "model."))
         run = self.run(estimator, module, metadata["seed"])
         if run.projection is not None:

@@ -248,7 +248,7 @@ def _loss_and_gradients(
     kl = torch.zeros((), dtype=wide, device=student.rows.device)
     cross_entropy: torch.Tensor | None = None
     on_rows = torch.empty_like(student.rows) if with_gradient else None
-    on_weight = zero_sum(student.weight) if needed[1] else None  # type: ignore[arg-type]
+    on_weight = None if student.weight is None or not needed[1] else zero_sum(student.weight)
     on_bias: torch.Tensor | None = None
     coefficient = plan.kl_factor * plan.kl_scale / temperature
 

@@ -10,7 +10,9 @@ from geofloor.datasets import load_teacher
 
 CPU = torch.device("cpu")
 needs_onednn = pytest.mark.skipif(
-    products._LINEAR is None or not torch.backends.mkldnn.enabled, reason="torch has no MKL or no oneDNN here"
+    # Not by whether the function is there: if a new torch calls it otherwise, that is to be seen.
+    not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()),
+    reason="torch is built without MKL or oneDNN",
 )
 
 
@@ -45,7 +47,7 @@ def test_products_are_those_of_float64(n, k, m, bias, calls):
         products.add_product(total, left, rows)
         products.add_product(total, left, rows)
         assert error(total, 2.0 * left.double().T @ rows.double()) < 1e-6
-    assert len(calls) >= 4
+    assert len(calls) == (6 if k < m else 4)  # where sums by columns pay, and to the one that has them anyway
 
 
 @needs_onednn
