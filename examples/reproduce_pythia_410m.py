@@ -716,6 +716,8 @@ def main(arguments=None):
             record.note(step, finished=True)
         if state is not None:
             state.wait_for_everyone()
+    if state is not None:
+        state.destroy_process_group()  # threads of gloo that are left at the end may abort a process
 
 
 if __name__ == "__main__":

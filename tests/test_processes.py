@@ -1,5 +1,6 @@
 """Two processes learn what one learns. This file is also the script that both of them run."""
 
+import atexit
 import contextlib
 import os
 import pickle
@@ -201,6 +202,8 @@ FAILURES = {
 def run_all(folder):
     """What one of several processes does."""
     rank = int(os.environ["RANK"])
+    # The first that is registered is the last to be called.
+    atexit.register(lambda: (folder / f"{rank}.joined").write_text(str(torch.distributed.is_initialized())))
     results = {name: learnt(fit(folder)) for name, fit in FITS.items()}
     for fail in FAILURES:
         try:
@@ -224,7 +227,8 @@ def both(tmp_path_factory):
         timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
+    results = [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
+    return [result | {"joined": (folder / f"{rank}.joined").read_text()} for rank, result in enumerate(results)]
 
 
 @pytest.mark.parametrize("name", ["everything", "one row", "principal", "rare", "sweep"])
@@ -250,6 +254,10 @@ def test_a_stopped_fit_of_two_goes_on_to_the_same_bits(both):
 def test_what_fails_in_one_process_fails_in_all(both, fail, messages):
     assert both[0][fail.__name__].startswith(messages[0])
     assert both[1][fail.__name__].startswith(messages[-1])
+
+
+def test_processes_part_before_they_end(both):
+    assert [result["joined"] for result in both] == ["False", "False"]
 
 
 def test_shares_are_all_rows_in_order():

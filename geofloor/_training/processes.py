@@ -5,6 +5,7 @@ Everything here is collective: all processes call the same in the same order.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -144,7 +145,12 @@ def join_processes(device: str) -> Processes:
             "geofloor[accelerate], or start one process without WORLD_SIZE."
         ) from error
     on_cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
-    processes = Processes(PartialState(cpu=on_cpu))
+    joined_before = torch.distributed.is_available() and torch.distributed.is_initialized()
+    state = PartialState(cpu=on_cpu)
+    processes = Processes(state)
+    if not joined_before and on_cpu:
+        # gloo's threads, still there when the interpreter goes, abort the process now and then (pytorch#179291).
+        atexit.register(state.destroy_process_group)
     if processes.n != n:
         raise ValueError(
             f"WORLD_SIZE={n}, but accelerate finds {processes.n} process(es); start them with accelerate launch or "
