@@ -1,5 +1,7 @@
 """Matrix products by oneDNN beside torch's own, which are MKL's: unembedding, its gradients, and linear layers.
 
+The library takes oneDNN's on CPUs of AMD.
+
 python benchmarks/products.py
 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/products.py    # as on a CPU without AVX-512
 """
@@ -9,6 +11,7 @@ import functools
 import torch
 from _timing import machine, report, side_by_side
 
+from geofloor._training import products
 from geofloor._training.devices import keep_freed_memory
 from geofloor._training.products import add_product, faster_linear, linear, product, zero_sum
 
@@ -43,6 +46,7 @@ def layer_step(layer, rows):
 
 def main():
     print(machine())
+    products._TAKEN = True  # on any CPU
     keep_freed_memory(torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     normal = functools.partial(torch.randn, generator=generator)

@@ -18,11 +18,20 @@ needs_onednn = pytest.mark.skipif(
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Shapes that oneDNN got."""
+    """Shapes that oneDNN got, which has the products of any CPU for the time."""
+    monkeypatch.setattr(products, "_TAKEN", products._LINEAR is not None)
     seen = []
     onednn = products._onednn
     monkeypatch.setattr(products, "_onednn", lambda *args: seen.append(args[0].shape) or onednn(*args))
     return seen
+
+
+@pytest.mark.parametrize(("name", "is_amd"), [("AMD EPYC", True), ("Intel Xeon", False), (None, False)])
+def test_the_cpu_is_known_by_its_name(name, is_amd, monkeypatch):
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: {} if name is None else {"cpu_name": name}, raising=False
+    )
+    assert products._is_amd() == is_amd
 
 
 def normal(*shape, requires_grad=False):
@@ -106,6 +115,7 @@ def test_gradients_that_torch_records_stay_torchs(calls):
 
 
 @needs_onednn
+@pytest.mark.usefixtures("calls")
 def test_functions_are_looked_at_only_where_that_can_pay():
     layers = torch.nn.Sequential(torch.nn.Embedding(4096, 64), torch.nn.Linear(64, 256), torch.nn.LayerNorm(256))
     assert products.largest_matrix(layers) == 64 * 256

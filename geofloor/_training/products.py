@@ -1,8 +1,9 @@
-"""Matrix products in float32 on a CPU: by oneDNN where torch itself would take MKL.
+"""Matrix products in float32 on a CPU of AMD: by oneDNN where torch itself would take MKL.
 
 On an AMD CPU of Zen 5 MKL takes 1.3 to 3.4 times as long as oneDNN (``benchmarks/products.py``), which torch has as
-well but takes for float32 only in compiled models. On accelerators, in other precisions and for small products all is
-as torch does it, as it is with ``torch.backends.mkldnn.flags(enabled=False)``.
+well but takes for float32 only in compiled models; on Intel's, MKL is the faster one for most products. There, on
+accelerators, in other precisions and for small products all is as torch does it, as it is with
+``torch.backends.mkldnn.flags(enabled=False)``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 _WORTH = 2**24  # multiplications; with fewer, oneDNN's own overhead is no less than what it saves
 _CACHED = 2**22  # numbers of a sum that still fits a cache
@@ -22,7 +23,15 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)  # and no subclass, which may be any
 _LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkl.is_available() else None
 
 
-if _LINEAR is not None:
+def _is_amd() -> bool:
+    """By the CPU's name, where torch tells it, and not by a trial: one machine is to give the same bits each time."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "AMD" in capabilities.get("cpu_name", "")
+
+
+_TAKEN = _LINEAR is not None and _is_amd()
+
+if _LINEAR is not None and _LINEAR not in flop_registry:
 
     @register_flop_formula(_LINEAR)
     def _operations(rows: Any, weight: Any, *others: Any, **keywords: Any) -> int:
@@ -47,7 +56,7 @@ def product(left: torch.Tensor, right: torch.Tensor, spare: torch.Tensor | None 
 def zero_sum(like: torch.Tensor) -> torch.Tensor:
     """Zeros (m, n) to which `add_product` adds fastest: tall ones by columns, since oneDNN writes wide results well."""
     m, n = like.shape
-    if like.device.type == "cpu" and n < m and m * n <= _CACHED:
+    if _TAKEN and like.device.type == "cpu" and n < m and m * n <= _CACHED:
         return torch.zeros((n, m), dtype=like.dtype).T
     return torch.zeros_like(like)
 
@@ -75,7 +84,7 @@ def faster_linear(n_rows: int, largest: int, device: torch.device) -> AbstractCo
     Nothing happens on other devices than CPUs, nor where none of them is worth it for that many rows: looking at
     every function takes time, too.
     """
-    worth_it = _LINEAR is not None and device.type == "cpu" and n_rows * largest >= _WORTH
+    worth_it = _TAKEN and device.type == "cpu" and n_rows * largest >= _WORTH
     return _FasterLinear() if worth_it else nullcontext()
 
 
@@ -123,7 +132,7 @@ def _is_recorded(*tensors: torch.Tensor | None) -> bool:
 
 def _by_onednn(*tensors: torch.Tensor | None) -> bool:
     """Whether oneDNN is to multiply rows (..., d) by a weight (n, d), with or without a bias."""
-    if _LINEAR is None or not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu"):
+    if not (_TAKEN and torch.backends.mkldnn.enabled) or torch.is_autocast_enabled("cpu"):
         return False
     present = [tensor for tensor in tensors if tensor is not None]
     rows, weight = present[:2]
