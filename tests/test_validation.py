@@ -1,0 +1,140 @@
+import datetime
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geofloor._validation import (
+    check_array_of_numbers,
+    check_choice,
+    check_flag,
+    check_number,
+    check_object,
+    plain_array,
+    shown,
+    warn_caller,
+)
+
+
+@pytest.mark.parametrize("value", [3, np.int8(3), np.uint64(3), np.array(3), torch.tensor(3)])
+def test_a_whole_number_of_any_library_becomes_pythons(value):
+    assert check_number("n", value, 1, whole=True) == 3
+    assert type(check_number("n", value, 1, whole=True)) is int
+    assert type(check_number("n", value, 1)) is float
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, np.True_, None, "3", 3.5, np.nan, np.inf, 10**400, 3j, [3], np.array([3, 4]), {}, np.ma.masked, 0],
+)
+def test_anything_else_is_refused_by_name(value):
+    with pytest.raises(ValueError, match=r"^n_steps="):
+        check_number("n_steps", value, 1, whole=True)
+
+
+def test_fractions_are_numbers_and_ends_may_be_open():
+    assert check_number("x", Fraction(1, 2), 0, 1) == 0.5
+    with pytest.raises(ValueError, match="x=1 must be a finite number of at least 0 and below 1"):
+        check_number("x", 1, 0, 1, open_high=True)
+    with pytest.raises(ValueError, match="x=0 must be a finite number above 0"):
+        check_number("x", 0, 0, open_low=True)
+
+
+@given(
+    value=st.one_of(st.floats(), st.integers(), st.text(), st.none(), st.booleans(), st.binary(), st.complex_numbers())
+)
+def test_a_number_is_in_its_interval_or_refused(value):
+    inside = isinstance(value, int | float) and not isinstance(value, bool) and -2 <= value <= 7
+    if inside:
+        assert check_number("x", value, -2, 7) == value
+    else:
+        with pytest.raises(ValueError, match="^x="):
+            check_number("x", value, -2, 7)
+
+
+def test_choices_flags_and_objects():
+    assert check_choice("starts", "mean", ("best", "mean")) == "mean"
+    assert check_choice("p", None, (None, "mean")) is None
+    for value in ("median", 3, [], np.array(["mean"])):
+        with pytest.raises(ValueError, match=r"starts=.* is unknown; use one of 'best', 'mean'"):
+            check_choice("starts", value, ("best", "mean"))
+    assert check_flag("f", np.True_) is True
+    with pytest.raises(ValueError, match="f='yes' must be True or False"):
+        check_flag("f", "yes")
+    with pytest.raises(TypeError, match="ax=3 is a int; give a matplotlib Axes"):
+        check_object("ax", 3, dict, "give a matplotlib Axes")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int64, torch.float64])
+def test_tensors_of_every_dtype_are_read(dtype):
+    values = torch.tensor([0.5, 1.0, 2.0]).to(dtype)
+    np.testing.assert_array_equal(check_array_of_numbers(values, "x"), values.double().numpy())
+
+
+def test_a_tensor_that_requires_grad_is_read():
+    np.testing.assert_array_equal(plain_array(torch.ones(2, requires_grad=True), "x"), [1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.ma.masked_greater(np.arange(4.0), 2), "1 masked value"),
+        ("activations.npy", "is text"),
+        ({"a": 1}, "is a dict"),
+        ({1.0, 2.0}, "is a set"),
+        (iter([1.0]), "is a list_iterator"),
+        (np.array(["2020-01-01"], dtype="datetime64[D]"), "dates and durations"),
+        (pd.Series(pd.to_timedelta([1], unit="s")), "dates and durations"),
+        ([datetime.timedelta(1)], "float64 can't"),
+        (np.array([1j]), "Complex data not supported"),
+        ([1j], "Complex data not supported"),
+        ([1.0, "2"], "text"),
+        ([1.0, None], "contains NaN"),
+        ([[1.0], [1.0, 2.0]], "no array of numbers"),
+        ([10**400], "float64"),
+        ([np.nan], "contains NaN"),
+        ([-np.inf], "contains infinity"),
+        ([], "is empty"),
+        (3.0, r"has shape \(\)"),
+        (np.ones((2, 2)), r"has shape \(2, 2\)"),
+        (torch.eye(2).to_sparse(), "sparse tensor"),
+        (Dataset.from_dict({"states": [[1.0]]}), r"with the columns \['states'\]"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_refused_by_name(values, message):
+    with pytest.raises(ValueError, match=rf"^x.*{message}"):
+        check_array_of_numbers(values, "x")
+
+
+def test_numbers_are_copied_and_limited():
+    given_ = np.arange(3.0)
+    found = check_array_of_numbers(given_, "x")
+    given_[:] = 7
+    np.testing.assert_array_equal(found, [0.0, 1.0, 2.0])
+    assert check_array_of_numbers(found[:, np.newaxis], "x").shape == (3,)
+    with pytest.raises(ValueError, match="Negative values in data passed to x: -1"):
+        check_array_of_numbers([-1.0], "x", low=0)
+    with pytest.raises(ValueError, match="x: 3 is above 2"):
+        check_array_of_numbers([3.0], "x", high=2)
+
+
+def test_a_repr_that_raises_does_not_hide_the_message():
+    class Odd:
+        def __repr__(self):
+            raise RuntimeError
+
+    assert shown(Odd()) == "<Odd>"
+    assert len(shown("x" * 1000)) < 70
+
+
+def test_a_warning_points_at_the_users_line():
+    inner = {"__name__": "geofloor.somewhere", "warn_caller": warn_caller}
+    exec("def fit(depth):\n    return fit(depth - 1) if depth else warn_caller('Too few.', UserWarning)", inner)
+    with pytest.warns(UserWarning, match="Too few") as caught:
+        inner["fit"](3)
+    assert caught[0].filename == __file__
