@@ -6,16 +6,24 @@ import contextlib
 import copy
 import hashlib
 import inspect
+import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from geofloor._divergence import Rows
 from geofloor._training.devices import resolve_device
 from geofloor._training.products import faster_linear, largest_matrix
+
+_DIGESTED_NUMBERS = 2**24  # that are copied at a time
+# What a configuration says of its history or of other uses, and not of the logits.
+_NOT_COMPARED = frozenset(
+    {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "output_attentions", "output_hidden_states"}
+    | {"problem_type", "return_dict", "torch_dtype", "transformers_version", "use_cache"}
+)
 
 
 def load_language_model(
@@ -132,11 +140,16 @@ class LanguageModel:
         return Rows(hidden.flatten(0, 1), self.head.weight, self.head.bias)
 
     def digest(self) -> str:
-        """Of a part of every weight: tells one model from another."""
-        digest = hashlib.sha256()
-        for name, parameter in self.module.named_parameters():
-            digest.update(f"{name}:{tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().flatten()[:256].float().cpu().numpy().tobytes())
+        """SHA-256 of all weights and buffers, and of what else the configuration says: tells one model from another."""
+        digest = hashlib.sha256(type(self.module).__name__.encode())
+        config = getattr(self.module, "config", None)
+        if isinstance(config, PreTrainedConfig):
+            settings = {name: value for name, value in config.to_dict().items() if name not in _NOT_COMPARED}
+            digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+            for piece in tensor.detach().reshape(-1).split(_DIGESTED_NUMBERS):
+                digest.update(piece.cpu().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -11,7 +12,6 @@ import scipy.sparse as sp
 import torch
 
 from geofloor._columns import is_dataset, is_dataset_stream
-from geofloor._training.rows import fingerprint
 
 _SCANNED_TOKENS = 2**28  # token ids looked at before training starts; the rest when they are read
 _SCAN_ROWS = 4096
@@ -102,9 +102,14 @@ class TokenRows:
             ids = np.where(mask, ids, 0)
         return Batch(ids.astype(np.int64), mask)
 
-    def fingerprint(self) -> str:
-        rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), 256)).astype(np.int64))
-        return fingerprint(np.asarray(self._array[rows]), len(self))
+    def fingerprint(self, n_rows: int | None = None) -> str:
+        """SHA-256 of the first rows, by default of all, whatever they lie in."""
+        n_rows = len(self) if n_rows is None else n_rows
+        digest = hashlib.sha256(f"{n_rows}:{self._array.shape[1]}".encode())
+        for start in range(0, n_rows, _SCAN_ROWS):
+            rows = np.asarray(self._array[np.arange(start, min(start + _SCAN_ROWS, n_rows))])
+            digest.update(np.ascontiguousarray(rows, dtype="<i8").data)
+        return digest.hexdigest()
 
 
 class _DatasetTokens:
