@@ -12,19 +12,28 @@ import torch
 from geofloor._causal import LanguageModel
 from geofloor._divergence import ChunkedLoss, Plan, Rows, Targets, row_kls
 from geofloor._token_rows import Batch, TokenRows
-from geofloor._training.checkpoints import load_optimizer_tensors, optimizer_tensors, write_tensors
+from geofloor._training.checkpoints import (
+    check_optimizer_tensors,
+    expected_optimizer_tensors,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    write_tensors,
+)
 from geofloor._training.devices import keep_freed_memory, to_device
 from geofloor._training.muon import Muon
 from geofloor._training.processes import ALONE, Processes
 from geofloor._training.progress import progress_bar
 from geofloor._training.sampling import epoch_rows
 from geofloor._training.schedules import warmup_cosine
+from geofloor._training.schema import Shape, check_tensors, number, optional, refusing, table, texts
 from geofloor._training.seeds import draw_seed, torch_generator
 from geofloor._training.settings import plain_parameters, plain_seed, read_checkpoint
 from geofloor.students import make_student
 
 FINAL_SHARE = 0.1  # of the steps, whose evaluations make the floor
 _CHECKPOINT = "geofloor distillation checkpoint"
+HISTORY = table(step=number(0, whole=True), train_kl=optional(number()), eval_kl=number(), learning_rate=number(0))
+_STATE = {"unused": texts, "step": number(1, whole=True), "kl_steps": number(0, whole=True), "history": HISTORY}
 _LOOK_EVERY = 50  # steps between looks at the loss, each of which waits for the device
 # What does not change the result of a fit, and so may differ when it is resumed.
 _INCIDENTAL = frozenset(
@@ -46,6 +55,7 @@ class Run:
     final_sums: np.ndarray  # KL of each held-out sequence, summed over positions and over the final evaluations
     kl_steps: int = 0
     step: int = 0
+    kept: int = 0  # steps that its checkpoint has
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -116,7 +126,15 @@ class Distillation:
                 )
         last = min(first + self.settings.eval_sequences, len(self.held_out))
         self.eval_rows = np.arange(first, last)
-        self.data_fingerprint = f"{self.tokens.fingerprint()}:{self.held_out.fingerprint()}:{first}:{last}"
+        self._evaluated = f"{first}:{last}"
+
+    def identify(self) -> None:
+        """Read all tokens and weights for checksums, where a checkpoint or another process is compared by them."""
+        self.data_fingerprint = self.teacher_digest = ""
+        if self.processes.n > 1 or any(estimator.checkpoint_path is not None for estimator in self.estimators):
+            held_out = "" if self.held_out is self.tokens else self.held_out.fingerprint(self.eval_rows[-1] + 1)
+            self.data_fingerprint = f"{self.tokens.fingerprint()}:{held_out}:{self._evaluated}"
+            self.teacher_digest = self.teacher.digest()
 
     def autocast(self) -> Any:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bf16")
@@ -197,7 +215,7 @@ class Distillation:
     def train(self) -> list[Run]:
         """Train to the end, from the checkpoints that are there."""
         keep_freed_memory(self.device)
-        self.teacher_digest = self.teacher.digest()
+        self.identify()
         self.agree()
         self.hidden_scale = self._hidden_scale()
         found = [self.resume(estimator) for estimator in self.estimators]
@@ -222,10 +240,8 @@ class Distillation:
                     bar.set_postfix({str(run.estimator.width): f"{run.history[-1]['eval_kl']:.4f}" for run in runs})
                 elif done % _LOOK_EVERY == 0:
                     self.look(active)
-                if settings.checkpoint_path is not None and (done % settings.checkpoint_every == 0 or last):
-                    self.look(active)
-                    for run in active:
-                        self.processes.on_main(self.checkpoint, run)
+                if done % settings.checkpoint_every == 0 and not last:
+                    self.checkpoint_all(active)
                 bar.update()
         return runs
 
@@ -322,7 +338,7 @@ class Distillation:
                     "step": run.step,
                     "train_kl": train_kl,
                     "eval_kl": eval_kl,
-                    "learning_rate": settings.learning_rate * factor if run.step else 0.0,
+                    "learning_rate": float(settings.learning_rate * factor) if run.step else 0.0,
                 }
             )
             run.kl_sum.zero_()
@@ -375,6 +391,15 @@ class Distillation:
 
     # Checkpoints
 
+    def checkpoint_all(self, runs: list[Run]) -> None:
+        """Write the checkpoints of runs that have gone on since their last."""
+        runs = [run for run in runs if run.step > run.kept and run.estimator.checkpoint_path is not None]
+        if runs:
+            self.look(runs)
+        for run in runs:
+            self.processes.on_main(self.checkpoint, run)
+            run.kept = run.step
+
     def checkpoint(self, run: Run) -> None:
         tensors = {f"model.{name}": value for name, value in run.model.module.state_dict().items()}
         if run.projection is not None:
@@ -382,13 +407,28 @@ class Distillation:
         for index, optimizer in enumerate(run.optimizers):
             tensors |= optimizer_tensors(optimizer, f"optimizer-{index}")
         tensors |= {"kl_sum": run.kl_sum, "final_sums": torch.from_numpy(run.final_sums)}
+        unused = sorted(self.expected(run).keys() - tensors.keys())  # what no step has reached has no moments
         metadata = {
+            "unused": unused,
             "settings": settings_of(run.estimator),
             "tokens": self.data_fingerprint,
             "teacher": self.teacher_digest,
             **{name: getattr(run, name) for name in ("seed", "step", "kl_steps", "history")},
         }
         write_tensors(run.estimator.checkpoint_path, tensors, kind=_CHECKPOINT, metadata=metadata)
+
+    def expected(self, run: Run) -> dict[str, tuple[torch.dtype, Shape]]:
+        """Types and shapes of a checkpoint's tensors."""
+        parts = {"model.": run.model.module, "projection.": run.projection}
+        states = {
+            f"{prefix}{name}": (tensor.dtype, tuple(tensor.shape))
+            for prefix, part in parts.items()
+            if part is not None
+            for name, tensor in part.state_dict().items()
+        }
+        for index, optimizer in enumerate(run.optimizers):
+            states |= expected_optimizer_tensors(optimizer, f"optimizer-{index}")
+        return {**states, "kl_sum": (torch.float32, ()), "final_sums": (torch.float64, (len(self.eval_rows),))}
 
     def resume(self, estimator: Any) -> Run | None:
         """A run from its checkpoint, if there is one; refuse one of other settings, data or teacher."""
@@ -398,20 +438,33 @@ class Distillation:
             settings=settings_of(estimator),
             random_state=estimator.random_state,
             made_with={"tokens": self.data_fingerprint, "teacher": self.teacher_digest},
+            state={**_STATE, "step": number(1, estimator.n_steps, whole=True)},
         )
         if found is None:
             return None
         tensors, metadata = found
+        step, history = metadata["step"], metadata["history"]
         module = self.new_module(estimator, random_state=metadata["seed"])
-        module.load_state_dict(_part(tensors, "model."))
         run = self.run(estimator, module, metadata["seed"])
+        with refusing(estimator.checkpoint_path):
+            expected = self.expected(run)
+            if not all(name.startswith("optimizer-") for name in metadata["unused"]):
+                raise ValueError(f"it lacks {metadata['unused']!r:.80}")
+            check_tensors(tensors, {name: each for name, each in expected.items() if name not in metadata["unused"]})
+            for index in range(len(run.optimizers)):
+                check_optimizer_tensors(tensors, step, f"optimizer-{index}")
+            due = [at for at in range(step + 1) if at % estimator.eval_every == 0 or at == estimator.n_steps]
+            if [row["step"] for row in history] != due or metadata["kl_steps"] != step - due[-1]:
+                raise ValueError(f"its history is not that of {step} steps")
+        module.load_state_dict(_part(tensors, "model."))
         if run.projection is not None:
             run.projection.load_state_dict(_part(tensors, "projection."))
         for index, optimizer in enumerate(run.optimizers):
             load_optimizer_tensors(optimizer, tensors, f"optimizer-{index}")
         run.kl_sum += tensors["kl_sum"].to(self.device)
         run.final_sums += tensors["final_sums"].numpy()
-        run.step, run.kl_steps, run.history = metadata["step"], metadata["kl_steps"], list(metadata["history"])
+        run.step = run.kept = step
+        run.kl_steps, run.history = metadata["kl_steps"], history
         return run
 
 
@@ -437,4 +490,4 @@ def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
 
 def settings_of(estimator: Any) -> dict[str, Any]:
     """Parameters that change the result of a fit."""
-    return {name: value for name, value in plain_parameters(estimator).items() if name not in _INCIDENTAL}
+    return plain_parameters(estimator, without=_INCIDENTAL)

@@ -13,16 +13,18 @@ import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from geofloor._causal import LanguageModel, evaluating, exact_device, load_language_model, on_device
-from geofloor._distilling import FINAL_SHARE, Distillation, Run, is_final
+from geofloor._distilling import FINAL_SHARE, HISTORY, Distillation, Run, is_final
 from geofloor._divergence import Targets, chunks_of, distillation_kl, mean_and_error
+from geofloor._saved_students import model_of, plain_config
 from geofloor._token_rows import TokenRows
 from geofloor._training.checkpoints import read_tensors, write_tensors
 from geofloor._training.devices import to_device
 from geofloor._training.processes import ALONE, Processes, join_processes
-from geofloor._training.settings import check_range, plain_parameters
+from geofloor._training.schema import fields, flag, mapping, number, optional, refusing, text
+from geofloor._training.settings import NOT_SAVED, check_files, check_range, plain_parameters, saved_parameters
 from geofloor.language_models import ActivationExtractor
 from geofloor.students import make_student
 from geofloor.toy import ToyModel
@@ -404,18 +406,25 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         sklearn.exceptions.NotFittedError
             If it is not fitted.
         ValueError
-            If the student is no model of ``transformers``, so that a file could not tell how to make it again.
+            If the student is no model that ``transformers`` ships, so that a file could not tell how to make it again.
         """
         check_is_fitted(self)
-        if not isinstance(self.model_, PreTrainedModel):
+        try:
+            if not isinstance(self.model_, PreTrainedModel):
+                raise ValueError("it is no model of transformers")
+            config = plain_config(self.model_)
+            _check_width(self.model_, self.width)
+        except ValueError as error:
             raise ValueError(
-                f"A student of type {type(self.model_).__name__} can't be made again from a file alone; save its "
-                "weights yourself."
-            )
+                f"A student of type {type(self.model_).__name__} can't be made again from a file alone: {error}; save "
+                "its weights yourself."
+            ) from error
+        fitted = {name: getattr(self, name) for name in _FITTED}
         metadata = {
-            "parameters": self._jsonable(),
-            "config": self.model_.config.to_dict(),
-            "fitted": {name: getattr(self, name) for name in _FITTED},
+            "parameters": plain_parameters(self, without=NOT_SAVED),
+            "teacher": os.fspath(self.teacher) if self._by_name() else None,
+            "config": config,
+            "fitted": {**fitted, "floor_error_": None if np.isnan(self.floor_error_) else self.floor_error_},
         }
         write_tensors(path, self.model_.state_dict(), kind=_FILE, metadata=metadata)
 
@@ -428,7 +437,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         path : str or path
             The file.
         teacher : PreTrainedModel, str, path-like or torch.nn.Module, default=None
-            The teacher, which only `score` needs; by default its name or path, if it was given so.
+            The teacher, which `score` and `fit` need. A file's own word for it is shown, and never loaded from.
         device : str, default="auto"
             Device to predict on.
 
@@ -442,20 +451,29 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file is truncated, altered or not one of these.
+            If the file is truncated, altered or not one of these, or its content is no student.
+
+        Notes
+        -----
+        Of the parameters, `teacher`, `teacher_kwargs`, `checkpoint_path` and `device` are not in a file.
         """
         tensors, metadata = read_tensors(path, kind=_FILE)
-        parameters = {**metadata["parameters"], "device": device}
-        if teacher is not None:
-            parameters["teacher"] = teacher
-        student = cls(**parameters)
-        config = AutoConfig.for_model(**metadata["config"])
-        with torch.random.fork_rng(devices=[]):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        model.load_state_dict(tensors)
-        student._set_model(model.to(exact_device(device)))
-        for name, value in metadata["fitted"].items():
+        with refusing(path):
+            content = fields(parameters=mapping, teacher=optional(text), config=mapping, fitted=fields(**_FITTED))(
+                "metadata", metadata
+            )
+            student = cls(teacher, **saved_parameters(content["parameters"], cls), device=device)
+            student._check_parameters()
+            model = model_of(content["config"], tensors)
+            _check_width(model, student.width)
+            student._set_model(model.to(exact_device(device)))
+            if np.isnan(student.predict_log_proba(np.zeros((1, 2), dtype=np.int64))).any():
+                raise ValueError("its probabilities are not numbers")
+        for name, value in content["fitted"].items():
             setattr(student, name, value)
+        if student.floor_error_ is None:
+            student.floor_error_ = float("nan")
+        student._saved_teacher = content["teacher"]
         return student
 
     # Checks
@@ -497,6 +515,11 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     def _load_teacher(self, own: torch.device | None = None) -> tuple[torch.device, torch.nn.Module]:
         """The teacher on the device, this process's own if there are several; one given by name is loaded once."""
+        if self.teacher is None and getattr(self, "_saved_teacher", None) is not None:
+            raise ValueError(
+                f"The student's file names the teacher {self._saved_teacher!r:.200}, which is not loaded from a file's "
+                "word alone; if you trust it, give DistilledStudent.load(path, teacher=...) or set_params(teacher=...)."
+            )
         source = (
             (self.teacher, repr(self.teacher_kwargs), own or exact_device(self.device)) if self._by_name() else None
         )
@@ -554,9 +577,6 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     # Files
 
-    def _jsonable(self) -> dict[str, Any]:
-        return {**plain_parameters(self), "teacher": os.fspath(self.teacher) if self._by_name() else None}
-
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__().copy()
         state.pop("_loaded", None)  # loaded again where it is needed
@@ -574,7 +594,20 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return tags
 
 
-_FITTED = ("floor_", "floor_error_", "history_", "converged_", "n_steps_")
+_FITTED = {
+    "floor_": number(),
+    "floor_error_": optional(number(0)),
+    "history_": HISTORY,
+    "converged_": flag,
+    "n_steps_": number(1, whole=True),
+}
+
+
+def _check_width(model: PreTrainedModel, width: int) -> None:
+    """Refuse a model of another width."""
+    found = getattr(model.config, "hidden_size", width)
+    if found != width:
+        raise ValueError(f"its width={width} is not that of the model, {found}")
 
 
 def _has_stopped(history: list[dict[str, Any]], n_steps: int, tol: float) -> bool:
@@ -598,13 +631,17 @@ def _distillation_of(estimators: list[DistilledStudent], processes: Processes = 
 def _fit_together(estimators: list[DistilledStudent], tokens: Any, eval_tokens: Any) -> None:
     for estimator in estimators:
         estimator._check_parameters()
-    distillation = _distillation_of(estimators, join_processes(estimators[0].device))
+    processes = join_processes(estimators[0].device)
+    for estimator in estimators:
+        processes.on_main(check_files, estimator)
+    distillation = _distillation_of(estimators, processes)
     distillation.open(tokens, eval_tokens)
     with evaluating(distillation.teacher.module):
         runs = distillation.train()
     counts = distillation.eval_counts()
     for run in runs:
         run.estimator._publish(run, counts)
+    distillation.checkpoint_all(runs)  # last, so that students are there even if no more can be written
 
 
 def distill_widths(

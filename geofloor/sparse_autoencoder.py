@@ -29,6 +29,7 @@ from geofloor._sparse_step import (
 )
 from geofloor._streams import is_stream
 from geofloor._training.checkpoints import (
+    check_optimizer_tensors,
     load_optimizer_tensors,
     optimizer_tensors,
     read_tensors,
@@ -37,11 +38,55 @@ from geofloor._training.checkpoints import (
 from geofloor._training.devices import keep_freed_memory, resolve_device, to_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.rows import ArrayRows, StreamRows
+from geofloor._training.schema import Shape, check_tensors, fields, mapping, number, refusing, table
 from geofloor._training.seeds import draw_seed, step_generator, torch_generator
-from geofloor._training.settings import check_range, plain_parameters, read_checkpoint
+from geofloor._training.settings import (
+    NOT_SAVED,
+    check_betas,
+    check_files,
+    check_range,
+    plain_parameters,
+    read_checkpoint,
+    saved_parameters,
+)
 
 _FILE = "geofloor sparse autoencoder"
 _CHECKPOINT = "geofloor sparse autoencoder checkpoint"
+# What files hold; sizes of a name are the same.
+_TENSORS: dict[str, tuple[torch.dtype, Shape]] = {
+    "encoder": (torch.float32, ("n_latents", "n_inputs")),
+    "encoder_bias": (torch.float32, ("n_latents",)),
+    "decoder": (torch.float32, ("n_latents", "n_inputs")),
+    "decoder_bias": (torch.float32, ("n_inputs",)),
+}
+_STEP = number(1, whole=True)
+_HISTORY = table(
+    step=_STEP,
+    n_tokens=_STEP,
+    loss=number(0),
+    reconstruction=number(0),
+    l1=number(0),
+    l0=number(0),
+    dead=number(0, 1),
+    n_resampled=number(0, whole=True),
+)
+_FITTED = {"scale_": number(0, open_low=True), "history_": _HISTORY, "n_steps_": _STEP, "n_tokens_seen_": _STEP}
+_STATE = {"scale": _FITTED["scale_"], "step": _STEP, "n_tokens": _STEP, "history": _HISTORY}
+_PARAMETERS = {
+    "encoder_weight": ("n_latents", "n_inputs"),
+    "encoder_bias": ("n_latents",),
+    "decoder_weight": ("n_latents", "n_inputs"),
+    "decoder_bias": ("n_inputs",),
+}
+_STATE_TENSORS: dict[str, tuple[torch.dtype, Shape]] = {
+    **{f"parameters.{name}": (torch.float32, shape) for name, shape in _PARAMETERS.items()},
+    "idle_tokens": (torch.int64, ("n_latents",)),
+    **{
+        f"optimizer.{index}.{name}": (torch.float32, () if name == "step" else shape)
+        for index, shape in enumerate(_PARAMETERS.values())
+        for name in ("step", "exp_avg", "exp_avg_sq")
+    },
+}
 _CODES_AT_A_TIME = 2**24
 _FLUSH_EVERY = 20  # steps between looks at the loss, each of which waits for the device
 # What does not change the result of a fit, and so may differ when it is resumed.
@@ -235,6 +280,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             data or is damaged, or if the loss becomes non-finite.
         """
         self._check_parameters()
+        check_files(self)
         rows = self._open(X)
         n_steps = rows.n_steps(self.batch_size, self.n_epochs)
         if self.decay_fraction and n_steps is None:
@@ -392,8 +438,11 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             "decoder": torch.from_numpy(self.decoder_),
             "decoder_bias": torch.from_numpy(self.decoder_bias_),
         }
-        fitted = {name: getattr(self, name) for name in ("scale_", "history_", "n_steps_", "n_tokens_seen_")}
-        write_tensors(path, tensors, kind=_FILE, metadata={"parameters": plain_parameters(self), "fitted": fitted})
+        metadata = {
+            "parameters": plain_parameters(self, without=NOT_SAVED),
+            "fitted": {name: getattr(self, name) for name in _FITTED},
+        }
+        write_tensors(path, tensors, kind=_FILE, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str = "auto") -> SparseAutoencoder:
@@ -416,15 +465,19 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file is truncated, altered or not one of these.
+            If the file is truncated, altered or not one of these, or its content is no autoencoder.
         """
         tensors, metadata = read_tensors(path, kind=_FILE)
-        parameters = {**metadata["parameters"], "device": device}
-        parameters["betas"] = tuple(parameters["betas"])
-        sae = cls(**parameters)
+        with refusing(path):
+            check_tensors(tensors, _TENSORS)
+            _check_directions(tensors["decoder"])
+            content = fields(parameters=mapping, fitted=fields(**_FITTED))("metadata", metadata)
+            sae = cls(**saved_parameters(content["parameters"], cls), device=device)
+            sae._check_parameters()
+            _check_history(content["fitted"]["history_"], content["fitted"]["n_steps_"])
         for name, tensor in tensors.items():
             setattr(sae, f"{name}_", tensor.numpy())
-        for name, value in metadata["fitted"].items():
+        for name, value in content["fitted"].items():
             setattr(sae, name, value)
         sae.n_latents_, sae.n_features_in_ = sae.encoder_.shape
         sae._n_features_out = sae.n_latents_
@@ -445,6 +498,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         check_range("learning_rate", self.learning_rate, 0)
         if self.clip_norm is not None:
             check_range("clip_norm", self.clip_norm, 0)
+        check_betas("betas", self.betas)
         if self.normalization not in (None, "mean_norm", "mean_square"):
             raise ValueError(
                 f"normalization={self.normalization!r} is unknown; use None, 'mean_norm' or 'mean_square'."
@@ -605,9 +659,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     # Checkpoints
 
     def _settings(self) -> dict[str, Any]:
-        settings = {name: value for name, value in plain_parameters(self).items() if name not in _INCIDENTAL}
-        settings["betas"] = list(self.betas)
-        return settings
+        return plain_parameters(self, without=_INCIDENTAL)
 
     def _checkpoint(self, state: _State, rows: ArrayRows | StreamRows) -> None:
         self._flush(state)
@@ -617,14 +669,28 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def _resume(self, rows: ArrayRows | StreamRows) -> _State | None:
         """State from the checkpoint, if there is one; refuse one of other settings or data."""
+        n_steps = rows.n_steps(self.batch_size, self.n_epochs)
         found = read_checkpoint(
             self.checkpoint_path,
             kind=_CHECKPOINT,
             settings=self._settings(),
             random_state=self.random_state,
             made_with={"data": rows.fingerprint},
+            state={**_STATE, "step": number(1, np.inf if n_steps is None else n_steps, whole=True)},
         )
-        return None if found is None else self._unpack(*found)
+        if found is None:
+            return None
+        tensors, values = found
+        with refusing(cast(str, self.checkpoint_path)):
+            sizes = check_tensors(tensors, _STATE_TENSORS)
+            _check_directions(tensors["parameters.decoder_weight"])
+            check_optimizer_tensors(tensors, values["step"])
+            n_inputs = rows.sample.shape[1]
+            n_latents = self.expansion * n_inputs if self.n_latents is None else self.n_latents
+            if (sizes["n_latents"], sizes["n_inputs"]) != (n_latents, n_inputs):
+                raise ValueError(f"its dictionary has the sizes {sizes}, not {n_latents} latents of {n_inputs} inputs")
+            _check_history(values["history"], values["step"])
+        return self._unpack(tensors, values)
 
     def _unpack(self, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> _State:
         device = resolve_device(self.device)
@@ -664,6 +730,18 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
+
+
+def _check_history(history: list[dict[str, Any]], step: int) -> None:
+    if not history or history[-1]["step"] != step:
+        raise ValueError(f"its history does not end with step {step}")
+
+
+def _check_directions(decoder: torch.Tensor) -> None:
+    """Refuse a decoder whose directions are not of unit norm, as all of training leaves them."""
+    norms = torch.linalg.vector_norm(decoder.double(), dim=1)
+    if not bool(((norms - 1).abs() < 1e-4).all()):
+        raise ValueError("the directions of its decoder are not of unit norm")
 
 
 @dataclass

@@ -558,9 +558,11 @@ def test_save_and_load(teacher, teacher_path, tokens, tmp_path):
     fitted.save(path)
     loaded = DistilledStudent.load(path, device="cpu")
     assert_same(loaded, fitted)
-    assert loaded.get_params() == {**fitted.get_params(), "teacher": str(teacher_path)}
+    assert loaded.get_params() == {**fitted.get_params(), "teacher": None}
     np.testing.assert_array_equal(loaded.predict(tokens), fitted.predict(tokens))
-    assert loaded.score(tokens) == fitted.score(tokens)
+    with pytest.raises(ValueError, match=f"names the teacher '{teacher_path}', which is not loaded from.*teacher="):
+        loaded.score(tokens)
+    assert loaded.set_params(teacher=teacher_path).score(tokens) == fitted.score(tokens)
     assert (loaded.n_parameters_, loaded.converged_) == (fitted.n_parameters_, fitted.converged_)
 
     student(teacher).fit(tokens).save(path)
@@ -758,7 +760,7 @@ def test_tokens_on_disk_are_trained_on_as_arrays_are(teacher, tokens, on_disk, m
     on_dataset = student(teacher).fit(dataset.with_format("torch"))
     assert_same(on_dataset, fitted)
     assert len(sizes) > 20
-    assert [size for size in sizes if size > 8] == [60, 60]  # the fingerprints, of up to 256 rows each
+    assert max(sizes) <= 8
     assert_same(
         distill_widths(teacher, dataset, [8], eval_tokens=mapped, **SETTINGS)[0],
         student(teacher).fit(tokens, eval_tokens=tokens),

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from geofloor._training.checkpoints import read_tensors
+from geofloor._training.checkpoints import check_writable, read_tensors
+from geofloor._training.schema import Field, fields, mapping, number, plain, refusing, text
 from geofloor._training.seeds import draw_seed
+from geofloor._validation import check_array_of_numbers, check_number, shown
+
+# What no file says: where to load from, to write to and to compute.
+NOT_SAVED = frozenset({"teacher", "teacher_kwargs", "checkpoint_path", "device"})
 
 
 def check_range(name: str, value: Any, low: float, *, high: float = np.inf, whole: bool = False) -> None:
@@ -29,13 +34,74 @@ def plain_seed(random_state: Any) -> int | None:
     return int(random_state) if isinstance(random_state, numbers.Integral) else None
 
 
-def plain_parameters(estimator: Any) -> dict[str, Any]:
-    """An estimator's parameters as JSON can hold them, its own seed and path among them."""
-    parameters = estimator.get_params(deep=False)
-    parameters["random_state"] = plain_seed(estimator.random_state)
-    path = estimator.checkpoint_path
-    parameters["checkpoint_path"] = None if path is None else os.fspath(path)
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in parameters.items()}
+def plain_parameters(estimator: Any, *, without: Collection[str] = ()) -> dict[str, Any]:
+    """An estimator's parameters as JSON holds them, sequences as lists, but for those named.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is none that a file can hold; the message names it.
+    """
+    parameters = {name: value for name, value in estimator.get_params(deep=False).items() if name not in without}
+    if "random_state" in parameters:
+        parameters["random_state"] = plain_seed(parameters["random_state"])
+    return {name: _plain(name, value) for name, value in parameters.items()}
+
+
+def _plain(name: str, value: Any, *, inside: bool = False) -> Any:
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0):
+        value = value.item()
+    elif isinstance(value, np.ndarray | torch.Tensor):
+        value = value.tolist()
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return check_number(name, value)
+    if isinstance(value, list | tuple) and not inside:
+        return [_plain(name, each, inside=True) for each in value]
+    raise ValueError(
+        f"{name}={shown(value)} is a {type(value).__name__}, which no file can hold; give a plain number or text."
+    )
+
+
+def saved_parameters(metadata: Any, kind: Any) -> dict[str, Any]:
+    """Parameters that `plain_parameters` wrote, checked for names and types; sequences are tuples.
+
+    Raises
+    ------
+    ValueError
+        If they are not those of the class.
+    """
+    names = [name for name in kind._get_param_names() if name not in NOT_SAVED]
+    return fields(**dict.fromkeys(names, plain))("parameters", metadata)
+
+
+def check_betas(name: str, value: Any) -> tuple[float, float]:
+    """Adam's two decay rates, from 0 to below 1.
+
+    Raises
+    ------
+    ValueError
+        If they are anything else.
+    """
+    rates = check_array_of_numbers(value, name, column=False)
+    if rates.shape != (2,) or not ((rates >= 0) & (rates < 1)).all():
+        raise ValueError(f"{name}={shown(value)} must be two numbers of at least 0 and below 1.")
+    return float(rates[0]), float(rates[1])
+
+
+def check_files(estimator: Any) -> None:
+    """Refuse, before any work, what would be found when it is written: odd parameters and a path that can't be.
+
+    Raises
+    ------
+    ValueError
+        If a parameter can't be kept in a file, or no file can be written to ``checkpoint_path``.
+    """
+    plain_parameters(estimator, without=NOT_SAVED)
+    check_writable("checkpoint_path", estimator.checkpoint_path)
 
 
 def read_checkpoint(
@@ -45,20 +111,27 @@ def read_checkpoint(
     settings: Mapping[str, Any],
     random_state: Any,
     made_with: Mapping[str, str],
+    state: Mapping[str, Field],
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
     """Tensors and metadata of a checkpoint, if there is one.
 
-    The metadata have the ``settings`` and the ``seed`` it was made with, and a digest for each name in `made_with`.
+    The metadata have the ``settings`` and the ``seed`` it was made with, a digest for each name in `made_with`, and
+    the fields of `state`, which are checked.
 
     Raises
     ------
     ValueError
-        If it was made with other settings, another seed or anything else; the message names it.
+        If it was made with other settings, another seed or anything else, or is damaged; the message names it.
     """
     if path is None or not Path(path).exists():
         return None
     tensors, metadata = read_tensors(path, kind=kind)
-    other = [name for name, value in settings.items() if metadata["settings"].get(name) != value]
+    digests = dict.fromkeys(made_with, text)
+    with refusing(path):
+        check = fields(settings=mapping, seed=number(0, 2**32 - 1, whole=True), **digests, **state)
+        metadata = check("metadata", metadata)
+    made, none = metadata["settings"], object()
+    other = [name for name in {**settings, **made} if made.get(name, none) != settings.get(name, none)]
     seed = plain_seed(random_state)
     if seed is not None and draw_seed(seed) != metadata["seed"]:
         other.append("random_state")
@@ -68,8 +141,9 @@ def read_checkpoint(
             "use those, remove the file, or give another path."
         )
     for what, digest in made_with.items():
-        if metadata.get(what) != digest:
+        if metadata[what] != digest:
             raise ValueError(
-                f"checkpoint_path='{os.fspath(path)}' was made with other {what}; remove the file or give another path."
+                f"checkpoint_path='{os.fspath(path)}' was made with other {what}, by a checksum of all of it; remove "
+                "the file or give another path."
             )
     return tensors, metadata
