@@ -85,10 +85,13 @@ def _made(config: Mapping[str, Any]) -> PreTrainedModel:
         ) from error
 
 
-@functools.cache
 def _names(model_type: Any) -> frozenset[str]:
     """Names that configurations of a type of model may have."""
-    kind = text("model_type", model_type)
+    return _names_of(text("model_type", model_type))
+
+
+@functools.cache
+def _names_of(kind: str) -> frozenset[str]:
     shipped = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and CONFIG_MAPPING[kind].__module__.startswith("transformers.")
     if not shipped or CONFIG_MAPPING[kind].sub_configs:
         raise ValueError(f"model_type={kind!r:.40} is no causal language model of one part that transformers ships")

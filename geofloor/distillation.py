@@ -467,8 +467,9 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             model = model_of(content["config"], tensors)
             _check_width(model, student.width)
             student._set_model(model.to(exact_device(device)))
-            if np.isnan(student.predict_log_proba(np.zeros((1, 2), dtype=np.int64))).any():
-                raise ValueError("its probabilities are not numbers")
+            sample = np.full((1, 2), 1 if student.pad_token_id == 0 else 0)
+            if np.isnan(student.predict_log_proba(sample)).any() or not np.isfinite(student.transform(sample)).all():
+                raise ValueError("what it gives is not finite")
         for name, value in content["fitted"].items():
             setattr(student, name, value)
         if student.floor_error_ is None:

@@ -16,6 +16,7 @@ import torch
 
 Field = Callable[[str, Any], Any]  # returns a value of JSON under a name if it is allowed; raises ValueError otherwise
 _LARGEST = sys.float_info.max
+_LARGEST_NUMBER = 2.0**63  # in tensors: float32 can square what is below
 Shape = tuple[int | str, ...]  # a name stands for a size that is the same wherever it is named
 
 
@@ -137,6 +138,6 @@ def check_tensors(
         if tensor.dtype != dtype or found != wanted:
             raise ValueError(f"tensor {name} is {tensor.dtype} of shape {found}, not {dtype} of shape {wanted}")
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"tensor {name} is not finite")
+        if tensor.is_floating_point() and not bool((tensor.abs() < _LARGEST_NUMBER).all()):
+            raise ValueError(f"tensor {name} is not finite, or has numbers that training leaves nowhere")
     return sizes
