@@ -297,9 +297,10 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
                 if state.step % _FLUSH_EVERY == 0:
                     row = self._flush(state)
                     bar.set_postfix(loss=f"{row['loss']:.4g}", l0=f"{row['l0']:.1f}", dead=f"{row['dead']:.0%}")
+        self._publish(state)  # first, so that it is there even if no more can be written
         if self.checkpoint_path is not None:
             self._checkpoint(state, rows)
-        return self._publish(state)
+        return self
 
     def partial_fit(self, X: Any, y: Any = None) -> SparseAutoencoder:
         """Train one pass over more activations, in the order given.

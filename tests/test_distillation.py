@@ -1,8 +1,12 @@
+import copy
+import errno
 import json
 import pickle
 import signal
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 
 import datasets
 import numpy as np
@@ -17,6 +21,7 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from geofloor import ActivationExtractor, ToyModel, _distilling, _divergence, _token_rows, distillation
+from geofloor._causal import LanguageModel
 from geofloor._training.checkpoints import write_tensors
 from geofloor._training.devices import one_thread
 from geofloor._training.muon import Muon
@@ -549,7 +554,112 @@ def test_a_checkpoint_of_something_else_is_refused(teacher, tokens, tmp_path):
         student(teacher, checkpoint_path=path).fit(tokens)
 
 
+def test_a_checkpoint_of_a_teacher_or_of_tokens_that_differ_in_one_number_is_refused(teacher, tokens, tmp_path):
+    path = tmp_path / "checkpoint"
+    fitted = student(teacher, checkpoint_path=path).fit(tokens)
+    other = copy.deepcopy(teacher)
+    with torch.no_grad():
+        other.gpt_neox.layers[1].mlp.dense_h_to_4h.weight[-1, -1] += 1e-3  # not among the first numbers
+    rotated = new_teacher(rope_parameters={"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.25})
+    rotated.load_state_dict(teacher.state_dict())
+    dropped = new_teacher(hidden_act="relu")
+    dropped.load_state_dict(teacher.state_dict())
+    for wrong in (other, rotated, dropped):
+        with pytest.raises(ValueError, match="made with other teacher, by a checksum of all of it"):
+            student(wrong, checkpoint_path=path).fit(tokens)
+    changed = tokens.copy()
+    changed[33, 5] = (changed[33, 5] + 1) % N_VOCABULARY
+    with pytest.raises(ValueError, match="made with other tokens, by a checksum of all of it"):
+        student(teacher, checkpoint_path=path).fit(changed)
+    with pytest.raises(ValueError, match="made with other tokens"):
+        student(teacher, checkpoint_path=path).fit(tokens, eval_tokens=tokens[-3:])
+    assert_same(student(copy.deepcopy(teacher), checkpoint_path=path).fit(tokens.astype(np.uint8)), fitted)
+
+
+def test_checksums_are_of_every_row_and_not_of_what_they_lie_in(tokens, on_disk, monkeypatch):
+    found = set()
+    for data in (tokens, tokens.astype(np.int32), tokens.tolist(), torch.tensor(tokens), *on_disk):
+        for rows in (7, 4096):
+            monkeypatch.setattr(_token_rows, "_SCAN_ROWS", rows)
+            found.add(_token_rows.TokenRows(data, "tokens", N_VOCABULARY, None, None).fingerprint())
+    assert len(found) == 1
+    changed = [tokens[:-1], tokens.reshape(-1, 6), np.roll(tokens, 1, axis=0)]
+    prints = {_token_rows.TokenRows(data, "tokens", N_VOCABULARY, None, None).fingerprint() for data in changed}
+    assert len(prints | found) == 4
+
+
+def test_a_teacher_and_what_is_loaded_from_its_folder_have_one_checksum(teacher, teacher_path):
+    loaded = GPTNeoXForCausalLM.from_pretrained(teacher_path, dtype="float32")
+    assert LanguageModel(loaded, "teacher").digest() == LanguageModel(teacher, "teacher").digest()
+    half = GPTNeoXForCausalLM.from_pretrained(teacher_path, dtype="bfloat16")
+    assert LanguageModel(half, "teacher").digest() != LanguageModel(teacher, "teacher").digest()
+
+
+def test_the_history_of_a_resumed_fit_has_its_names_in_the_same_order(teacher, tokens, tmp_path):
+    fitted = student(teacher, checkpoint_path=tmp_path / "checkpoint").fit(tokens)
+    resumed = student(teacher, checkpoint_path=tmp_path / "checkpoint").fit(tokens)
+    assert [list(row) for row in resumed.history_] == [list(row) for row in fitted.history_]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"learning_rate": np.float32(1e-2)},
+        {"temperature": np.float16(2)},
+        {"convergence_tol": np.float64(0.01), "n_steps": np.int64(20)},
+        {"device": torch.device("cpu"), "random_state": np.int64(0)},
+    ],
+)
+def test_numbers_of_other_libraries_are_kept_in_files(teacher, tokens, tmp_path, odd):
+    fitted = student(teacher, checkpoint_path=tmp_path / "checkpoint", **odd).fit(tokens)
+    fitted.save(tmp_path / "saved")
+    assert_same(DistilledStudent.load(tmp_path / "saved", device="cpu"), fitted)
+    assert_same(clone(fitted).fit(tokens), fitted)  # from its checkpoint
+
+
+def test_what_can_not_be_written_is_refused_before_the_first_step(teacher, tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(_distilling.Distillation, "train", None)
+    (tmp_path / "file").touch()
+    for wrong, message in [
+        ({"convergence_tol": Decimal("0.01")}, "convergence_tol="),
+        ({"temperature": Fraction(2)}, "temperature="),
+        ({"pooling": object()}, "pooling="),
+        ({"checkpoint_path": tmp_path}, "checkpoint_path=.* is a folder"),
+        ({"checkpoint_path": tmp_path / "file" / "x"}, "checkpoint_path=.* can't be written"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            student(teacher, **wrong).fit(tokens)
+    with pytest.raises(ValueError, match="checkpoint_path=.*file/width-8-seed-0.safetensors' can't be written"):
+        distill_widths(teacher, tokens, [8], checkpoint_path=tmp_path / "file", **SETTINGS)
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_the_student(teacher, tokens, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    expected = student(teacher).fit(tokens)
+    monkeypatch.setattr(_distilling, "write_tensors", full)
+    fitted = student(teacher, checkpoint_path=tmp_path / "checkpoint")
+    with pytest.raises(OSError, match="No space left"):
+        fitted.fit(tokens)
+    assert_same(fitted, expected)
+
+
 # Files and copies
+
+
+def test_a_loaded_student_is_scored_by_the_teacher_that_is_given(teacher, teacher_path, tokens, tmp_path):
+    fitted = student(teacher_path, teacher_kwargs={"dtype": "float32"}).fit(tokens)
+    fitted.save(tmp_path / "saved")
+    loaded = DistilledStudent.load(tmp_path / "saved", teacher=teacher, device="cpu")
+    assert loaded.teacher_kwargs is None
+    assert loaded.score(tokens) == fitted.score(tokens)
+
+
+def test_a_student_of_one_held_out_sequence_has_no_error_after_loading_either(teacher, tokens, tmp_path):
+    fitted = student(teacher, n_steps=5, eval_sequences=1).fit(tokens)
+    fitted.save(tmp_path / "saved")
+    assert np.isnan([fitted.floor_error_, DistilledStudent.load(tmp_path / "saved").floor_error_]).all()
 
 
 def test_save_and_load(teacher, teacher_path, tokens, tmp_path):

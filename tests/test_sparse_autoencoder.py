@@ -1,6 +1,9 @@
+import errno
 import signal
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 
 import joblib
 import numpy as np
@@ -12,7 +15,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 
-from geofloor import SparseAutoencoder, _sparse_step
+from geofloor import SparseAutoencoder, _sparse_step, sparse_autoencoder
 from geofloor._sparse_step import Parameters, decode, encode, initialise, loss_and_gradients, reset_latents
 from geofloor._training.checkpoints import write_tensors
 
@@ -263,6 +266,57 @@ def test_sigkill_at_several_points_loses_nothing(tmp_path):
     )
     assert_same_weights(killed, never_stopped)
     assert killed.history_ == never_stopped.history_
+
+
+def test_the_history_of_a_resumed_fit_has_its_names_in_the_same_order(activations, sae, tmp_path):
+    sae.set_params(checkpoint_path=tmp_path / "checkpoint").fit(activations)
+    resumed = clone(sae).fit(activations)
+    assert [list(row) for row in resumed.history_] == [list(row) for row in sae.history_]
+    sae.save(tmp_path / "saved")
+    assert list(SparseAutoencoder.load(tmp_path / "saved").history_[0]) == list(sae.history_[0])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"learning_rate": np.float32(3e-3)},
+        {"l1_coefficient": np.float16(0.05)},
+        {"betas": np.array([0.9, 0.999])},
+        {"betas": [0.9, 0.999]},
+        {"batch_size": np.int64(100), "random_state": np.int64(0)},
+        {"clip_norm": np.float64(1.0), "device": torch.device("cpu")},
+    ],
+)
+def test_numbers_of_other_libraries_are_kept_in_files(activations, sae, tmp_path, odd):
+    sae.set_params(n_epochs=1, **odd, checkpoint_path=tmp_path / "checkpoint").fit(activations)
+    sae.save(tmp_path / "saved")
+    assert_same_weights(SparseAutoencoder.load(tmp_path / "saved"), sae)
+    assert_same_weights(clone(sae).fit(activations), sae)  # from its checkpoint
+    assert SparseAutoencoder.load(tmp_path / "saved").betas == (0.9, 0.999)
+
+
+def test_what_can_not_be_written_is_refused_before_the_first_step(activations, sae, tmp_path, monkeypatch):
+    monkeypatch.setattr(SparseAutoencoder, "_start", None)
+    for wrong, message in [
+        ({"verbose": Decimal(1)}, "verbose=.*is a Decimal, which no file can hold"),
+        ({"l1_coefficient": Fraction(1, 20)}, "l1_coefficient="),
+        ({"betas": (0.9, 1.0)}, "betas=.* below 1"),
+        ({"checkpoint_path": tmp_path}, "checkpoint_path=.* is a folder"),
+        ({"checkpoint_path": tmp_path / ("x" * 300)}, "checkpoint_path=.* can't be written"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            clone(sae).set_params(**wrong).fit(activations)
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_the_fit(activations, sae, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    expected = clone(sae).fit(activations)
+    monkeypatch.setattr(sparse_autoencoder, "write_tensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        sae.set_params(checkpoint_path=tmp_path / "checkpoint").fit(activations)
+    assert_same_weights(sae, expected)
 
 
 def test_a_checkpoint_of_something_else_is_refused(activations, sae, tmp_path):

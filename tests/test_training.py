@@ -1,15 +1,25 @@
 import ctypes
+import errno
+import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import tempfile
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
+from sklearn.base import BaseEstimator
 
+from geofloor._training import checkpoints
 from geofloor._training.checkpoints import (
     atomic_path,
+    check_writable,
     load_optimizer_tensors,
     optimizer_tensors,
     read_tensors,
@@ -22,6 +32,7 @@ from geofloor._training.rows import StreamRows
 from geofloor._training.sampling import epoch_rows, steps_per_epoch
 from geofloor._training.schedules import warmup_cosine
 from geofloor._training.seeds import draw_seed, step_generator
+from geofloor._training.settings import check_betas, plain_parameters
 
 MAPPED = """
 import ctypes
@@ -74,6 +85,138 @@ def test_a_failed_write_keeps_the_earlier_file_and_leaves_nothing_behind(tmp_pat
         write_half()
     assert path.read_text() == '{\n  "step": 1\n}\n'
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path):
+    def content():
+        write_tensors(tmp_path / "x", {"b": torch.ones(2), "a": torch.zeros(3)}, kind="test", metadata={"z": 1, "a": 2})
+        return (tmp_path / "x").read_bytes()
+
+    assert len({content() for _ in range(20)}) == 1
+
+
+KILLED = """
+import os, signal, sys
+from geofloor._training.checkpoints import atomic_path
+
+with atomic_path(sys.argv[1]) as temporary:
+    temporary.write_bytes(bytes(1000))
+    temporary.with_name(".tmpabcdef").touch()  # as safetensors writes
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+@pytest.mark.parametrize("remove", [lambda path: write_json(path, 1), lambda path: check_writable("path", path)])
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path, remove):
+    path = tmp_path / "x"
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    [left] = tmp_path.iterdir()
+    others = [tmp_path / name for name in (".y.abcdefgh.part", ".x.json", ".x.abc.part")]
+    for other in others:
+        other.mkdir()
+    with atomic_path(path) as living:
+        living.write_text("2")
+        remove(path)
+        assert living.exists()
+        assert not left.exists()
+    assert path.read_text() == "2"
+    assert sorted(tmp_path.iterdir()) == sorted([path, *others])
+
+
+def test_a_full_disk_is_an_os_error_with_its_number_and_the_path(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    write_tensors(path, {"a": torch.ones(2)}, kind="test", metadata={})
+    before = path.read_bytes()
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_tensors(path, {"a": torch.zeros(2)}, kind="test", metadata={})
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+
+    def full_too(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_too)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_json(path, 1)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_about_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="other"), atomic_path(tmp_path / "x"):
+        (tmp_path / "other").read_bytes()
+
+
+def test_a_path_that_can_not_be_written_is_refused_by_the_arguments_name(tmp_path):
+    check_writable("file", None)
+    check_writable("file", tmp_path / "new" / "x")
+    assert not any((tmp_path / "new").iterdir())
+    (tmp_path / "x").write_text("kept")
+    check_writable("file", tmp_path / "x")
+    assert (tmp_path / "x").read_text() == "kept"
+    for path, message in [
+        (tmp_path, "is a folder"),
+        ("", "is a folder"),
+        (tmp_path / "x" / "y", "can't be written"),
+        (tmp_path / "x" / "y" / "z", "can't be written"),
+        (tmp_path / ("x" * 300), "File name too long"),
+        ("a\0b", "can't be written"),
+        ("/dev/null", "a device"),
+        (3, "must be a path"),
+    ]:
+        with pytest.raises(ValueError, match=f"file=.*{message}"):
+            check_writable("file", path)
+
+
+@pytest.mark.parametrize("function", ["mkdir", "mkdtemp"])
+def test_a_read_only_folder_is_refused_by_the_arguments_name(tmp_path, monkeypatch, function):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", "there")
+
+    monkeypatch.setattr(*((checkpoints.Path, "mkdir") if function == "mkdir" else (tempfile, "mkdtemp")), refuse)
+    with pytest.raises(ValueError, match="file=.*Read-only file system.*give another path"):
+        check_writable("file", tmp_path / "new" / "x")
+
+
+# Parameters
+
+
+def test_parameters_become_plain_or_are_refused_by_name():
+    class Estimator(BaseEstimator):
+        def __init__(self, a=None, random_state=None):
+            self.a, self.random_state = a, random_state
+
+    for value, plain in [
+        (np.float32(0.5), 0.5),
+        (np.int8(3), 3),
+        (np.bool_(True), True),
+        (np.array([0.5, 0.25]), [0.5, 0.25]),
+        (np.array(2), 2),
+        (torch.tensor([1, 2]), [1, 2]),
+        ((0.5, np.float64(0.25)), [0.5, 0.25]),
+        ("x", "x"),
+    ]:
+        found = plain_parameters(Estimator(value, np.int64(3)))
+        assert found == {"a": plain, "random_state": 3}
+        assert json.loads(json.dumps(found)) == found
+    for value in (object(), {"a": 1}, np.inf, [[1]], torch.device("cpu"), Decimal(1), Fraction(1, 4), lambda: 0):
+        with pytest.raises(ValueError, match="a="):
+            plain_parameters(Estimator(value))
+
+
+def test_betas_are_two_numbers_below_one():
+    for given in ((0.9, 0.99), [0.9, 0.99], np.array([0.9, 0.99]), torch.tensor([0.9, 0.99], dtype=torch.float64)):
+        assert check_betas("betas", given) == (0.9, 0.99)
+    for given in (0.9, (0.9,), (0.9, 1.0), (-0.1, 0.5), (0.9, np.nan), "ab", None, (0.9, 0.9, 0.9)):
+        with pytest.raises(ValueError, match="betas"):
+            check_betas("betas", given)
 
 
 def test_an_optimizer_goes_on_as_if_never_stored():

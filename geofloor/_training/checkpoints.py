@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import sys
 import tempfile
@@ -53,7 +54,7 @@ def _digest(tensors: Mapping[str, torch.Tensor], content: str) -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Any:
-    """Yield a temporary path beside `path`; on success it replaces `path`, on failure it goes.
+    """Yield a path in a temporary folder beside `path`; on success it replaces `path`, on failure it goes.
 
     Raises
     ------
@@ -63,8 +64,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Any:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left_behind(path)
-        with _temporary(path) as temporary:
+        with _temporary_folder(path) as folder:
+            temporary = folder / path.name
             yield temporary
             temporary.chmod(0o666 & ~_UMASK)  # a private temporary file becomes an ordinary one
             with open(temporary, "rb+") as file:
@@ -77,56 +78,58 @@ def atomic_path(path: str | os.PathLike[str]) -> Any:
             finally:
                 os.close(directory)
     except OSError as error:
-        if error.filename is not None and not _is_temporary(path, os.path.basename(error.filename)):
+        if error.filename is not None and not os.fspath(error.filename).startswith(f"{path.parent / '.'}{path.name}."):
             raise  # it names another file
         raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """Yield a new file beside `path`, locked while this process works on it."""
-    handle, temporary = _locked_file(path)
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`, locked while this process works on it; remove what killed ones left.
+
+    A folder, since safetensors writes a temporary file of its own beside the one it was given.
+    """
+    _remove_left_behind(path)
+    handle, folder = _locked_folder(path)
     try:
-        yield temporary
+        yield folder
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
         if handle is not None:
             os.close(handle)
 
 
-def _locked_file(path: Path) -> tuple[int | None, Path]:
+def _locked_folder(path: Path) -> tuple[int | None, Path]:
     while True:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        if sys.platform == "win32":  # where an open file can't be renamed
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        if sys.platform == "win32":
+            return None, folder
+        with contextlib.suppress(FileNotFoundError):  # another process took it for left behind before it was locked
+            handle = os.open(folder, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # a file system without locks: nobody will remove the folder either
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if folder.exists():
+                return handle, folder
             os.close(handle)
-            return None, Path(name)
-        with contextlib.suppress(OSError):  # a file system without locks: nobody will remove the file either
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.path.exists(name):
-            return handle, Path(name)
-        os.close(handle)  # another process took it for left behind before it was locked
-
-
-def _is_temporary(path: Path, name: str) -> bool:
-    return re.fullmatch(re.escape(f".{path.name}.") + r"\w{8}\.part", name) is not None
 
 
 def _remove_left_behind(path: Path) -> None:
-    """Remove temporary files beside `path` whose writers were killed, so that nobody holds their locks."""
+    """Remove temporary folders beside `path` whose writers were killed, so that nobody holds their locks."""
     if sys.platform == "win32":
         return
-    for name in filter(lambda name: _is_temporary(path, name), os.listdir(path.parent)):
+    left = re.compile(re.escape(f".{path.name}.") + r"\w{8}\.part")
+    for name in filter(left.fullmatch, os.listdir(path.parent)):
         with contextlib.suppress(OSError):  # it is locked, or gone
-            handle = os.open(path.parent / name, os.O_RDWR)
+            handle = os.open(path.parent / name, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                (path.parent / name).unlink()
+                shutil.rmtree(path.parent / name, ignore_errors=True)
             finally:
                 os.close(handle)
 
 
 def check_writable(name: str, path: str | os.PathLike[str] | None) -> None:
-    """Refuse, before any work, a path that no file can be written to; try it with an empty file beside it.
+    """Refuse, before any work, a path that no file can be written to; try it with an empty file in a folder beside it.
 
     Parameters
     ----------
@@ -151,9 +154,8 @@ def check_writable(name: str, path: str | os.PathLike[str] | None) -> None:
             ordinary = stat.S_ISREG(os.stat(path).st_mode)
         if ordinary:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_left_behind(path)
-            with _temporary(path):
-                pass
+            with _temporary_folder(path) as folder:
+                (folder / path.name).touch()
     except (OSError, ValueError) as error:
         raise ValueError(f"{name}='{path}' can't be written ({error}); give another path.") from error
     if not ordinary:

@@ -55,10 +55,8 @@ def _plain(name: str, value: Any, *, inside: bool = False) -> Any:
         value = value.tolist()
     if value is None or isinstance(value, str | bool):
         return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return check_number(name, value)
+    if isinstance(value, int | float):  # no Fraction, which torch can't multiply by either
+        return check_number(name, value, whole=isinstance(value, int))
     if isinstance(value, list | tuple) and not inside:
         return [_plain(name, each, inside=True) for each in value]
     raise ValueError(
