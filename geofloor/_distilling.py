@@ -438,7 +438,7 @@ class Distillation:
             settings=settings_of(estimator),
             random_state=estimator.random_state,
             made_with={"tokens": self.data_fingerprint, "teacher": self.teacher_digest},
-            state={**_STATE, "step": number(1, estimator.n_steps, whole=True)},
+            state={**_STATE, "step": number(1, self.settings.n_steps, whole=True)},
         )
         if found is None:
             return None
@@ -453,7 +453,8 @@ class Distillation:
             check_tensors(tensors, {name: each for name, each in expected.items() if name not in metadata["unused"]})
             for index in range(len(run.optimizers)):
                 check_optimizer_tensors(tensors, step, f"optimizer-{index}")
-            due = [at for at in range(step + 1) if at % estimator.eval_every == 0 or at == estimator.n_steps]
+            every, last = self.settings.eval_every, self.settings.n_steps
+            due = [at for at in range(step + 1) if at % every == 0 or at == last]
             if [row["step"] for row in history] != due or metadata["kl_steps"] != step - due[-1]:
                 raise ValueError(f"its history is not that of {step} steps")
         module.load_state_dict(_part(tensors, "model."))

@@ -23,6 +23,7 @@ LEVELS = [
         "tokens",
         "language_models",
         "students",
+        "_saved_students",
         "_distilling",
         "distillation",
         "ablation",
