@@ -34,10 +34,21 @@ def plain_config(model: PreTrainedModel) -> dict[str, Any]:
     whole = model.config.to_dict()
     names = _names(whole.get("model_type"))
     config = {name: value for name, value in whole.items() if name in names}
-    blank = _blank(config, model.state_dict())
+    tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    blank = _blank(config, tensors)
     if type(blank) is not type(model):
         raise ValueError(f"it is a {type(model).__name__}, and a file would give a {type(blank).__name__}")
+    extra = sorted(whole.keys() - names - _LEFT_OUT)
+    if extra and not _give_the_same(model, model_of(config, tensors)):
+        raise ValueError(f"its configuration has {extra!r:.80}, which no file keeps, and the model needs")
     return config
+
+
+@torch.no_grad()
+def _give_the_same(model: PreTrainedModel, other: PreTrainedModel) -> bool:
+    ids = torch.arange(min(model.get_input_embeddings().weight.shape[0], 8))[None]
+    given, found = model.eval()(ids.to(model.device)).logits, other.eval()(ids).logits
+    return torch.allclose(given.cpu(), found, rtol=1e-3, atol=1e-4)
 
 
 def model_of(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> PreTrainedModel:

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from geofloor import ActivationExtractor, ToyModel, _distilling, _divergence, _token_rows, distillation
+from geofloor import ActivationExtractor, ToyModel, _distilling, _divergence, _saved_students, _token_rows, distillation
 from geofloor._causal import LanguageModel
 from geofloor._training.checkpoints import write_tensors
 from geofloor._training.devices import one_thread
@@ -654,6 +654,18 @@ def test_a_loaded_student_is_scored_by_the_teacher_that_is_given(teacher, teache
     loaded = DistilledStudent.load(tmp_path / "saved", teacher=teacher, device="cpu")
     assert loaded.teacher_kwargs is None
     assert loaded.score(tokens) == fitted.score(tokens)
+
+
+def test_a_setting_that_no_file_keeps_is_left_out_only_where_the_model_does_without(tokens, tmp_path, monkeypatch):
+    fitted = student(new_teacher(use_mrope=False)).fit(tokens)
+    assert fitted.model_.config.use_mrope is False
+    fitted.save(tmp_path / "saved")
+    np.testing.assert_array_equal(DistilledStudent.load(tmp_path / "saved").predict(tokens), fitted.predict(tokens))
+    names = _saved_students._names("gpt_neox") - {"hidden_act"}
+    monkeypatch.setattr(_saved_students, "_names", lambda _: names)
+    fitted = student(new_teacher(hidden_act="relu")).fit(tokens)
+    with pytest.raises(ValueError, match=r"can't be made again.*\['hidden_act'\], which no file keeps"):
+        fitted.save(tmp_path / "other")
 
 
 def test_a_student_of_one_held_out_sequence_has_no_error_after_loading_either(teacher, tokens, tmp_path):
