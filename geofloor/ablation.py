@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from geofloor._causal import LanguageModel, evaluating, load_language_model
 from geofloor._divergence import Targets, mean_and_error, row_kls
+from geofloor._short_repr import ShortReprMixin
 from geofloor._token_rows import TokenRows
 from geofloor._training.devices import to_device
 from geofloor._training.progress import progress_bar
@@ -26,7 +27,7 @@ from geofloor.language_models import ActivationExtractor
 from geofloor.statistics import FeatureStatistics
 
 
-class AblationPredictor(WidthPredictorMixin, BaseEstimator):
+class AblationPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
     r"""Predict the loss floor of a student in nats a token, from what the teacher loses without what a student drops.
 
     A student of width d keeps the :math:`F_S = \lfloor d\,g(\alpha) \rfloor` most important features, as in Eq. 2.

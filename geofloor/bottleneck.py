@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from geofloor._causal import LanguageModel, evaluating, load_language_model
 from geofloor._divergence import ChunkedLoss, Plan, Rows, Targets, row_kls
+from geofloor._short_repr import ShortReprMixin
 from geofloor._token_rows import TokenRows
 from geofloor._training.devices import to_device
 from geofloor._training.progress import progress_bar
@@ -29,7 +30,7 @@ _WARMUP = 10  # steps
 _NO_SIGNAL = 1e-6  # singular values below this share of the size of all logits are rounding
 
 
-class BottleneckPredictor(WidthPredictorMixin, BaseEstimator):
+class BottleneckPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
     r"""Predict the least loss that any student of a width can have, however it is trained: the softmax bottleneck.
 
     A student of width d multiplies d numbers a position by one unembedding, so that its logits, over all positions,

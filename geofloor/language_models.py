@@ -23,6 +23,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils._set_output import _get_output_config
 
 from geofloor._columns import column_names, column_values, is_dataset, is_dataset_stream
+from geofloor._short_repr import ShortReprMixin
 from geofloor._training.checkpoints import atomic_path, write_json
 from geofloor._training.devices import resolve_device
 from geofloor._training.products import faster_linear, largest_matrix
@@ -166,7 +167,7 @@ def _find_blocks(model: Any) -> tuple[str, int]:
     return found[0], n_blocks
 
 
-class ActivationExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """The residual stream of a language model after one of its blocks, one row a token.
 
     The forward pass stops at that block, batches are made of sequences of about the same length,
