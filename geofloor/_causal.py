@@ -8,7 +8,9 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Iterator
+import threading
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -52,16 +54,55 @@ def _logits(output: Any) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output.logits
 
 
+_MODES = threading.Lock()
+_EVALUATED: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
+
+
 @contextlib.contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """A module in evaluation mode, and in training mode again afterwards where it was."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
+    """Keep a module in evaluation mode; afterwards put back in training mode what was.
+
+    Threads may share the module: of several at once, the last to leave puts back.
+    """
+    with _MODES:
+        parts = [part for part in module.modules() if part.training or part in _EVALUATED]
+        for part in parts:
+            _EVALUATED[part] = _EVALUATED.get(part, 0) + 1
+        if parts:
+            module.eval()
     try:
         yield
     finally:
-        for part in training:
-            part.training = True
+        with _MODES:
+            for part in parts:
+                _EVALUATED[part] -= 1
+                if not _EVALUATED[part]:
+                    del _EVALUATED[part]
+                    part.training = True
+
+
+@contextlib.contextmanager
+def hooked(module: torch.nn.Module, hook: Callable[..., Any], *, before: bool = False) -> Iterator[None]:
+    """Hook a module's forward passes in this thread; those of other threads that share the module stay untouched.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    hook : callable
+        What ``register_forward_hook`` takes, or ``register_forward_pre_hook`` if `before`.
+    before : bool, default=False
+    """
+    owner = threading.get_ident()
+
+    def in_this_thread(*arguments: Any) -> Any:
+        return hook(*arguments) if threading.get_ident() == owner else None
+
+    register = module.register_forward_pre_hook if before else module.register_forward_hook
+    handle = register(in_this_thread)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class LanguageModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig
+
+from geofloor._causal import evaluating, hooked
 
 _N_TOKENS = 16_384  # residual vectors a block that principal directions are taken from
 
@@ -244,15 +247,15 @@ def _check(source: _Parts, width: int, tokens: Any) -> None:
 
 
 class _Moments:
-    """Second moments of what goes into a module, summed over positions while its hook is there."""
+    """A hook that sums second moments, over positions, of what goes into a module."""
 
     def __init__(self, module: torch.nn.Module, *, full: bool, centred: bool = False) -> None:
+        self.module = module
         self._full, self._centred = full, centred
         self._n = 0
         self._total: Any = 0.0
-        self._handle = module.register_forward_pre_hook(self._add)
 
-    def _add(self, module: torch.nn.Module, inputs: Any) -> None:
+    def __call__(self, module: torch.nn.Module, inputs: Any) -> None:
         rows = inputs[0].detach().flatten(0, -2).cpu().double()
         self._n += len(rows)
         if self._centred:
@@ -261,9 +264,6 @@ class _Moments:
 
     def mean(self) -> torch.Tensor:
         return self._total / self._n
-
-    def remove(self) -> None:
-        self._handle.remove()
 
 
 def _measured(
@@ -276,12 +276,12 @@ def _measured(
     heads = [_Moments(attention.module, full=False) for attention, _ in source.blocks]
     units = [_Moments(feed_forward.module, full=False) for _, feed_forward in source.blocks]
     n_sequences = max(_N_TOKENS // tokens.shape[1], 1)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(teacher))
+        for moments in (*streams, *heads, *units):
+            stack.enter_context(hooked(moments.module, moments, before=True))
         for part in np.array_split(tokens[:n_sequences], max(min(n_sequences, len(tokens)) // 8, 1)):
             teacher.base_model(torch.from_numpy(part).to(teacher.device), use_cache=False)
-    finally:
-        for moments in (*streams, *heads, *units):
-            moments.remove()
     covariance = torch.stack([moments.mean() for moments in streams])
     # Every normalisation divides by the norm, so that streams count alike.
     covariance /= covariance.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None]

@@ -14,7 +14,7 @@ from scipy.interpolate import PchipInterpolator
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from geofloor._causal import LanguageModel, evaluating, load_language_model
+from geofloor._causal import LanguageModel, evaluating, hooked, load_language_model
 from geofloor._divergence import Targets, mean_and_error, row_kls
 from geofloor._short_repr import ShortReprMixin
 from geofloor._token_rows import TokenRows
@@ -236,29 +236,29 @@ class AblationPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
     ) -> tuple[np.ndarray, np.ndarray]:
         """KL of each sequence, summed over positions (n_points, n_sequences), and the positions."""
         sums = np.zeros((len(kept), len(rows)))
-        swap = _Swap(block)
-        try:
-            with progress_bar("ablation", total=len(rows), unit="sequence", verbose=self.verbose) as bar:
-                for start in range(0, len(rows), self.batch_size):
-                    at = np.arange(start, min(start + self.batch_size, len(rows)))
-                    ids = to_device(rows.take(at).ids, device)
-                    swap.given = None
-                    targets = Targets(model.rows(ids), self.temperature, keep=True)
-                    whole = swap.seen
-                    states = whole[:, self.skip_first :]
-                    measured = features.encode(states.reshape(-1, states.shape[-1]).float().cpu().numpy())
-                    removed = np.zeros((measured.shape[0], features.width))
-                    for point in reversed(range(len(kept))):  # from all features down
-                        if point + 1 < len(kept):
-                            removed += features.part(measured, kept[point], kept[point + 1])
-                        change = to_device(removed.astype(np.float32), device).reshape(states.shape)
-                        swap.given = whole.clone()
-                        swap.given[:, self.skip_first :] -= change.to(whole.dtype)
-                        kls = row_kls(model.rows(ids), targets).view(ids.shape)
-                        sums[point, at] = kls.sum(dim=1).double().cpu().numpy()
-                    bar.update(len(at))
-        finally:
-            swap.remove()
+        swap = _Swap()
+        with (
+            hooked(block, swap),
+            progress_bar("ablation", total=len(rows), unit="sequence", verbose=self.verbose) as bar,
+        ):
+            for start in range(0, len(rows), self.batch_size):
+                at = np.arange(start, min(start + self.batch_size, len(rows)))
+                ids = to_device(rows.take(at).ids, device)
+                swap.given = None
+                targets = Targets(model.rows(ids), self.temperature, keep=True)
+                whole = swap.seen
+                states = whole[:, self.skip_first :]
+                measured = features.encode(states.reshape(-1, states.shape[-1]).float().cpu().numpy())
+                removed = np.zeros((measured.shape[0], features.width))
+                for point in reversed(range(len(kept))):  # from all features down
+                    if point + 1 < len(kept):
+                        removed += features.part(measured, kept[point], kept[point + 1])
+                    change = to_device(removed.astype(np.float32), device).reshape(states.shape)
+                    swap.given = whole.clone()
+                    swap.given[:, self.skip_first :] -= change.to(whole.dtype)
+                    kls = row_kls(model.rows(ids), targets).view(ids.shape)
+                    sums[point, at] = kls.sum(dim=1).double().cpu().numpy()
+                bar.update(len(at))
         return sums, np.full(len(rows), rows.take(np.arange(1)).ids.shape[1])
 
     def predict(self, widths: ArrayLike) -> np.ndarray:
@@ -337,19 +337,15 @@ class AblationPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
 class _Swap:
     """A hook on a block that tells what it gives, and gives something else in its place when there is some."""
 
-    def __init__(self, block: torch.nn.Module) -> None:
+    def __init__(self) -> None:
         self.seen = torch.empty(0)
         self.given: torch.Tensor | None = None
-        self._handle = block.register_forward_hook(self._swap)
 
-    def _swap(self, block: torch.nn.Module, arguments: Any, output: Any) -> Any:
+    def __call__(self, block: torch.nn.Module, arguments: Any, output: Any) -> Any:
         if self.given is None:
             self.seen = output if isinstance(output, torch.Tensor) else output[0]
             return None
         return self.given if isinstance(output, torch.Tensor) else (self.given, *output[1:])
-
-    def remove(self) -> None:
-        self._handle.remove()
 
 
 class _Features(Protocol):

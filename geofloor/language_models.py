@@ -22,6 +22,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._set_output import _get_output_config
 
+from geofloor._causal import evaluating, hooked
 from geofloor._columns import column_names, column_values, is_dataset, is_dataset_stream
 from geofloor._short_repr import ShortReprMixin
 from geofloor._training.checkpoints import atomic_path, write_json
@@ -248,7 +249,8 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
     The values for a sequence depend on what it is batched with, but for rounding only. The same input
     and settings give the same bits on the same CPU with the same number of threads.
 
-    `sklearn.base.clone` shares the model object, which is never changed, in place of copying it.
+    `sklearn.base.clone` shares the model object, which is never changed, in place of copying it. Threads may share it,
+    too. Only its training mode is switched off for all of them while one extracts.
 
     Examples
     --------
@@ -634,20 +636,18 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
             raise _BlockReached(output if isinstance(output, torch.Tensor) else output[0])
 
         # All of it for each batch: between batches the model is the caller's.
-        training = [module for module in model.modules() if module.training]
-        handle = model.get_submodule(self.block_name_).register_forward_hook(stop)
         try:
-            model.eval()
-            with torch.inference_mode(), faster_linear(ids.size, largest_matrix(model), inputs["input_ids"].device):
+            with (
+                evaluating(model),
+                hooked(model.get_submodule(self.block_name_), stop),
+                torch.inference_mode(),
+                faster_linear(ids.size, largest_matrix(model), inputs["input_ids"].device),
+            ):
                 model(**inputs)
         except _BlockReached as reached:
             hidden = reached.hidden
         else:
             raise ValueError(f"the forward pass of model type {config.model_type!r} never ran '{self.block_name_}'.")
-        finally:
-            handle.remove()
-            for module in training:
-                module.training = True
         if hidden.shape != (*ids.shape, self._n_features_out):
             raise ValueError(
                 f"'{self.block_name_}' of model type {config.model_type!r} gives hidden states of shape "
