@@ -19,6 +19,26 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from geofloor._divergence import Rows
 from geofloor._training.devices import resolve_device
 from geofloor._training.products import faster_linear, largest_matrix
+from geofloor._training.seeds import OwnDraws
+
+_BUILDING = threading.RLock()
+
+
+@contextlib.contextmanager
+def building(seed: int = 0) -> Iterator[None]:
+    """Make or load models of transformers: one thread at a time, and with random weights that a seed gives.
+
+    While it loads a model transformers changes torch's default dtype and some of its functions for all threads, so
+    that a student made meanwhile would have other weights.
+    """
+    with _BUILDING, OwnDraws(seed):
+        yield
+
+
+def new_language_model(config: PreTrainedConfig, seed: int = 0) -> Any:
+    """Make a causal language model of a configuration, in float32 on the CPU."""
+    with building(seed), torch.device("cpu"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 _DIGESTED_NUMBERS = 2**24  # that are copied at a time
 # What a configuration says of its history or of other uses, and not of the logits.
@@ -34,7 +54,8 @@ def load_language_model(
     """A model, given as an object or by its name or path, on a device; ``"auto"`` is where an object on one is."""
     chosen = device if isinstance(device, torch.device) else exact_device(device)
     if isinstance(source, str | os.PathLike):
-        module = AutoModelForCausalLM.from_pretrained(os.fspath(source), **{"dtype": "float32", **(options or {})})
+        with building():
+            module = AutoModelForCausalLM.from_pretrained(os.fspath(source), **{"dtype": "float32", **(options or {})})
         return chosen, module.to(chosen).eval().requires_grad_(False)
     if options:
         raise ValueError(f"teacher_kwargs={options!r} are for a teacher given by name, not an object.")

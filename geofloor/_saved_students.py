@@ -10,6 +10,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from geofloor._causal import building
 from geofloor._training.schema import check_tensors, text
 
 # What no model is made of, or what says where code and weights come from.
@@ -63,8 +64,7 @@ def model_of(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> 
     if unknown:
         raise ValueError(f"its configuration has the unknown {unknown!r:.80}")
     _blank(config, tensors)
-    with torch.random.fork_rng(devices=[]):
-        model = _made(config)
+    model = _made(config)
     model.load_state_dict(dict(tensors))
     other = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, tensors[name])]
     if other:
@@ -89,7 +89,8 @@ def _blank(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Pr
 def _made(config: Mapping[str, Any]) -> PreTrainedModel:
     try:
         made = CONFIG_MAPPING[config["model_type"]](**{k: v for k, v in config.items() if k != "model_type"})
-        return AutoModelForCausalLM.from_config(made, dtype=torch.float32, trust_remote_code=False)
+        with building():
+            return AutoModelForCausalLM.from_config(made, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:  # of any kind, since any value may be anywhere
         raise ValueError(
             f"transformers makes no model of its configuration ({type(error).__name__}: {str(error)[:200]})"

@@ -22,7 +22,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._set_output import _get_output_config
 
-from geofloor._causal import evaluating, hooked
+from geofloor._causal import building, evaluating, hooked
 from geofloor._columns import column_names, column_values, is_dataset, is_dataset_stream
 from geofloor._short_repr import ShortReprMixin
 from geofloor._training.checkpoints import atomic_path, write_json
@@ -478,7 +478,8 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
             if "torch_dtype" not in options:
                 options.setdefault("dtype", self.dtype)
             device = resolve_device(self.device)
-            model = AutoModel.from_pretrained(os.fspath(self.model), **options)
+            with building():
+                model = AutoModel.from_pretrained(os.fspath(self.model), **options)
             return model if "device_map" in options else model.to(device)
         if not isinstance(self.model, PreTrainedModel):
             raise ValueError(

@@ -13,6 +13,7 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
+from geofloor._causal import building
 from geofloor._principal import project
 from geofloor._training.seeds import draw_seed
 from geofloor.toy import ToyModel
@@ -223,7 +224,7 @@ def count_parameters(config: PreTrainedConfig) -> int:
     >>> [round(count_parameters(student_config(pythia_410m, width)) / 1e6) for width in (128, 256, 512, 768, 1024)]
     [18, 45, 127, 247, 405]
     """
-    with torch.device("meta"):
+    with building(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -328,8 +329,7 @@ def _(
     if init not in _INITS:
         raise ValueError(f"init={init!r} must be one of {_INITS}.")
     config = student_config(teacher.config, width, **({} if n_heads is None else {"n_heads": n_heads}))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(draw_seed(random_state))
+    with building(draw_seed(random_state)), torch.device("cpu"):
         student = type(teacher)(config).eval()
     if init == "principal":
         with torch.no_grad():

@@ -122,3 +122,38 @@ def test_a_principal_start_from_a_teacher_in_training_mode_is_that_of_one_in_eva
     evaluated = principal(model)
     assert same(evaluated, principal(model.train()))
     assert model.training
+
+
+def test_students_made_in_threads_have_the_weights_of_their_seeds(model):
+    functions = [lambda seed=seed: make_student(model, 16, random_state=seed) for seed in range(4)]
+    expected = [function() for function in functions]
+    state = torch.get_rng_state()
+    for found, wanted in zip(in_threads(*functions), expected, strict=True):
+        assert all(same(each, wanted) for each in found)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_loaded_in_one_thread_does_not_change_students_made_in_another(model, tmp_path):
+    model.config.tie_word_embeddings = True
+    tied = GPTNeoXForCausalLM(model.config)
+    tied.to(torch.bfloat16).save_pretrained(tmp_path)
+
+    def load():
+        return ActivationExtractor(tmp_path, 1, dtype="bfloat16").fit().model_.dtype
+
+    def make():
+        student = make_student(tied, 16, random_state=0)
+        assert student.dtype == torch.float32
+        assert student.get_output_embeddings().weight is student.get_input_embeddings().weight
+        return unembedding(student)
+
+    wanted = make()
+    _, *made = in_threads(load, make, make)
+    assert all(torch.equal(each, wanted) for each in made[0] + made[1])
+
+
+def test_loading_a_model_without_all_its_weights_leaves_the_global_generator(model, tmp_path):
+    model.gpt_neox.save_pretrained(tmp_path)
+    state = torch.get_rng_state()
+    zero_width_kl(str(tmp_path), TOKENS)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -19,6 +19,7 @@ from transformers import (
 
 from geofloor import ToyModel
 from geofloor._training.devices import one_thread
+from geofloor._training.seeds import draw_seed
 from geofloor.datasets import load_teacher
 from geofloor.distillation import distillation_kl
 from geofloor.language_models import token_blocks
@@ -167,6 +168,10 @@ def test_a_student_runs_and_its_seed_is_its_own(teacher):
     state = torch.get_rng_state()
     students = [make_student(teacher, 16, random_state=seed) for seed in (0, 0, 1)]
     assert torch.equal(torch.get_rng_state(), state)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draw_seed(0))
+        weights = list(type(teacher)(students[0].config).state_dict().values())
+    assert all(map(torch.equal, students[0].state_dict().values(), weights))
     logits = [student(torch.arange(10)[None]).logits for student in students]
     assert logits[0].shape == (1, 10, 40)
     assert torch.equal(logits[0], logits[1])

@@ -31,7 +31,7 @@ from geofloor._training.muon import Muon, orthogonal
 from geofloor._training.rows import StreamRows
 from geofloor._training.sampling import epoch_rows, steps_per_epoch
 from geofloor._training.schedules import warmup_cosine
-from geofloor._training.seeds import draw_seed, step_generator
+from geofloor._training.seeds import OwnDraws, draw_seed, step_generator
 from geofloor._training.settings import check_betas, plain_parameters
 
 MAPPED = """
@@ -314,3 +314,34 @@ def test_steps_are_torchs_but_for_its_bfloat16():
         torch.testing.assert_close(a, b, rtol=0, atol=0.01)
     stays = run(lambda each: Muon(each, lr=0.1, weight_decay=0.0))
     assert all(float((a - b).abs().max()) > 0.05 for a, b in zip(ours, stays, strict=True))  # decay shows
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: torch.nn.Linear(7, 5).weight,
+        lambda: torch.nn.init.trunc_normal_(torch.empty(30)),
+        lambda: torch.rand(40),
+        lambda: torch.randint(9, (40,)),
+        lambda: torch.randint(2, 9, (40,)),
+        lambda: torch.randperm(40),
+        lambda: torch.empty(40).bernoulli_(0.3),
+    ],
+)
+def test_own_draws_are_those_of_the_global_seed_which_they_leave_alone(draw):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        expected = draw()
+        torch.manual_seed(4)
+        state = torch.get_rng_state()
+        with OwnDraws(3):
+            found = draw()
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(found, expected)
+
+
+def test_own_draws_leave_a_generator_that_was_given_and_meta_tensors():
+    with OwnDraws(3):
+        found = torch.rand(5, generator=torch.Generator().manual_seed(0))
+        assert torch.empty(3, device="meta").normal_().device.type == "meta"
+    assert torch.equal(found, torch.rand(5, generator=torch.Generator().manual_seed(0)))

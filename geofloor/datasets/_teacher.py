@@ -43,7 +43,10 @@ def load_teacher() -> Bunch:
     """
     from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-    model: GPTNeoXForCausalLM = GPTNeoXForCausalLM.from_pretrained(TEACHER_PATH, dtype="float32").eval()
+    from geofloor._causal import building
+
+    with building():
+        model: GPTNeoXForCausalLM = GPTNeoXForCausalLM.from_pretrained(TEACHER_PATH, dtype="float32").eval()
     tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(TEACHER_PATH)
     training: dict[str, Any] = json.loads((TEACHER_PATH / "training.json").read_text(encoding="utf-8"))
     return Bunch(model=model, tokenizer=tokenizer, path=TEACHER_PATH, training=training)

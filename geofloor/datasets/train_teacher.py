@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
+from geofloor._causal import building
 from geofloor._training.checkpoints import (
     atomic_path,
     load_optimizer_tensors,
@@ -109,8 +110,7 @@ def new_model(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+    with building(options.seed):
         return GPTNeoXForCausalLM(config)
 
 
