@@ -40,6 +40,7 @@ def new_language_model(config: PreTrainedConfig, seed: int = 0) -> Any:
     with building(seed), torch.device("cpu"):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
+
 _DIGESTED_NUMBERS = 2**24  # that are copied at a time
 # What a configuration says of its history or of other uses, and not of the logits.
 _NOT_COMPARED = frozenset(

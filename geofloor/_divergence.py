@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from geofloor._training.products import add_product, linear, product, zero_sum
+from geofloor._validation import check_number, check_object
 
 _KEPT_BYTES = 2**32  # of a teacher's probabilities, kept for several students
 
@@ -56,11 +57,16 @@ def distillation_kl(
 
     Raises
     ------
+    TypeError
+        If an argument is no tensor.
     ValueError
-        If shapes don't match.
+        If shapes don't match, no position counts, or logits are NaN, +inf, or −inf for all tokens.
 
     Notes
     -----
+    A token whose logit is −inf has probability 0. Where it is the teacher's, it adds nothing to the divergence; where
+    it is the student's alone, the divergence is infinite.
+
     There is no factor :math:`T^2`: it is no part of the divergence. In training it makes the gradient's size
     independent of the temperature; `DistilledStudent` has it in its loss, not in what it reports.
 
@@ -73,9 +79,26 @@ def distillation_kl(
     0.2194
     >>> float(distillation_kl(teacher, teacher, temperature=2.0))
     0.0
+
+    A vocabulary that is masked in the teacher:
+
+    >>> masked = torch.tensor([[2.0, 0.0, -torch.inf], [0.0, 1.0, -torch.inf]])
+    >>> round(float(distillation_kl(torch.zeros(2, 3), masked)), 4)
+    0.6248
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature!r} must be above 0.")
+    temperature = check_number("temperature", temperature, 0, open_low=True)
+    if chunk_rows is not None:
+        chunk_rows = check_number("chunk_rows", chunk_rows, 1, whole=True)
+    _check_tensors(
+        student=student,
+        teacher=teacher,
+        student_weight=student_weight,
+        student_bias=student_bias,
+        teacher_weight=teacher_weight,
+        teacher_bias=teacher_bias,
+    )
+    if mask is not None:
+        check_object("mask", mask, torch.Tensor, "give a tensor of bools")
     shape = student.shape[:-1]
     if teacher.shape[:-1] != shape or (mask is not None and mask.shape != shape):
         raise ValueError(
@@ -92,9 +115,40 @@ def distillation_kl(
     targets = Targets(source, temperature, chunk_rows=chunk_rows)
     weights = None if mask is None else mask.reshape(-1).to(targets.dtype)
     total = len(source.rows) if weights is None else weights.sum()
+    if not total:
+        raise ValueError(f"No position counts, of {len(source.rows)} that student and teacher have; give some.")
     plan = Plan(targets, weights, 1.0 / total)
     loss, _ = ChunkedLoss.apply(student.reshape(-1, student.shape[-1]), student_weight, student_bias, plan)
+    if bool(loss.isnan()):
+        wrong = any(bool(targets.chunk(index)[0].isnan().any()) for index in range(len(targets.chunks)))
+        raise ValueError(
+            f"The {'teacher' if wrong else 'student'}'s logits are NaN, +inf, or −inf for all tokens of a position; "
+            "check its weights, or give rows without such positions."
+        )
     return loss
+
+
+def _check_tensors(**tensors: Any) -> None:
+    """Refuse what is no tensor of floats, or unembeddings that do not fit their rows."""
+    for name, tensor in tensors.items():
+        if tensor is None and name not in ("student", "teacher"):
+            continue
+        check_object(name, tensor, torch.Tensor, "give a torch tensor")
+        n_dimensions = 1 if name.endswith("bias") else 2
+        if name.endswith(("weight", "bias")) and tensor.ndim != n_dimensions:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; give {n_dimensions} dimension(s).")
+        if not tensor.is_floating_point() or not tensor.ndim:
+            raise ValueError(f"{name} has dtype {tensor.dtype} and {tensor.ndim} dimensions; give a tensor of floats.")
+    for name in ("student", "teacher"):
+        rows, weight, bias = tensors[name], tensors[f"{name}_weight"], tensors[f"{name}_bias"]
+        if weight is None and bias is not None:
+            raise ValueError(f"{name}_bias is given without {name}_weight; add it to the logits, or give both.")
+        if weight is not None and weight.shape[1] != rows.shape[-1]:
+            raise ValueError(
+                f"{name} has {rows.shape[-1]} dimensions, {name}_weight has {weight.shape[1]}; they must be the same."
+            )
+        if bias is not None and len(bias) != len(weight):
+            raise ValueError(f"{name}_bias has {len(bias)} numbers, and {name}_weight is for {len(weight)} tokens.")
 
 
 class Rows(NamedTuple):
@@ -107,6 +161,11 @@ class Rows(NamedTuple):
     @property
     def n_vocabulary(self) -> int:
         return self.rows.shape[1] if self.weight is None else self.weight.shape[0]
+
+    @property
+    def may_be_masked(self) -> bool:
+        """Whether a logit can be −inf, with all weights finite but for the bias."""
+        return self.weight is None or self.bias is not None
 
     def cast(self, dtype: torch.dtype | None) -> Rows:
         """The same with an unembedding in another precision, as autocast would run it."""
@@ -137,6 +196,14 @@ def _softmax(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     probabilities = torch.softmax(logits, dim=1)
     return probabilities, logits.amax(dim=1) - probabilities.amax(dim=1).log()
+
+
+def _expected(probabilities: torch.Tensor, logits: torch.Tensor, *, may_be_masked: bool) -> torch.Tensor:
+    """Compute Σ p·logits of each row; a token of probability 0 adds nothing, even if its logit is −inf."""
+    expected = torch.linalg.vecdot(probabilities, logits)
+    if may_be_masked and bool(expected.isnan().any()):
+        expected = torch.linalg.vecdot(probabilities, logits.masked_fill(probabilities == 0, 0.0))
+    return expected
 
 
 class Targets:
@@ -183,7 +250,8 @@ class Targets:
             return self._kept[index]
         logits = self.source.logits(self.chunks[index], 1.0 / self.temperature).to(self.dtype)
         probabilities, log_normalizers = _softmax(logits)
-        result = probabilities, torch.linalg.vecdot(probabilities, logits) - log_normalizers
+        expected = _expected(probabilities, logits, may_be_masked=self.source.may_be_masked)
+        result = probabilities, expected - log_normalizers
         if self._kept is not None:
             self._kept[index] = result
         return result
@@ -256,7 +324,8 @@ def _loss_and_gradients(
         probabilities, negative_entropy = targets.chunk(index)
         scaled = cast.logits(chunk, 1.0 / temperature).to(wide)
         of_student, log_normalizers = _softmax(scaled)
-        row_kl = negative_entropy - (torch.linalg.vecdot(probabilities, scaled) - log_normalizers)
+        expected = _expected(probabilities, scaled, may_be_masked=cast.may_be_masked)
+        row_kl = negative_entropy - (expected - log_normalizers)
         weights = None if plan.weights is None else plan.weights[chunk]
         kl += row_kl.sum() if weights is None else row_kl @ weights
         if not with_gradient and plan.labels is None:
@@ -292,7 +361,8 @@ def row_kls(student: Rows, targets: Targets) -> torch.Tensor:
         probabilities, negative_entropy = targets.chunk(index)
         scaled = cast.logits(chunk, 1.0 / targets.temperature).to(targets.dtype)
         _, log_normalizers = _softmax(scaled)
-        kls.append(negative_entropy - (torch.linalg.vecdot(probabilities, scaled) - log_normalizers))
+        expected = _expected(probabilities, scaled, may_be_masked=cast.may_be_masked)
+        kls.append(negative_entropy - (expected - log_normalizers))
     return torch.cat(kls)
 
 

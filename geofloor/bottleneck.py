@@ -19,10 +19,10 @@ from geofloor._causal import LanguageModel, evaluating, load_language_model
 from geofloor._divergence import ChunkedLoss, Plan, Rows, Targets, row_kls
 from geofloor._short_repr import ShortReprMixin
 from geofloor._token_rows import TokenRows
-from geofloor._training.devices import to_device
+from geofloor._training.devices import memory_advice, to_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.schedules import warmup_cosine
-from geofloor._training.settings import check_range
+from geofloor._validation import check_number, shown
 from geofloor._widths import WidthPredictorMixin, read_column, read_targets
 
 _STEP = 0.1  # of Adam, in logits
@@ -171,24 +171,29 @@ class BottleneckPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
             If teacher and tokens don't fit each other, a parameter is out of range, or the teacher's logits are not
             finite or the same everywhere.
         """
-        check_range("temperature", self.temperature, 1e-6)
-        check_range("n_points", self.n_points, 2, whole=True)
-        check_range("n_positions", self.n_positions, 2, whole=True)
-        check_range("n_steps", self.n_steps, 1, whole=True)
-        check_range("batch_size", self.batch_size, 1, whole=True)
+        # Plain integers: small ones of NumPy would wrap.
+        self._n_points = check_number("n_points", self.n_points, 2, whole=True)
+        self._n_positions = check_number("n_positions", self.n_positions, 2, whole=True)
+        self._n_steps = check_number("n_steps", self.n_steps, 1, whole=True)
+        self._batch_size = check_number("batch_size", self.batch_size, 1, whole=True)
+        self._temperature = check_number("temperature", self.temperature, 1e-6)
+        if self.widths is not None:
+            self._widths = read_column(self.widths, "widths")
+            if (self._widths != np.floor(self._widths)).any():
+                raise ValueError(f"widths={shown(self.widths)} must be whole numbers of dimensions.")
         device, module = load_language_model(self.teacher, self.teacher_kwargs, self.device)
         model = LanguageModel(module, "the teacher")
-        rows = TokenRows(tokens, "tokens", model.n_tokens, model.max_length, self.pad_token_id)
+        rows = model.token_rows(tokens, "tokens", self.pad_token_id)
         if len(rows) < 2:
             raise ValueError("tokens has 1 sequence; give more, to fit logits on some and try them on others.")
         order = check_random_state(self.random_state).permutation(len(rows))
         generator = np.random.default_rng(order)
-        with evaluating(module):
-            fitted, others = (
-                Targets(self._draw(model, rows, np.sort(part), generator, device), self.temperature, keep=True)
-                for part in (order[::2], order[1::2])
-            )
-        start = _Start(fitted)
+        advice = f"lower batch_size={self._batch_size} or n_positions={self._n_positions}"
+        with evaluating(module), memory_advice(advice):
+            drawn = [self._draw(model, rows, np.sort(part), generator, device) for part in (order[::2], order[1::2])]
+        fitted, others = (Targets(part, self._temperature, keep=True) for part in _unmasked(drawn))
+        with memory_advice(advice):
+            start = _Start(fitted)
         if start.rank < 2:
             raise ValueError(
                 f"The teacher's logits have rank {start.rank} on these tokens, so that no student is too narrow for "
@@ -196,7 +201,10 @@ class BottleneckPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
             )
         self.rank_, self.critical_width_ = start.rank, float(start.rank)
         found, grid = [], self._grid(start.rank)
-        with progress_bar("bottleneck", total=len(grid), unit="width", verbose=self.verbose) as bar:
+        with (
+            memory_advice(advice),
+            progress_bar("bottleneck", total=len(grid), unit="width", verbose=self.verbose) as bar,
+        ):
             for width in grid:
                 found.append((width, *self._losses(start, fitted, others, width)))
                 bar.update()
@@ -212,9 +220,9 @@ class BottleneckPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
         """Whole widths that the bound is measured at, from 0 to one below the rank."""
         last = rank - 1
         if self.widths is None:
-            inner = np.rint(np.geomspace(1, max(last, 1), self.n_points)).astype(np.int64)
+            inner = np.rint(np.geomspace(1, max(last, 1), self._n_points)).astype(np.int64)
         else:
-            inner = read_column(self.widths, "widths").astype(np.int64)
+            inner = np.minimum(self._widths, rank).astype(np.int64)
         return np.unique(np.concatenate([[0], inner[inner < rank], [max(last, 0)]]))
 
     @torch.no_grad()
@@ -227,12 +235,11 @@ class BottleneckPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
         device: torch.device,
     ) -> Rows:
         """What gives the teacher's logits at positions drawn from some of the sequences."""
-        length = rows.take(sequences[:1]).ids.shape[1]
-        share = min(self.n_positions / (len(sequences) * length), 1.0)
+        share = min(self._n_positions / (len(sequences) * rows.seq_len), 1.0)
         kept: list[torch.Tensor] = []
         states = None
-        for begin in range(0, len(sequences), self.batch_size):
-            batch = rows.take(sequences[begin : begin + self.batch_size])
+        for begin in range(0, len(sequences), self._batch_size):
+            batch = rows.take(sequences[begin : begin + self._batch_size])
             drawn = generator.random(batch.ids.size) < share
             if batch.mask is not None:
                 drawn &= batch.mask.reshape(-1)
@@ -240,9 +247,6 @@ class BottleneckPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
             kept.append(states.rows[to_device(np.flatnonzero(drawn), device)])
         assert states is not None
         drawn_rows = torch.cat(kept)
-        tensors = [drawn_rows, *(each for each in states[1:] if each is not None)]
-        if not all(bool(torch.isfinite(each).all()) for each in tensors):
-            raise ValueError("The teacher's logits are not finite; check its weights.")
         if len(drawn_rows) < 2:
             raise ValueError(f"tokens give {len(drawn_rows)} position(s) to fit; give more text.")
         weight, bias = (None if each is None else each.detach() for each in states[1:])
@@ -267,9 +271,9 @@ class BottleneckPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
         for tensor in tensors:
             tensor.requires_grad_()
         optimizer = torch.optim.Adam(tensors, betas=(0.9, 0.95))
-        for step in range(self.n_steps):
-            factor = warmup_cosine(step, n_steps=self.n_steps, warmup_steps=min(_WARMUP, self.n_steps // 2))
-            optimizer.param_groups[0]["lr"] = _STEP * self.temperature * factor
+        for step in range(self._n_steps):
+            factor = warmup_cosine(step, n_steps=self._n_steps, warmup_steps=min(_WARMUP, self._n_steps // 2))
+            optimizer.param_groups[0]["lr"] = _STEP * self._temperature * factor
             loss, _ = ChunkedLoss.apply(*student, plan)
             optimizer.zero_grad()
             loss.backward()
@@ -382,6 +386,37 @@ class _Start:
         scale = weight.square().mean(dim=0).sqrt()
         rows = left * (sizes * scale * self._temperature)
         return Rows(rows, weight / scale, self._bias * self._temperature)
+
+
+def _unmasked(parts: list[Rows]) -> list[Rows]:
+    """Leave out tokens whose logit is −inf at all positions: no student needs a dimension for them.
+
+    A student gives them a bias of −inf. What is left must be finite.
+    """
+    if parts[0].weight is None:
+        masked = torch.stack([part.rows.isneginf().all(dim=0) for part in parts]).all(dim=0)
+    else:
+        masked = parts[0].rows.new_zeros(parts[0].n_vocabulary) if parts[0].bias is None else parts[0].bias
+        masked = masked.isneginf()
+    if bool(masked.any()):
+        kept = torch.nonzero(~masked)[:, 0]
+        parts = [
+            Rows(part.rows[:, kept])
+            if part.weight is None
+            else Rows(part.rows, part.weight[kept], None if part.bias is None else part.bias[kept])
+            for part in parts
+        ]
+    for part in parts:
+        for tensor in part:
+            if tensor is None or bool(torch.isfinite(tensor).all()):
+                continue
+            if part.weight is None and bool(tensor.amax(dim=1).isfinite().all()):
+                raise ValueError(
+                    "The teacher's logits are −inf for some tokens at some positions only, which logits of low rank "
+                    "can't follow; give the logits before they are masked."
+                )
+            raise ValueError("The teacher's logits are not finite; check its weights.")
+    return parts
 
 
 @torch.no_grad()

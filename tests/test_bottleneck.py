@@ -179,6 +179,63 @@ def test_logits_are_taken_from_any_module_and_padding_is_left_out(tokens):
     np.testing.assert_allclose(masked.curve_, shorter.curve_, rtol=1e-3)
 
 
+class Masked(torch.nn.Module):
+    """Logits with tokens that never come: masked by a padded vocabulary or at some positions only."""
+
+    def __init__(self, model, everywhere):
+        super().__init__()
+        self.model, self.everywhere = model, everywhere
+
+    def forward(self, ids):
+        logits = functional.pad(self.model(ids).logits, (2, 3), value=-torch.inf if self.everywhere else 0.0)
+        if not self.everywhere:
+            logits[:, ::2, 4] = -torch.inf
+        return logits
+
+
+def test_tokens_that_are_masked_at_every_position_drop_out(tokens):
+    settings = {"n_steps": 20, "widths": [2, 4], "random_state": 0}
+
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = gpt_neox()
+
+        def forward(self, ids):
+            return self.model(ids).logits
+
+    expected = BottleneckPredictor(Plain(), **settings).fit(tokens)
+    found = BottleneckPredictor(Masked(gpt_neox(), True), **settings).fit(tokens)
+    assert found.rank_ == expected.rank_
+    np.testing.assert_array_equal(found.curve_, expected.curve_)
+
+
+def test_tokens_that_a_bias_masks_drop_out(tokens):
+    model = gpt_neox()
+    head = model.get_output_embeddings()
+    masked = torch.nn.Linear(WIDTH, N_TOKENS + 2)
+    with torch.no_grad():
+        masked.weight.normal_()
+        masked.weight[:N_TOKENS] = head.weight
+        masked.bias.zero_()
+        masked.bias[N_TOKENS:] = -torch.inf
+    settings = {"n_steps": 20, "widths": [2, 4], "random_state": 0}
+    biased = torch.nn.Linear(WIDTH, N_TOKENS)
+    with torch.no_grad():
+        biased.weight.copy_(head.weight)
+        biased.bias.zero_()
+    model.set_output_embeddings(biased)
+    expected = BottleneckPredictor(model, **settings).fit(tokens)
+    model.set_output_embeddings(masked)
+    found = BottleneckPredictor(model, **settings).fit(tokens)
+    np.testing.assert_array_equal(found.curve_, expected.curve_)
+
+
+def test_tokens_that_are_masked_at_some_positions_are_refused(tokens):
+    with pytest.raises(ValueError, match="−inf for some tokens at some positions only"):
+        BottleneckPredictor(Masked(gpt_neox(), False)).fit(tokens)
+
+
 def test_the_seed_draws_the_positions_and_the_teacher_stays_as_it_is(tokens):
     model = gpt_neox().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -241,6 +298,34 @@ def test_laws_say_which_runs_have_no_place_above_the_bound(tokens):
         LossForecaster(bound=bound).fit([7], [0.1])
     with pytest.raises(ValueError, match=r"loss 9, which is not below bound.zero_width_loss_="):
         LossForecaster(bound=bound).fit([2], [9.0])
+
+
+def test_small_integers_of_numpy_do_not_wrap(tokens):
+    settings = {"n_steps": 5, "n_points": 3, "n_positions": 100, "batch_size": 3, "random_state": 0}
+    plain = BottleneckPredictor(gpt_neox(), **settings).fit(tokens)
+    small = BottleneckPredictor(gpt_neox(), **{name: np.int8(value) for name, value in settings.items()}).fit(tokens)
+    assert small.curve_.equals(plain.curve_)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"teacher": 3}, TypeError, "teacher=3 is a int; give a transformers model"),
+        ({"teacher_kwargs": 3}, TypeError, "teacher_kwargs=3 is a int"),
+        ({"widths": [2.5]}, ValueError, r"widths=\[2.5\] must be whole numbers"),
+        ({"n_steps": "x"}, ValueError, "n_steps='x' must be a whole number"),
+        ({"temperature": torch.nan}, ValueError, "temperature=nan must be a finite number"),
+        ({"pad_token_id": "x"}, ValueError, "pad_token_id='x' must be a whole number"),
+    ],
+)
+def test_parameters_are_named(tokens, settings, error, message):
+    with pytest.raises(error, match=message):
+        BottleneckPredictor(**{"teacher": gpt_neox(), **settings}).fit(tokens)
+
+
+def test_widths_beyond_any_rank_are_not_measured(tokens):
+    found = BottleneckPredictor(gpt_neox(), widths=[2, 1e30], n_steps=2, random_state=0).fit(tokens)
+    assert found.curve_["width"].tolist() == [0, 2, found.rank_ - 1]
 
 
 def test_bad_input_is_named(tokens):

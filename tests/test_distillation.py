@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import warnings
 from decimal import Decimal
 from fractions import Fraction
 
@@ -27,10 +28,10 @@ from geofloor._training.devices import one_thread
 from geofloor._training.muon import Muon
 from geofloor._training.sampling import epoch_rows
 from geofloor._training.schedules import warmup_cosine
-from geofloor._training.seeds import draw_seed, torch_generator
+from geofloor._training.seeds import OwnDraws, draw_seed, torch_generator
 from geofloor.distillation import DistilledStudent, distill_widths, distillation_kl, zero_width_kl
 from geofloor.language_models import token_blocks
-from geofloor.students import make_student
+from geofloor.students import make_student, student_config
 from geofloor.toy import SparseFeatures
 
 N_VOCABULARY = 64
@@ -156,6 +157,157 @@ def test_the_kl_and_its_gradient_are_torchs(temperature, masked, chunk_rows):
         (3 * reference).backward()
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12)
+
+
+def brute_kl(student, teacher, temperature):
+    """Σ p (log p − log q) over the tokens that the teacher gives any probability, averaged over positions."""
+    total = 0.0
+    for s, t in zip(student.flatten(0, -2), teacher.flatten(0, -2), strict=True):
+        kept = t > -torch.inf
+        log_p = torch.log_softmax(t / temperature, 0)[kept]
+        total = total + (log_p.exp() * (log_p - torch.log_softmax(s / temperature, 0)[kept])).sum()
+    return total / student[..., 0].numel()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("chunk_rows", [None, 7])
+def test_tokens_that_the_teacher_masks_add_nothing(temperature, chunk_rows):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    target = 3 * draw(5, 9, 33)
+    target[..., 30:] = -torch.inf
+    target[2, 3, :20] = -torch.inf  # and at one position more
+    bias = torch.zeros(33, dtype=torch.float64)
+    bias[[0, 7]] = -torch.inf
+    hidden, weight = draw(5, 9, 6), draw(33, 6)
+    logits, student_hidden, student_weight, student_bias = 3 * draw(5, 9, 33), draw(5, 9, 4), draw(33, 4), draw(33)
+    of_student = {"temperature": temperature, "chunk_rows": chunk_rows}
+    for tensors, ours, plain in [
+        ([logits], lambda s: distillation_kl(s, target, **of_student), lambda s: brute_kl(s, target, temperature)),
+        (
+            [student_hidden, student_weight, student_bias],
+            lambda h, w, b: distillation_kl(
+                h, hidden, student_weight=w, student_bias=b, teacher_weight=weight, teacher_bias=bias, **of_student
+            ),
+            lambda h, w, b: brute_kl(functional.linear(h, w, b), functional.linear(hidden, weight, bias), temperature),
+        ),
+    ]:
+        found, expected = ([t.clone().requires_grad_() for t in tensors] for _ in range(2))
+        value, reference = ours(*found), plain(*expected)
+        assert value.item() == pytest.approx(reference.item(), abs=1e-12)
+        value.backward()
+        reference.backward()
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_masked_logits_of_both_and_of_the_student_alone():
+    masked = torch.tensor([[2.0, 0.0, -torch.inf], [0.0, 1.0, -torch.inf]])
+    assert float(distillation_kl(torch.zeros(2, 3), masked)) == pytest.approx(0.6248, abs=5e-5)
+    assert float(distillation_kl(masked, masked)) == 0.0
+    assert float(distillation_kl(masked, masked.flip(0))) == pytest.approx(
+        float(distillation_kl(masked[:, :2], masked.flip(0)[:, :2])), rel=1e-6
+    )
+    assert float(distillation_kl(masked, torch.zeros(2, 3))) == torch.inf
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_positions_without_a_distribution_are_refused(wrong, whose):
+    logits = {"student": torch.zeros(3, 4), "teacher": torch.zeros(3, 4)}
+    logits[whose][1] = wrong
+    with pytest.raises(ValueError, match=f"The {whose}'s logits are NaN, .inf, or −inf for all tokens"):
+        distillation_kl(**logits)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"student": np.zeros((3, 4))}, TypeError, "(?s)student=array.* is a ndarray; give a torch tensor"),
+        ({"teacher": None}, TypeError, "teacher=None is a NoneType"),
+        ({"teacher": torch.zeros(3, 4, dtype=torch.int64)}, ValueError, "teacher has dtype torch.int64"),
+        ({"temperature": torch.nan}, ValueError, "temperature=nan"),
+        ({"chunk_rows": 0}, ValueError, "chunk_rows=0"),
+        ({"mask": torch.zeros(3, dtype=torch.bool)}, ValueError, "No position counts, of 3"),
+        ({"mask": [True] * 3}, TypeError, "mask=.*True.* is a list"),
+        ({"student_weight": torch.zeros(4, 5)}, ValueError, "student has 4 dimensions, student_weight has 5"),
+        ({"student_weight": torch.zeros(4)}, ValueError, "student_weight has shape .4,."),
+        ({"teacher_bias": torch.zeros(4)}, ValueError, "teacher_bias is given without teacher_weight"),
+    ],
+)
+def test_arguments_of_the_kl_are_named(options, error, message):
+    with pytest.raises(error, match=message):
+        distillation_kl(**{"student": torch.zeros(3, 4), "teacher": torch.zeros(3, 4), **options})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layer": 99}, "layer=99 is not there: the model has 2 blocks"),
+        ({"layer": "x"}, "layer='x' must be a whole number"),
+        ({"pooling": "max"}, "pooling='max' is unknown; use one of None, 'mean', 'last'"),
+        ({"pad_token_id": "x"}, "pad_token_id='x' must be a whole number"),
+    ],
+)
+def test_what_transform_needs_is_checked_before_training(teacher, tokens, settings, message, monkeypatch):
+    monkeypatch.setattr(_distilling.Distillation, "train", lambda self: pytest.fail("it trained"))
+    with pytest.raises(ValueError, match=message):
+        DistilledStudent(teacher, 8, device="cpu", **settings).fit(tokens)
+
+
+def test_padding_with_the_end_token_is_noticed(teacher, tokens):
+    end = teacher.config.eos_token_id
+    tokens = np.where(tokens == end, end + 1, tokens)
+    padded = tokens.copy()
+    padded[:, 9:] = end
+    with pytest.warns(
+        UserWarning, match=f"tokens: .* of {len(tokens)} sequences end in a run of token {end}.*set pad_token_id={end}"
+    ):
+        zero_width_kl(teacher, padded, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        zero_width_kl(teacher, padded, pad_token_id=end, device="cpu")
+        single = tokens.copy()
+        single[:, -1] = single[:, 4] = end  # as between documents
+        zero_width_kl(teacher, single, device="cpu")
+
+
+class Padded(torch.nn.Module):
+    """Logits of a vocabulary that is padded with tokens that never come."""
+
+    def __init__(self, model, n_padded):
+        super().__init__()
+        self.model, self.n_padded = model, n_padded
+
+    def forward(self, ids):
+        return functional.pad(self.model(ids).logits, (0, self.n_padded), value=-torch.inf)
+
+
+def test_width_zero_of_a_padded_vocabulary_is_that_of_the_vocabulary(teacher, tokens):
+    plain = zero_width_kl(teacher, tokens, device="cpu")
+    assert zero_width_kl(Padded(teacher, 5), tokens, device="cpu") == pytest.approx(plain, rel=1e-6)
+
+
+def test_students_learn_from_a_teacher_with_a_padded_vocabulary(teacher, tokens):
+    @make_student.register(Padded)
+    def _(teacher, width, *, init="random", random_state=None, tokens=None):
+        config = student_config(teacher.model.config, width)
+        config.vocab_size += teacher.n_padded
+        with OwnDraws(draw_seed(random_state)):
+            return type(teacher.model)(config)
+
+    student = DistilledStudent(
+        Padded(teacher, 5), 8, n_steps=40, warmup=4, batch_size=8, learning_rate=1e-2, random_state=0, device="cpu"
+    ).fit(tokens)
+    assert np.isfinite(student.floor_)
+    assert student.floor_ < student.history_[0]["eval_kl"]
+    ids = torch.from_numpy(tokens)
+    with torch.no_grad():
+        value = distillation_kl(student.model_(ids).logits, student.teacher(ids), temperature=2.0)
+    assert student.score(tokens) == pytest.approx(-float(value), rel=1e-5)
 
 
 @pytest.mark.parametrize("pad", [None, 63])
