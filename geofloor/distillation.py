@@ -21,10 +21,11 @@ from geofloor._divergence import Targets, chunks_of, distillation_kl, mean_and_e
 from geofloor._saved_students import model_of, plain_config
 from geofloor._token_rows import TokenRows
 from geofloor._training.checkpoints import read_tensors, write_tensors
-from geofloor._training.devices import to_device
+from geofloor._training.devices import memory_advice, to_device
 from geofloor._training.processes import ALONE, Processes, join_processes
 from geofloor._training.schema import fields, flag, mapping, number, optional, refusing, text
 from geofloor._training.settings import NOT_SAVED, check_files, check_range, plain_parameters, saved_parameters
+from geofloor._validation import check_choice, check_number
 from geofloor.language_models import ActivationExtractor
 from geofloor.students import make_student
 from geofloor.toy import ToyModel
@@ -506,6 +507,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             )
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"optimizer={self.optimizer!r} must be 'adamw' or 'muon'.")
+        check_choice("pooling", self.pooling, (None, "mean", "last"))
         if self.precision not in (None, "bf16"):
             raise ValueError(f"precision={self.precision!r} must be None or 'bf16'.")
 
@@ -637,7 +639,9 @@ def _fit_together(estimators: list[DistilledStudent], tokens: Any, eval_tokens: 
         processes.on_main(check_files, estimator)
     distillation = _distillation_of(estimators, processes)
     distillation.open(tokens, eval_tokens)
-    with evaluating(distillation.teacher.module):
+    first = estimators[0]
+    advice = f"lower batch_size={first.batch_size} or raise gradient_accumulation={first.gradient_accumulation}"
+    with evaluating(distillation.teacher.module), memory_advice(advice):
         runs = distillation.train()
     counts = distillation.eval_counts()
     for run in runs:
@@ -780,14 +784,14 @@ def zero_width_kl(
     >>> 0 < zero_width_kl(load_teacher().path, tokens) < 7.63  # log 2048
     True
     """
-    check_range("batch_size", batch_size, 1, whole=True)
-    check_range("temperature", temperature, 1e-6)
+    batch_size = check_number("batch_size", batch_size, 1, whole=True)
+    temperature = check_number("temperature", temperature, 1e-6)
     place, module = load_language_model(teacher, teacher_kwargs, device)
     model = LanguageModel(module, f"teacher={type(module).__name__}")
-    rows = TokenRows(tokens, "tokens", model.n_tokens, model.max_length, pad_token_id=pad_token_id)
+    rows = model.token_rows(tokens, "tokens", pad_token_id)
     total = torch.zeros(model.n_vocabulary, dtype=torch.float64)
     negative_entropy, n_positions = 0.0, 0
-    with evaluating(module), torch.no_grad():
+    with evaluating(module), torch.no_grad(), memory_advice(f"lower batch_size={batch_size}"):
         for start in range(0, len(rows), batch_size):
             batch = rows.take(np.arange(start, min(start + batch_size, len(rows))))
             states = model.rows(to_device(batch.ids, place))

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from sklearn.base import BaseEstimator
 
+from geofloor import ActivationExtractor
 from geofloor._training import checkpoints
 from geofloor._training.checkpoints import (
     atomic_path,
@@ -26,13 +27,18 @@ from geofloor._training.checkpoints import (
     write_json,
     write_tensors,
 )
-from geofloor._training.devices import resolve_device
+from geofloor._training.devices import memory_advice, resolve_device
 from geofloor._training.muon import Muon, orthogonal
 from geofloor._training.rows import StreamRows
 from geofloor._training.sampling import epoch_rows, steps_per_epoch
 from geofloor._training.schedules import warmup_cosine
 from geofloor._training.seeds import OwnDraws, draw_seed, step_generator
 from geofloor._training.settings import check_betas, plain_parameters
+from geofloor.ablation import AblationPredictor
+from geofloor.bottleneck import BottleneckPredictor
+from geofloor.datasets import load_teacher
+from geofloor.distillation import DistilledStudent, zero_width_kl
+from geofloor.students import make_student
 
 MAPPED = """
 import ctypes
@@ -345,3 +351,57 @@ def test_own_draws_leave_a_generator_that_was_given_and_meta_tensors():
         found = torch.rand(5, generator=torch.Generator().manual_seed(0))
         assert torch.empty(3, device="meta").normal_().device.type == "meta"
     assert torch.equal(found, torch.rand(5, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize(
+    ("take", "message"),
+    [
+        (lambda: torch.empty(2**58, dtype=torch.uint8), "Out of memory .*you tried to allocate.*; lower n=3"),
+        (lambda: np.empty(2**58, dtype=np.uint8), "Out of memory .Unable to allocate .*; lower n=3"),
+    ],
+)
+def test_memory_that_is_not_there_comes_with_what_to_lower(take, message):
+    with pytest.raises(MemoryError, match=message), memory_advice("lower n=2"), memory_advice("lower n=3"):
+        take()
+
+
+def test_advice_leaves_other_errors_alone():
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"), memory_advice("lower n=2"):
+        torch.zeros(2) @ torch.zeros(3)
+
+
+class Hungry(torch.nn.Module):
+    """Logits, and on text no memory left."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(8))
+
+    def forward(self, ids):
+        if ids.shape[1] > 2:  # by which it is tried out
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+        return self.weight.expand(*ids.shape, 8)
+
+
+def test_estimators_without_memory_say_which_parameters_to_lower():
+    tokens, model = np.arange(40).reshape(8, 5) % 8, load_teacher().model
+    model.gpt_neox.layers[0].register_forward_hook(lambda *_: Hungry()(torch.zeros(1, 3)))
+    with pytest.raises(MemoryError, match="CUDA out of memory.*lower batch_size=8 or max_length=512"):
+        ActivationExtractor(model, 1).fit()
+    with pytest.raises(MemoryError, match="lower batch_size=4"):
+        zero_width_kl(Hungry(), tokens, batch_size=4)
+    with pytest.raises(MemoryError, match="lower batch_size=8 or n_positions=99"):
+        BottleneckPredictor(Hungry(), n_positions=99).fit(tokens)
+    teacher = load_teacher().model
+    teacher.gpt_neox.layers[2].register_forward_hook(
+        lambda module, inputs, output: Hungry()(inputs[0][..., 0]) if inputs[0].shape[1] > 2 else None
+    )
+    with pytest.raises(MemoryError, match="lower batch_size=8"):
+        AblationPredictor(teacher, 1, n_points=3).fit(tokens)
+
+    @make_student.register(Hungry)
+    def _(teacher, width, *, init="random", random_state=None, tokens=None):
+        return torch.nn.Sequential(torch.nn.Embedding(8, width), torch.nn.Linear(width, 8))
+
+    with pytest.raises(MemoryError, match="lower batch_size=2 or raise gradient_accumulation=1"):
+        DistilledStudent(Hungry(), 2, batch_size=2, n_steps=4, warmup=1).fit(tokens)

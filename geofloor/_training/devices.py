@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+# Devices raise RuntimeErrors: CUDA's and MPS', cuBLAS', the CPU allocator's.
+_NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "you tried to allocate")
 _LARGEST_BLOCK = 2**25 - 2**12  # bytes; what glibc adds to it included, the most that raises its thresholds
 
 
@@ -58,6 +60,26 @@ def keep_freed_memory(device: torch.device) -> None:
     """
     if device.type == "cpu":
         torch.empty(_LARGEST_BLOCK, dtype=torch.uint8)
+
+
+@contextlib.contextmanager
+def memory_advice(remedy: str) -> Iterator[None]:
+    """Turn an out-of-memory error of torch or NumPy, on any device, into a `MemoryError` that says what to do.
+
+    Parameters
+    ----------
+    remedy : str
+        What to change, such as ``f"lower batch_size={self.batch_size}"``. An inner context's advice comes through.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        advised = isinstance(error, MemoryError) and error.__cause__ is not None
+        if advised or not (isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY)):
+            raise
+        what = text.partition("\n")[0].rstrip(". ")
+        raise MemoryError(f"Out of memory{f' ({what})' if what else ''}; {remedy}.") from error
 
 
 @contextlib.contextmanager
