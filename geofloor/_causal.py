@@ -10,16 +10,18 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from geofloor._divergence import Rows
-from geofloor._training.devices import resolve_device
+from geofloor._token_rows import TokenRows, ending_ids
+from geofloor._training.devices import memory_advice, resolve_device
 from geofloor._training.products import faster_linear, largest_matrix
 from geofloor._training.seeds import OwnDraws
+from geofloor._validation import check_number, check_object
 
 _BUILDING = threading.RLock()
 
@@ -54,17 +56,20 @@ def load_language_model(
 ) -> tuple[torch.device, torch.nn.Module]:
     """A model, given as an object or by its name or path, on a device; ``"auto"`` is where an object on one is."""
     chosen = device if isinstance(device, torch.device) else exact_device(device)
+    if options is not None:
+        check_object("teacher_kwargs", options, Mapping, "give a dict of arguments for from_pretrained")
     if isinstance(source, str | os.PathLike):
-        with building():
+        with building(), memory_advice("set teacher_kwargs={'dtype': 'bfloat16'} or device='cpu'"):
             module = AutoModelForCausalLM.from_pretrained(os.fspath(source), **{"dtype": "float32", **(options or {})})
-        return chosen, module.to(chosen).eval().requires_grad_(False)
+            return chosen, module.to(chosen).eval().requires_grad_(False)
     if options:
         raise ValueError(f"teacher_kwargs={options!r} are for a teacher given by name, not an object.")
-    if not isinstance(source, torch.nn.Module):
-        raise ValueError(
-            f"teacher={source!r:.60} must be a transformers model, its name or path, a torch module that "
-            "returns logits, or a ToyModel."
-        )
+    check_object(
+        "teacher",
+        source,
+        torch.nn.Module,
+        "give a transformers model, its name or path, or a torch module that returns logits",
+    )
     parameter = next(source.parameters(), None)
     there = torch.device("cpu") if parameter is None else parameter.device
     if device == "auto" and there.type != "cpu":
@@ -186,6 +191,30 @@ class LanguageModel:
         if isinstance(self.module, PreTrainedModel):
             return min(self.module.get_input_embeddings().weight.shape[0], self.n_vocabulary)
         return self.n_vocabulary
+
+    def check_layer(self, layer: Any) -> None:
+        """Refuse a block that is not there, as far as the number of blocks is known."""
+        layer = check_number("layer", layer, whole=True)
+        config = getattr(self.module, "config", None)
+        n = (
+            getattr(config.get_text_config(), "num_hidden_layers", None)
+            if isinstance(config, PreTrainedConfig)
+            else None
+        )
+        if n is not None and not -n <= layer < n:
+            raise ValueError(f"layer={layer} is not there: the model has {n} blocks, 0 to {n - 1} (or -{n} to -1).")
+
+    @property
+    def ending_ids(self) -> set[int]:
+        """Token ids that may stand for padding."""
+        config = getattr(self.module, "config", None)
+        return ending_ids(config.get_text_config()) if isinstance(config, PreTrainedConfig) else set()
+
+    def token_rows(self, tokens: Any, name: str, pad_token_id: int | None, **options: Any) -> TokenRows:
+        """Token ids for this model, checked."""
+        return TokenRows(
+            tokens, name, self.n_tokens, self.max_length, pad_token_id, suspects=self.ending_ids, **options
+        )
 
     def inner_matrices(self) -> list[torch.nn.Parameter]:
         """Weights of two dimensions that are neither embeddings nor give logits."""

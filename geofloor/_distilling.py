@@ -105,12 +105,12 @@ class Distillation:
         self.teacher_finite = torch.ones((), dtype=torch.bool, device=self.device)
 
     def rows_of(self, tokens: Any, name: str) -> TokenRows:
-        return TokenRows(
-            tokens, name, self.teacher.n_tokens, self.teacher.max_length, pad_token_id=self.settings.pad_token_id
-        )
+        return self.teacher.token_rows(tokens, name, self.settings.pad_token_id)
 
     def open(self, tokens: Any, eval_tokens: Any) -> None:
         """Check the data and divide them."""
+        for estimator in self.estimators:
+            self.teacher.check_layer(estimator.layer)
         self.tokens = self.rows_of(tokens, "tokens")
         if eval_tokens is not None:
             self.held_out = self.rows_of(eval_tokens, "eval_tokens")
@@ -147,7 +147,8 @@ class Distillation:
     def targets(self, ids: torch.Tensor, *, keep: bool) -> Targets:
         with self.autocast():
             rows = self.teacher.rows(ids)
-        self.teacher_finite &= torch.isfinite(rows.rows).all()
+        # Of logits some may be −inf, as in a vocabulary that is padded.
+        self.teacher_finite &= torch.isfinite(rows.rows if rows.weight is not None else rows.rows.amax(dim=1)).all()
         return Targets(rows, self.settings.temperature, keep=keep, matmul_dtype=self.matmul_dtype)
 
     def _hidden_scale(self) -> torch.Tensor | None:

@@ -12,6 +12,7 @@ import torch
 from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig
 
 from geofloor._causal import evaluating, hooked
+from geofloor._token_rows import TokenRows
 
 _N_TOKENS = 16_384  # residual vectors a block that principal directions are taken from
 
@@ -200,11 +201,12 @@ def project(teacher: Any, student: Any, tokens: Any) -> None:
     """
     source, target = _parts(teacher.config, teacher), _parts(student.config, student)
     width = target.embeddings[0].shape[1]
-    _check(source, width, tokens)
+    _check(source, width)
+    sample = _token_sample(teacher, source, tokens)
     if [each.shape for each in student.parameters()] == [each.shape for each in teacher.parameters()]:
         student.load_state_dict(teacher.state_dict())
         return
-    covariance, heads, units = _measured(source, teacher, np.asarray(tokens, dtype=np.int64))
+    covariance, heads, units = _measured(source, teacher, sample)
     centres = source.norm.bias is not None
     basis = _basis(covariance, width, centres)
     stream = _Stream(basis, centres)
@@ -228,7 +230,7 @@ def project(teacher: Any, student: Any, tokens: Any) -> None:
         target.norm.bias.copy_(torch.linalg.lstsq(projected, wanted[:, None], driver="gelsd").solution[:, 0])
 
 
-def _check(source: _Parts, width: int, tokens: Any) -> None:
+def _check(source: _Parts, width: int) -> None:
     n_dimensions = source.embeddings[0].shape[1]
     for attention, feed_forward in source.blocks:
         affine = (attention.queries, attention.out, *feed_forward.readers, feed_forward.out)
@@ -242,8 +244,16 @@ def _check(source: _Parts, width: int, tokens: Any) -> None:
             f"width={width} exceeds the teacher's {n_dimensions} dimensions, of which init='principal' keeps "
             "some; use init='random'."
         )
-    if tokens is None or np.ndim(tokens) != 2 or not np.size(tokens):
+
+
+def _token_sample(teacher: Any, source: _Parts, tokens: Any) -> np.ndarray:
+    """Token ids that the teacher is measured on."""
+    if tokens is None:
         raise ValueError("init='principal' needs tokens of shape (n_sequences, seq_len) to measure the teacher on.")
+    limit = getattr(teacher.config.get_text_config(), "max_position_embeddings", None)
+    rows = TokenRows(tokens, "tokens", len(source.embeddings[0]), limit, None)
+    n_sequences = max(_N_TOKENS // rows.seq_len, 1)
+    return rows.take(np.arange(min(n_sequences, len(rows)))).ids
 
 
 class _Moments:
@@ -275,12 +285,11 @@ def _measured(
     streams = [_Moments(norm.module, full=True, centred=centred) for norm in norms]
     heads = [_Moments(attention.module, full=False) for attention, _ in source.blocks]
     units = [_Moments(feed_forward.module, full=False) for _, feed_forward in source.blocks]
-    n_sequences = max(_N_TOKENS // tokens.shape[1], 1)
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(teacher))
         for moments in (*streams, *heads, *units):
             stack.enter_context(hooked(moments.module, moments, before=True))
-        for part in np.array_split(tokens[:n_sequences], max(min(n_sequences, len(tokens)) // 8, 1)):
+        for part in np.array_split(tokens, max(len(tokens) // 8, 1)):
             teacher.base_model(torch.from_numpy(part).to(teacher.device), use_cache=False)
     covariance = torch.stack([moments.mean() for moments in streams])
     # Every normalisation divides by the norm, so that streams count alike.

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 
 from geofloor._columns import is_dataset, is_dataset_stream
+from geofloor._validation import check_number, plain_array, warn_caller
 
 _SCANNED_TOKENS = 2**28  # token ids looked at before training starts; the rest when they are read
 _SCAN_ROWS = 4096
+_PADDED_SHARE = 0.1  # of the sequences: fewer may end in two end tokens by themselves
 
 
 class Batch(NamedTuple):
@@ -46,6 +48,58 @@ class Batch(NamedTuple):
         return Batch(ids, None if self.mask is None else self.mask[rows])
 
 
+def ending_ids(*sources: Any) -> set[int]:
+    """Ids of the padding and end tokens that configurations or tokenizers name."""
+    found: set[int] = set()
+    for source in sources:
+        for name in ("pad_token_id", "eos_token_id"):
+            ids = getattr(source, name, None)
+            found.update(each for each in (ids if isinstance(ids, list | tuple) else [ids]) if isinstance(each, int))
+    return found
+
+
+class PaddingWatch:
+    """Look for padding that nobody declared: runs of a padding or end token at the ends of many sequences.
+
+    Parameters
+    ----------
+    suspects : set of int
+        Tokens that may be padding.
+    """
+
+    def __init__(self, suspects: Set[int]) -> None:
+        self._suspects = np.array(sorted(suspects), dtype=np.int64)
+        self._n_sequences = 0
+        self._n_padded: Counter[int] = Counter()  # by token
+        self._n_positions: Counter[int] = Counter()
+
+    def look(self, sequences: np.ndarray) -> None:
+        """Count the runs of some sequences, (n, seq_len)."""
+        self._n_sequences += len(sequences)
+        if not len(self._suspects) or sequences.shape[1] < 3:
+            return
+        last = sequences[:, -1]
+        ending = sequences[(last == sequences[:, -2]) & np.isin(last, self._suspects)]
+        others = ending[:, ::-1] != ending[:, -1:]
+        ending, others = ending[others.any(axis=1)], others[others.any(axis=1)]  # one token all along is no padded text
+        for token, run in zip(ending[:, -1].tolist(), others.argmax(axis=1).tolist(), strict=True):
+            self._n_padded[token] += 1
+            self._n_positions[token] += run
+
+    def warn(self, name: str, remedy: str) -> bool:
+        """Warn if more sequences end so than text would, and tell whether; `remedy` may hold a ``{token}``."""
+        for token, n_padded in self._n_padded.most_common(1):
+            if n_padded >= max(_PADDED_SHARE * self._n_sequences, 2):
+                warn_caller(
+                    f"{name}: {n_padded} of {self._n_sequences} sequences end in a run of token {token}, a padding or "
+                    f"end token. These {self._n_positions[token]} positions look like padding and count as text; "
+                    f"{remedy.format(token=token)}.",
+                    UserWarning,
+                )
+                return True
+        return False
+
+
 class TokenRows:
     """Rows of token ids, checked when they are read and never read whole if they lie on disk.
 
@@ -58,11 +112,25 @@ class TokenRows:
     max_length : int or None
         Positions that the teacher has.
     pad_token_id : int or None
+    suspects : set of int
+        Tokens that are taken for padding, with a warning, where they end many rows and there is no `pad_token_id`.
+    remedy : str
+        What that warning tells to do.
     """
 
     def __init__(
-        self, tokens: Any, name: str, n_vocabulary: int, max_length: int | None, pad_token_id: int | None
+        self,
+        tokens: Any,
+        name: str,
+        n_vocabulary: int,
+        max_length: int | None,
+        pad_token_id: int | None,
+        *,
+        suspects: Set[int] = frozenset(),
+        remedy: str = "set pad_token_id={token}",
     ) -> None:
+        if pad_token_id is not None:
+            pad_token_id = check_number("pad_token_id", pad_token_id, whole=True)
         self._array = _token_array(tokens, name)
         self._name, self._n_vocabulary, self._pad = name, n_vocabulary, pad_token_id
         length = self._array.shape[1]
@@ -73,11 +141,18 @@ class TokenRows:
             )
         wanted = min(len(self), max(_SCANNED_TOKENS // length, 1))
         rows = np.unique(np.linspace(0, len(self) - 1, wanted).astype(np.int64))
+        watch = PaddingWatch(suspects if pad_token_id is None else frozenset())
         for start in range(0, len(rows), _SCAN_ROWS):
-            self.take(rows[start : start + _SCAN_ROWS])
+            watch.look(self.take(rows[start : start + _SCAN_ROWS]).ids)
+        watch.warn(name, remedy)
 
     def __len__(self) -> int:
         return self._array.shape[0]
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of each row."""
+        return self._array.shape[1]
 
     def take(self, rows: np.ndarray) -> Batch:
         """Rows by number."""
@@ -159,10 +234,10 @@ def _token_array(tokens: Any, name: str) -> np.ndarray | _DatasetTokens:
             f"{name} is a {type(tokens).__name__}; choose one entry of the mapping, such as {name}['train'] or "
             f"{name}['input_ids']."
         )
-    if isinstance(tokens, torch.Tensor):
-        tokens = tokens.detach().cpu().numpy()
     if sp.issparse(tokens):
         raise ValueError(f"{name} is a sparse matrix; token ids are a dense array of integers.")
+    if not isinstance(tokens, _DatasetTokens):
+        tokens = plain_array(tokens, name)
     if not isinstance(tokens, np.ndarray | _DatasetTokens):
         try:
             tokens = np.asarray(tokens)

@@ -13,14 +13,15 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import PchipInterpolator
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
+from transformers import PreTrainedModel
 
 from geofloor._causal import LanguageModel, evaluating, hooked, load_language_model
 from geofloor._divergence import Targets, mean_and_error, row_kls
 from geofloor._short_repr import ShortReprMixin
 from geofloor._token_rows import TokenRows
-from geofloor._training.devices import to_device
+from geofloor._training.devices import memory_advice, to_device
 from geofloor._training.progress import progress_bar
-from geofloor._training.settings import check_range
+from geofloor._validation import check_flag, check_number, check_object
 from geofloor._widths import WidthPredictorMixin, read_column
 from geofloor.capacity import CapacityMethod, capacity
 from geofloor.language_models import ActivationExtractor
@@ -168,16 +169,24 @@ class AblationPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
         ValueError
             If tokens, teacher, layer, autoencoder or statistics don't fit each other, or the loss is not finite.
         """
-        check_range("temperature", self.temperature, 1e-6)
-        check_range("n_points", self.n_points, 2, whole=True)
-        check_range("batch_size", self.batch_size, 1, whole=True)
-        if self.statistics is not None and self.autoencoder is None:
-            raise ValueError("statistics are those of an autoencoder's codes, and autoencoder=None; give both or none.")
+        # Plain integers: small ones of NumPy would wrap.
+        n_points = check_number("n_points", self.n_points, 2, whole=True)
+        self._batch_size = check_number("batch_size", self.batch_size, 1, whole=True)
+        self._skip_first = check_number("skip_first", self.skip_first, 0, whole=True)
+        self._temperature = check_number("temperature", self.temperature, 1e-6)
+        check_flag("above_own_width", self.above_own_width)
+        self._check_features()
         device, module = load_language_model(self.teacher, self.teacher_kwargs, self.device)
+        check_object("teacher", module, PreTrainedModel, "give a transformers model, or its name or path")
         model = LanguageModel(module, "the teacher")
-        rows = TokenRows(tokens, "tokens", model.n_tokens, model.max_length, None)
+        rows = model.token_rows(tokens, "tokens", None, remedy="cut text into blocks without padding: see token_blocks")
+        if self._skip_first >= rows.seq_len:
+            raise ValueError(
+                f"skip_first={self._skip_first} leaves nothing of sequences of {rows.seq_len} tokens; lower it, or "
+                "give longer ones."
+            )
         extractor = ActivationExtractor(
-            module, self.layer, skip_first=self.skip_first, max_length=None, batch_size=self.batch_size
+            module, self.layer, skip_first=self._skip_first, max_length=None, batch_size=self._batch_size
         ).fit()
         features = self._features(extractor, rows)
         if features.width != extractor._n_features_out:
@@ -188,10 +197,10 @@ class AblationPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
         self.n_features_ = features.n_features
         self.alpha_, self.capacity_ = features.alpha, features.capacity
         first = max(self.n_features_ / 1024, 1.0)
-        points = np.unique(np.rint(np.geomspace(first, self.n_features_, self.n_points)).astype(np.int64))
+        points = np.unique(np.rint(np.geomspace(first, self.n_features_, n_points)).astype(np.int64))
         kept = np.concatenate([[0], points])
         block = extractor.model_.get_submodule(extractor.block_name_)
-        with evaluating(module):
+        with evaluating(module), memory_advice(f"lower batch_size={self._batch_size}"):
             sums, counts = self._losses(model, block, features, kept, rows, device)
         means, errors = np.transpose([mean_and_error(row, counts) for row in sums])
         if not np.isfinite(means).all():
@@ -209,19 +218,32 @@ class AblationPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
             self.critical_width_ = min(self.critical_width_, own)
         return self
 
+    def _check_features(self) -> None:
+        if self.statistics is not None and self.autoencoder is None:
+            raise ValueError("statistics are those of an autoencoder's codes, and autoencoder=None; give both or none.")
+        for name, kind, attribute in (
+            ("autoencoder", "SparseAutoencoder", "decoder_"),
+            ("statistics", "FeatureStatistics", "alive_"),
+        ):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            check_object(name, value, BaseEstimator, f"give a fitted {kind}")
+            check_is_fitted(value)
+            if not hasattr(value, attribute):
+                raise TypeError(f"{name} is a {type(value).__name__}; give a fitted {kind}.")
+
     def _features(self, extractor: ActivationExtractor, rows: TokenRows) -> _Features:
         def activations() -> Any:
-            for start in range(0, len(rows), 64 * self.batch_size):
-                at = np.arange(start, min(start + 64 * self.batch_size, len(rows)))
+            for start in range(0, len(rows), 64 * self._batch_size):
+                at = np.arange(start, min(start + 64 * self._batch_size, len(rows)))
                 yield from extractor.iter_batches(rows.take(at).ids)
 
         if self.autoencoder is None:
             return _Components(activations(), extractor._n_features_out)
-        check_is_fitted(self.autoencoder)
         statistics = self.statistics
         if statistics is None:
             statistics = FeatureStatistics().fit(self.autoencoder.transform(batch) for batch in activations())
-        check_is_fitted(statistics)
         return _Latents(self.autoencoder, statistics, self.capacity)
 
     @torch.no_grad()
@@ -241,13 +263,13 @@ class AblationPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
             hooked(block, swap),
             progress_bar("ablation", total=len(rows), unit="sequence", verbose=self.verbose) as bar,
         ):
-            for start in range(0, len(rows), self.batch_size):
-                at = np.arange(start, min(start + self.batch_size, len(rows)))
+            for start in range(0, len(rows), self._batch_size):
+                at = np.arange(start, min(start + self._batch_size, len(rows)))
                 ids = to_device(rows.take(at).ids, device)
                 swap.given = None
-                targets = Targets(model.rows(ids), self.temperature, keep=True)
+                targets = Targets(model.rows(ids), self._temperature, keep=True)
                 whole = swap.seen
-                states = whole[:, self.skip_first :]
+                states = whole[:, self._skip_first :]
                 measured = features.encode(states.reshape(-1, states.shape[-1]).float().cpu().numpy())
                 removed = np.zeros((measured.shape[0], features.width))
                 for point in reversed(range(len(kept))):  # from all features down
@@ -255,11 +277,11 @@ class AblationPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
                         removed += features.part(measured, kept[point], kept[point + 1])
                     change = to_device(removed.astype(np.float32), device).reshape(states.shape)
                     swap.given = whole.clone()
-                    swap.given[:, self.skip_first :] -= change.to(whole.dtype)
+                    swap.given[:, self._skip_first :] -= change.to(whole.dtype)
                     kls = row_kls(model.rows(ids), targets).view(ids.shape)
                     sums[point, at] = kls.sum(dim=1).double().cpu().numpy()
                 bar.update(len(at))
-        return sums, np.full(len(rows), rows.take(np.arange(1)).ids.shape[1])
+        return sums, np.full(len(rows), rows.seq_len)
 
     def predict(self, widths: ArrayLike) -> np.ndarray:
         """Floor at each width.
@@ -281,7 +303,8 @@ class AblationPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
         """
         kept = self.kept_features(widths)
         losses = self._interpolate(np.log1p(kept))
-        return np.maximum(losses - self.own_width_loss_, 0.0) if self.above_own_width else losses
+        # Where it meets zero the curve may be below it by rounding.
+        return np.maximum(losses - self.own_width_loss_ if self.above_own_width else losses, 0.0)
 
     def kept_features(self, widths: ArrayLike) -> np.ndarray:
         """Features kept at each width, at most all there are.

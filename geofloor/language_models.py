@@ -11,7 +11,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +25,12 @@ from sklearn.utils._set_output import _get_output_config
 from geofloor._causal import building, evaluating, hooked
 from geofloor._columns import column_names, column_values, is_dataset, is_dataset_stream
 from geofloor._short_repr import ShortReprMixin
+from geofloor._token_rows import PaddingWatch, ending_ids
 from geofloor._training.checkpoints import atomic_path, write_json
-from geofloor._training.devices import resolve_device
+from geofloor._training.devices import memory_advice, resolve_device
 from geofloor._training.products import faster_linear, largest_matrix
 from geofloor._training.progress import progress_bar
+from geofloor._validation import check_choice, check_number, check_object, plain_array, shown
 from geofloor.tokens import token_blocks
 
 __all__ = ["ActivationExtractor", "ActivationStore", "token_blocks"]
@@ -75,7 +77,7 @@ def _rows(X: Any, text_column: str) -> Iterable[Any]:
             f"X has the columns {columns}, and neither 'input_ids' nor text_column={text_column!r}; set text_column."
         )
     if hasattr(X, "__array__"):
-        array = np.asarray(X)
+        array = np.asarray(plain_array(X, "X"))
         if (array.ndim == 2 and array.dtype.kind in "iu") or (array.ndim == 1 and array.dtype.kind in "OUT"):
             return array
         raise ValueError(
@@ -110,8 +112,9 @@ def _checked(rows: Iterable[Any], n_vocabulary: int) -> Iterator[str | np.ndarra
 
 
 def _token_ids(row: Any, index: int, n_vocabulary: int) -> np.ndarray:
+    plain = plain_array(row, f"X[{index}]")
     try:
-        ids = np.asarray(row)
+        ids = np.asarray(plain)
     except ValueError:  # ragged
         ids = np.empty((0, 0))
     if ids.ndim == 1 and ids.size == 0:
@@ -318,16 +321,16 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
             If a parameter is out of its range, the model has no such layer or no list of blocks, or
             the tokenizer knows more tokens than the model.
         """
-        _check_count("skip_first", self.skip_first, 0)
-        _check_count("batch_size", self.batch_size, 1)
+        # Plain integers: small ones of NumPy would wrap.
+        self._skip_first: int = check_number("skip_first", self.skip_first, 0, whole=True)
+        self._batch_size: int = check_number("batch_size", self.batch_size, 1, whole=True)
         if self.max_length is not None:
-            _check_count("max_length", self.max_length, self.skip_first + 1)
-        if self.pooling not in (None, "mean", "last"):
-            raise ValueError(f"pooling={self.pooling!r} must be None, 'mean' or 'last'.")
-        if self.dtype not in _MODEL_DTYPES:
-            raise ValueError(f"dtype={self.dtype!r} must be one of {_MODEL_DTYPES}.")
-        if isinstance(self.layer, bool) or not isinstance(self.layer, Integral):
-            raise ValueError(f"layer={self.layer!r} must be an integer.")
+            check_number("max_length", self.max_length, self._skip_first + 1, whole=True)
+        check_choice("pooling", self.pooling, (None, "mean", "last"))
+        check_choice("dtype", self.dtype, _MODEL_DTYPES)
+        layer = check_number("layer", self.layer, whole=True)
+        if self.model_kwargs is not None:
+            check_object("model_kwargs", self.model_kwargs, Mapping, "give a dict of arguments for from_pretrained")
 
         source = (self.model, self.tokenizer, self.device, self.dtype, copy.copy(self.model_kwargs))
         changed = getattr(self, "_source", None) != source  # going through the layers of a model loads it once
@@ -336,13 +339,13 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
             self.tokenizer_: Any = self._load_tokenizer()
         config = self.model_.config.get_text_config()
         blocks, n_layers = _find_blocks(self.model_)
-        if not -n_layers <= self.layer < n_layers:
+        if not -n_layers <= layer < n_layers:
             raise ValueError(
-                f"layer={self.layer} is not there: the model has {n_layers} blocks, 0 to {n_layers - 1} "
+                f"layer={layer} is not there: the model has {n_layers} blocks, 0 to {n_layers - 1} "
                 f"(or -{n_layers} to -1)."
             )
         self.n_layers_: int = n_layers
-        self.layer_: int = int(self.layer) % n_layers
+        self.layer_: int = layer % n_layers
         self.block_name_: str = f"{blocks}.{self.layer_}"
         embedding = (self.model_ if self._by_name() else self.model).get_input_embeddings().weight
         self._takes_mask: bool = "attention_mask" in inspect.signature(self.model_.forward).parameters
@@ -454,10 +457,10 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
             "model": os.fspath(name or type(self.model).__name__),
             "layer": self.layer_,
             "n_layers": self.n_layers_,
-            "skip_first": int(self.skip_first),
+            "skip_first": self._skip_first,
             "pooling": self.pooling,
             "max_length": self.max_length_,
-            "batch_size": int(self.batch_size),
+            "batch_size": self._batch_size,
             "shard_tokens": int(shard_tokens),
         }
         writer = _StoreWriter(Path(path), settings, width=self._n_features_out, dtype=dtype, shard_tokens=shard_tokens)
@@ -481,11 +484,7 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
             with building():
                 model = AutoModel.from_pretrained(os.fspath(self.model), **options)
             return model if "device_map" in options else model.to(device)
-        if not isinstance(self.model, PreTrainedModel):
-            raise ValueError(
-                f"model={type(self.model).__name__} object must be a transformers PreTrainedModel, or the name or "
-                "path of one."
-            )
+        check_object("model", self.model, PreTrainedModel, "give a transformers model, or the name or path of one")
         if self.model_kwargs:
             raise ValueError(f"model_kwargs={self.model_kwargs!r} are for a model given by name, not for an object.")
         if self.device != "auto":
@@ -502,6 +501,11 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
 
         self._why_no_tokenizer = "none was given"
         if self.tokenizer is not None and not isinstance(self.tokenizer, (str, os.PathLike)):
+            if not (callable(self.tokenizer) and hasattr(self.tokenizer, "__len__")):
+                raise TypeError(
+                    f"tokenizer={shown(self.tokenizer)} is a {type(self.tokenizer).__name__}; give a tokenizer of "
+                    "transformers, or its name or path."
+                )
             return self.tokenizer
         if self.tokenizer is None and not self._by_name():
             return None
@@ -538,20 +542,26 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
     def _iter_windows(self, rows: Iterator[str | np.ndarray], total: int | None) -> Iterator[_Window]:
         budget = _WINDOW_BYTES // (4 * self._n_features_out)
         n_sequences = n_rows = 0
+        watch = PaddingWatch(ending_ids(self.model_.config.get_text_config(), self.tokenizer_))
+        warned = False
         with progress_bar("activations", total=total, unit="sequence", verbose=self.verbose) as bar:
-            while chunk := list(islice(rows, _LOOK_AHEAD * self.batch_size)):
+            while chunk := list(islice(rows, _LOOK_AHEAD * self._batch_size)):
                 window: list[np.ndarray] = []
                 n_window = 0
+                if not warned and not isinstance(chunk[0], str):
+                    for _, alike in groupby(sorted(chunk, key=len), key=len):
+                        watch.look(np.stack(list(alike)))
+                    warned = watch.warn("X", "leave them out, since sequences may have different lengths")
                 for ids in self._cut(chunk, n_sequences):
-                    kept = max(len(ids) - self.skip_first, 0)
+                    kept = max(len(ids) - self._skip_first, 0)
                     if self.pooling is not None:
                         if not kept:
                             raise ValueError(
                                 f"X[{n_sequences + len(window)}] has {len(ids)} tokens and skip_first="
-                                f"{self.skip_first} leaves none to pool; leave the sequence out or lower skip_first."
+                                f"{self._skip_first} leaves none to pool; leave the sequence out or lower skip_first."
                             )
                         kept = 1
-                    if n_window >= budget and len(window) % self.batch_size == 0:
+                    if n_window >= budget and len(window) % self._batch_size == 0:
                         yield _Window(n_sequences, window, n_window)
                         bar.update(len(window))
                         n_sequences, n_rows = n_sequences + len(window), n_rows + n_window
@@ -566,7 +576,7 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
         if not n_rows:
             raise ValueError(
                 f"X leaves no activations: none of its {n_sequences} sequences has more than "
-                f"skip_first={self.skip_first} tokens."
+                f"skip_first={self._skip_first} tokens."
             )
 
     def _need_tokenizer(self) -> Any:
@@ -589,15 +599,15 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
     def _activations(self, window: _Window) -> Iterator[np.ndarray]:
         """Rows of one window, in order; padding is little, since like lengths go together."""
         lengths = np.array([len(ids) for ids in window.sequences])
-        used = np.flatnonzero(lengths > self.skip_first)
-        counts = np.maximum(lengths - self.skip_first, 0) if self.pooling is None else np.ones_like(lengths)
+        used = np.flatnonzero(lengths > self._skip_first)
+        counts = np.maximum(lengths - self._skip_first, 0) if self.pooling is None else np.ones_like(lengths)
         starts = np.cumsum(counts) - counts
         order = used[np.argsort(-lengths[used], kind="stable")]
         sorted_already = bool((np.diff(order) > 0).all())  # as blocks of one length are
         ordered = np.empty((0 if sorted_already else window.n_rows, self._n_features_out), dtype=np.float32)
         end = 0
         while end < len(order):
-            members = order[end : end + self.batch_size]
+            members = order[end : end + self._batch_size]
             if not self._takes_mask:  # then padding would be taken for text
                 members = members[lengths[members] == lengths[members[0]]]
             end += len(members)
@@ -641,6 +651,7 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
             with (
                 evaluating(model),
                 hooked(model.get_submodule(self.block_name_), stop),
+                memory_advice(f"lower batch_size={self._batch_size} or max_length={self.max_length}"),
                 torch.inference_mode(),
                 faster_linear(ids.size, largest_matrix(model), inputs["input_ids"].device),
             ):
@@ -659,7 +670,7 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
     def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Rows of tokens or of sequences, out of what is neither padding nor skipped."""
         with torch.inference_mode():
-            hidden, mask = hidden[:, self.skip_first :], mask[:, self.skip_first :]
+            hidden, mask = hidden[:, self._skip_first :], mask[:, self._skip_first :]
             if self.pooling is None:
                 return hidden[mask]
             counts = mask.sum(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaC
 from geofloor._causal import building
 from geofloor._principal import project
 from geofloor._training.seeds import draw_seed
+from geofloor._validation import check_choice, check_number, check_object
 from geofloor.toy import ToyModel
 
 _FFN_RATIO = 4  # Table 8: FFN = 4d
@@ -167,8 +167,9 @@ def _heads(
 
     `wanted` heads, where they are given. `works` tells whether a head of a size can be rotated, where it is.
     """
-    if isinstance(width, bool) or not isinstance(width, Integral) or width < 1:
-        raise ValueError(f"width={width!r} must be an integer of at least 1.")
+    width = check_number("width", width, 1, whole=True)
+    if wanted is not None:
+        wanted = check_number("n_heads", wanted, 1, whole=True)
     head_size = teacher_width // n_heads
     group = n_heads // (n_key_value_heads or n_heads)
     smallest = min(_SMALLEST_HEAD, head_size)
@@ -181,14 +182,13 @@ def _heads(
             if (size >= smallest or n == 1) and size <= 2 * head_size and (works is None or works(size))
         ]
 
-    width = int(width)
     if wanted is not None:
         possible = [n for n in range(1, width + 1) if width % n == 0 and (works is None or works(width // n))]
         if wanted not in possible:
             raise ValueError(
                 f"n_heads={wanted!r} can't divide width={width}{_EVEN if works else ''}; use one of {possible}."
             )
-    found = fitting(width) if wanted is None else [int(wanted)]
+    found = fitting(width) if wanted is None else [wanted]
     if not found:
         near = [w for distance in range(1, 129) for w in (width - distance, width + distance) if w > 0 and fitting(w)]
         raise ValueError(
@@ -224,6 +224,7 @@ def count_parameters(config: PreTrainedConfig) -> int:
     >>> [round(count_parameters(student_config(pythia_410m, width)) / 1e6) for width in (128, 256, 512, 768, 1024)]
     [18, 45, 127, 247, 405]
     """
+    check_object("config", config, PreTrainedConfig, "give a configuration of transformers")
     with building(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())
@@ -326,8 +327,7 @@ def _(
     random_state: int | np.random.RandomState | None = None,
     tokens: Any = None,
 ) -> PreTrainedModel:
-    if init not in _INITS:
-        raise ValueError(f"init={init!r} must be one of {_INITS}.")
+    check_choice("init", init, _INITS)
     config = student_config(teacher.config, width, **({} if n_heads is None else {"n_heads": n_heads}))
     with building(draw_seed(random_state)), torch.device("cpu"):
         student = type(teacher)(config).eval()

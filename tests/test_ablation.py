@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy.interpolate import PchipInterpolator
 from sklearn.base import clone
 from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import estimator_checks
@@ -205,6 +207,43 @@ def test_clones_share_what_is_never_changed(teacher, autoencoder, statistics):
     assert cloned.n_points == 5
 
 
+def test_small_integers_of_numpy_do_not_wrap(teacher, tokens):
+    plain = AblationPredictor(teacher, LAYER, n_points=5, batch_size=2).fit(tokens)
+    small = AblationPredictor(
+        teacher, np.int8(LAYER), n_points=np.int8(5), batch_size=np.int8(2), skip_first=np.uint8(1)
+    ).fit(torch.from_numpy(tokens.astype(np.int8)))
+    assert small.curve_.equals(plain.curve_)
+
+
+def test_floors_are_never_below_zero(teacher, tokens):
+    predictor = AblationPredictor(teacher, LAYER, n_points=5).fit(tokens)
+    # This curve ends at -1.3e-21 in place of 0.
+    losses = [
+        0.02735667512595192,
+        0.004997929404140088,
+        0.001849239008202986,
+        0.000454150207373917,
+        9.151731054767985e-06,
+        0,
+    ]
+    predictor._interpolate = PchipInterpolator(np.log1p([0, 1, 5, 9, 13, 16]), losses)
+    assert predictor._interpolate(np.log1p(16)) < 0
+    assert (predictor.predict(np.linspace(0, 20, 2001)) >= 0).all()
+
+
+def test_targets_that_width_zero_meets_need_width_zero(teacher, tokens):
+    predictor = AblationPredictor(teacher, LAYER, n_points=5).fit(tokens)
+    assert predictor.min_width([0.0, 100.0]).tolist() == [predictor.min_width(0.0), 0]
+
+
+def test_padding_with_an_end_token_is_noticed(teacher, tokens):
+    end = teacher.config.eos_token_id
+    padded = tokens.copy()
+    padded[:, -3:] = end
+    with pytest.warns(UserWarning, match=f"tokens: .* end in a run of token {end}.*cut text into blocks"):
+        AblationPredictor(teacher, LAYER, n_points=3).fit(padded)
+
+
 def test_bad_input_is_named(teacher, tokens, autoencoder, statistics):
     def fit(*arguments, data=tokens, **settings):
         return AblationPredictor(teacher, *arguments, **settings).fit(data)
@@ -229,8 +268,22 @@ def test_bad_input_is_named(teacher, tokens, autoencoder, statistics):
         fit(LAYER, narrow, FeatureStatistics().fit(narrow.transform(np.ones((9, 8)))))
     with pytest.raises(ValueError, match="and autoencoder has 4"):
         fit(LAYER, other(4, 16), statistics)
-    with pytest.raises(ValueError, match=r"teacher=3 must be a transformers model"):
-        AblationPredictor(3, LAYER).fit(tokens)
+    for wrong in (3, torch.nn.Linear(2, 2)):
+        with pytest.raises(TypeError, match="teacher=.* is a .*; give a transformers model"):
+            AblationPredictor(wrong, LAYER).fit(tokens)
+    for name, wrong in (("autoencoder", 3), ("autoencoder", statistics), ("statistics", autoencoder)):
+        with pytest.raises(TypeError, match=f"{name}.* is a .*; give a fitted"):
+            fit(LAYER, **{"autoencoder": autoencoder, name: wrong})
+    with pytest.raises(TypeError, match="teacher_kwargs=3 is a int; give a dict"):
+        fit(LAYER, teacher_kwargs=3)
+    with pytest.raises(NotFittedError):
+        fit(LAYER, SparseAutoencoder(4))
+    with pytest.raises(ValueError, match="above_own_width='x' must be True or False"):
+        fit(LAYER, above_own_width="x")
+    with pytest.raises(ValueError, match=f"skip_first={tokens.shape[1]} leaves nothing of sequences"):
+        fit(LAYER, autoencoder, statistics, skip_first=tokens.shape[1])
+    with pytest.raises(ValueError, match="tokens is a masked array with .* masked value"):
+        fit(LAYER, data=np.ma.masked_equal(tokens, tokens[0, 0]))
     broken = gpt_neox()
     with torch.no_grad():
         broken.get_output_embeddings().weight[3] = torch.nan

@@ -1,4 +1,5 @@
 import pickle
+import warnings
 from functools import partial
 from itertools import cycle
 
@@ -274,15 +275,14 @@ def test_refuses_to_pool_nothing():
     [
         ({"layer": 3}, r"layer=3 is not there: the model has 3 blocks, 0 to 2 \(or -3 to -1\)"),
         ({"layer": -4}, "layer=-4 is not there"),
-        ({"layer": 1.0}, "layer=1.0 must be an integer"),
+        ({"layer": 1.0}, "layer=1.0 must be a whole number"),
         ({"pooling": "max"}, "pooling='max'"),
         ({"skip_first": -1}, "skip_first=-1"),
-        ({"max_length": 1}, "max_length=1 must be an integer of at least 2"),
+        ({"max_length": 1}, "max_length=1 must be a whole number of at least 2"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"dtype": "float8"}, "dtype='float8'"),
         ({"device": "nowhere"}, "device='nowhere'"),
         ({"model": "MODEL", "model_kwargs": {"revision": "main"}}, "model_kwargs=.* not for an object"),
-        ({"model": torch.nn.Linear(2, 2)}, "model=Linear object"),
         ({"tokenizer": word_tokenizer(N_VOCABULARY)}, "tokenizer does not match the model: it has 41 tokens"),
         ({"model": AlbertModel(AlbertConfig(hidden_size=8, num_attention_heads=2))}, "'albert', which has no list"),
         ({"model": T5Model(T5Config(d_model=8, d_ff=8, num_heads=2, d_kv=4))}, "an encoder and a decoder"),
@@ -294,6 +294,56 @@ def test_fit_refuses_parameters(parameters, message):
         parameters["model"] = MODEL
     with pytest.raises(ValueError, match=message):
         ActivationExtractor(**parameters).fit()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"model": torch.nn.Linear(2, 2)}, "model=Linear.* is a Linear; give a transformers model"),
+        ({"model": 3}, "model=3 is a int; give a transformers model"),
+        ({"tokenizer": 3}, "tokenizer=3 is a int; give a tokenizer"),
+        ({"model_kwargs": [1]}, "model_kwargs=.* is a list; give a dict"),
+    ],
+)
+def test_fit_refuses_the_wrong_kind_of_object(parameters, message):
+    with pytest.raises(TypeError, match=message):
+        ActivationExtractor(**{"model": MODEL, "layer": 0, **parameters}).fit()
+
+
+def test_small_integers_of_numpy_do_not_wrap():
+    plain = ActivationExtractor(MODEL, 1, skip_first=2, batch_size=3, max_length=100).transform(BLOCKS)
+    small = ActivationExtractor(
+        MODEL, np.int8(1), skip_first=np.uint8(2), batch_size=np.int8(3), max_length=np.int8(100)
+    ).transform(np.asarray(BLOCKS, dtype=np.int8))
+    assert np.array_equal(plain, small)
+
+
+def test_masked_token_ids_are_refused():
+    masked = np.ma.masked_equal(np.asarray(BLOCKS), BLOCKS[0][0])
+    for X in (masked, list(masked)):
+        with pytest.raises(ValueError, match="X.* is a masked array with .* masked value"):
+            ActivationExtractor(MODEL, 1).transform(X)
+
+
+def test_token_ids_in_tensors_are_those_in_arrays():
+    expected = ActivationExtractor(MODEL, 1).transform(BLOCKS)
+    for X in (torch.tensor(BLOCKS), list(torch.tensor(BLOCKS, dtype=torch.int16))):
+        assert np.array_equal(ActivationExtractor(MODEL, 1).transform(X), expected)
+
+
+@pytest.mark.parametrize("form", [np.asarray, list, lambda X: datasets.Dataset.from_dict({"input_ids": X})])
+def test_padding_in_token_ids_is_noticed(form):
+    end = MODEL.config.eos_token_id
+    rng = np.random.default_rng(0)
+    X = rng.integers(3, N_VOCABULARY, size=(40, 12))
+    X[:, 5] = end  # separates documents
+    X[::2, -1] = end
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ActivationExtractor(MODEL, 1).transform(form(X))
+    X[:10, 8:] = end
+    with pytest.warns(UserWarning, match=f"10 of 40 sequences end in a run of token {end}.* 40 positions look like"):
+        ActivationExtractor(MODEL, 1).transform(form(X))
 
 
 def test_activations_that_are_not_finite_name_the_batch():

@@ -207,9 +207,30 @@ def test_what_has_no_rule_is_refused_until_it_is_registered():
     assert make_student(Table(), 8).embedding_dim == 8
 
 
+def test_tokens_of_a_principal_start_are_checked():
+    teacher = next(small_teachers())
+    for tokens, message in (
+        (np.full((2, 5), 40), "tokens holds the token id 40, outside the teacher's vocabulary of 0 to 39"),
+        (-np.ones((2, 5), dtype=int), "tokens holds the token id -1"),
+        (np.zeros((2, 5)), "tokens has dtype float64"),
+        (np.ma.masked_equal(np.arange(10).reshape(2, 5), 3), "tokens is a masked array"),
+        (np.zeros((2, 4000), dtype=int), "tokens has sequences of 4000 tokens, and the teacher has 2048"),
+        (None, "needs tokens of shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_student(teacher, 16, init="principal", tokens=tokens)
+
+
+def test_small_integers_of_numpy_do_not_wrap_in_sizes():
+    teacher = next(small_teachers())
+    small = make_student(teacher, np.int8(64), n_heads=np.int8(2), random_state=0)
+    assert small.config.intermediate_size == 256
+    assert small.config.to_dict() == make_student(teacher, 64, n_heads=2, random_state=0).config.to_dict()
+
+
 def test_an_unknown_start_is_refused():
     llama = list(small_teachers())[1]
-    with pytest.raises(ValueError, match="init='orthogonal' must be one of"):
+    with pytest.raises(ValueError, match="init='orthogonal' is unknown; use one of"):
         make_student(llama, 16, init="orthogonal")
 
 
