@@ -7,6 +7,7 @@ import copy
 import hashlib
 import inspect
 import json
+import logging
 import os
 import threading
 import weakref
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from geofloor._divergence import Rows
 from geofloor._token_rows import TokenRows, ending_ids
@@ -24,6 +25,13 @@ from geofloor._training.seeds import OwnDraws
 from geofloor._validation import check_number, check_object
 
 _BUILDING = threading.RLock()
+_LOADING_LOG = logging.getLogger("transformers.modeling_utils")
+_DIGESTED_NUMBERS = 2**24  # that are copied at a time
+# What a configuration says of its history or of other uses, and not of the logits.
+_NOT_COMPARED = frozenset(
+    {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "output_attentions", "output_hidden_states"}
+    | {"problem_type", "return_dict", "torch_dtype", "transformers_version", "use_cache"}
+)
 
 
 @contextlib.contextmanager
@@ -43,12 +51,32 @@ def new_language_model(config: PreTrainedConfig, seed: int = 0) -> Any:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-_DIGESTED_NUMBERS = 2**24  # that are copied at a time
-# What a configuration says of its history or of other uses, and not of the logits.
-_NOT_COMPARED = frozenset(
-    {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "output_attentions", "output_hidden_states"}
-    | {"problem_type", "return_dict", "torch_dtype", "transformers_version", "use_cache"}
-)
+def load_base_model(name: str, **options: Any) -> Any:
+    """Load a model without its head, and say nothing of the head's weights, which the files have and it has not.
+
+    transformers reports them as unexpected. Any other report comes through.
+    """
+    owner, held = threading.get_ident(), []
+
+    def hold(record: logging.LogRecord) -> bool:
+        report = record.thread == owner and "LOAD REPORT" in record.getMessage()
+        if report:
+            held.append(record)
+        return not report
+
+    head_only = False
+    with building():
+        _LOADING_LOG.addFilter(hold)
+        try:
+            model, found = AutoModel.from_pretrained(name, output_loading_info=True, **options)
+            own = {model.base_model_prefix, *(child for child, _ in model.named_children())}
+            unexpected = {key.partition(".")[0] for key in found["unexpected_keys"]}
+            head_only = not (own & unexpected or found["missing_keys"] or found["mismatched_keys"])
+        finally:
+            _LOADING_LOG.removeFilter(hold)
+            for record in [] if head_only else held:
+                _LOADING_LOG.handle(record)
+    return model
 
 
 def load_language_model(

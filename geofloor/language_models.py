@@ -22,7 +22,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._set_output import _get_output_config
 
-from geofloor._causal import building, evaluating, hooked
+from geofloor._causal import evaluating, hooked, load_base_model
 from geofloor._columns import column_names, column_values, is_dataset, is_dataset_stream
 from geofloor._short_repr import ShortReprMixin
 from geofloor._token_rows import PaddingWatch, ending_ids
@@ -474,16 +474,16 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
         return isinstance(self.model, (str, os.PathLike))
 
     def _load_model(self) -> Any:
-        from transformers import AutoModel, PreTrainedModel
+        from transformers import PreTrainedModel
 
         if self._by_name():
             options = dict(self.model_kwargs or {})
             if "torch_dtype" not in options:
                 options.setdefault("dtype", self.dtype)
             device = resolve_device(self.device)
-            with building():
-                model = AutoModel.from_pretrained(os.fspath(self.model), **options)
-            return model if "device_map" in options else model.to(device)
+            with memory_advice("set dtype='bfloat16' or device='cpu'"):
+                model = load_base_model(os.fspath(self.model), **options)
+                return model if "device_map" in options else model.to(device)
         check_object("model", self.model, PreTrainedModel, "give a transformers model, or the name or path of one")
         if self.model_kwargs:
             raise ValueError(f"model_kwargs={self.model_kwargs!r} are for a model given by name, not for an object.")

@@ -1,3 +1,4 @@
+import logging
 import pickle
 import warnings
 from functools import partial
@@ -353,6 +354,39 @@ def test_activations_that_are_not_finite_name_the_batch():
     sequences = [[1, 2], [3, 4], [5, 6], [39, 7], [8, 9]]
     with pytest.raises(ValueError, match=r"sequences X\[2, 3\] are not finite"):
         ActivationExtractor(model, 0, batch_size=2).transform(sequences)
+
+
+def load_reports(action):
+    """What transformers logs of weights that are there or not."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addHandler(handler)
+    try:
+        action()
+    finally:
+        logger.removeHandler(handler)
+    assert not logger.filters
+    return [record.getMessage() for record in records]
+
+
+def test_a_head_that_is_left_out_is_not_reported(tmp_path):
+    gpt_neox().save_pretrained(tmp_path)
+    assert load_reports(lambda: ActivationExtractor(tmp_path, 1).fit()) == []
+
+
+def test_weights_that_are_missing_or_out_of_place_are_reported(tmp_path):
+    model = gpt_neox()
+    weights = model.state_dict()
+    del weights["gpt_neox.layers.1.mlp.dense_h_to_4h.weight"]
+    model.save_pretrained(tmp_path / "missing", state_dict=weights)
+    (report,) = load_reports(lambda: ActivationExtractor(tmp_path / "missing", 1).fit())
+    assert "MISSING" in report
+    more = {**model.state_dict(), "gpt_neox.layers.3.mlp.dense_h_to_4h.weight": torch.zeros(32, 16)}
+    model.save_pretrained(tmp_path / "more", state_dict=more)
+    (report,) = load_reports(lambda: ActivationExtractor(tmp_path / "more", 1).fit())
+    assert "layers.3" in report
 
 
 # The caller's model
