@@ -35,6 +35,15 @@ _NOT_COMPARED = frozenset(
 
 
 @contextlib.contextmanager
+def naming(argument: str, value: Any) -> Iterator[None]:
+    """Name the argument where a file or a repository is not there."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{argument}={os.fspath(value)!r} can't be loaded: {error}") from error
+
+
+@contextlib.contextmanager
 def building(seed: int = 0) -> Iterator[None]:
     """Make or load models of transformers: one thread at a time, and with random weights that a seed gives.
 
@@ -87,7 +96,11 @@ def load_language_model(
     if options is not None:
         check_object("teacher_kwargs", options, Mapping, "give a dict of arguments for from_pretrained")
     if isinstance(source, str | os.PathLike):
-        with building(), memory_advice("set teacher_kwargs={'dtype': 'bfloat16'} or device='cpu'"):
+        with (
+            naming("teacher", source),
+            building(),
+            memory_advice("set teacher_kwargs={'dtype': 'bfloat16'} or device='cpu'"),
+        ):
             module = AutoModelForCausalLM.from_pretrained(os.fspath(source), **{"dtype": "float32", **(options or {})})
             return chosen, module.to(chosen).eval().requires_grad_(False)
     if options:

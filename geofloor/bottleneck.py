@@ -12,7 +12,6 @@ import torch
 from numpy.typing import ArrayLike
 from scipy.interpolate import PchipInterpolator
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from geofloor._causal import LanguageModel, evaluating, load_language_model
@@ -22,6 +21,7 @@ from geofloor._token_rows import TokenRows
 from geofloor._training.devices import memory_advice, to_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.schedules import warmup_cosine
+from geofloor._training.seeds import read_random_state
 from geofloor._validation import check_number, shown
 from geofloor._widths import WidthPredictorMixin, read_column, read_targets
 
@@ -186,7 +186,7 @@ class BottleneckPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
         rows = model.token_rows(tokens, "tokens", self.pad_token_id)
         if len(rows) < 2:
             raise ValueError("tokens has 1 sequence; give more, to fit logits on some and try them on others.")
-        order = check_random_state(self.random_state).permutation(len(rows))
+        order = read_random_state(self.random_state).permutation(len(rows))
         generator = np.random.default_rng(order)
         advice = f"lower batch_size={self._batch_size} or n_positions={self._n_positions}"
         with evaluating(module), memory_advice(advice):
@@ -248,7 +248,7 @@ class BottleneckPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
         assert states is not None
         drawn_rows = torch.cat(kept)
         if len(drawn_rows) < 2:
-            raise ValueError(f"tokens give {len(drawn_rows)} position(s) to fit; give more text.")
+            raise ValueError(f"tokens give {len(drawn_rows)} position(s) to fit; give more text, or raise n_positions.")
         weight, bias = (None if each is None else each.detach() for each in states[1:])
         return Rows(drawn_rows, weight, bias)
 

@@ -22,7 +22,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._set_output import _get_output_config
 
-from geofloor._causal import evaluating, hooked, load_base_model
+from geofloor._causal import evaluating, hooked, load_base_model, naming
 from geofloor._columns import column_names, column_values, is_dataset, is_dataset_stream
 from geofloor._short_repr import ShortReprMixin
 from geofloor._token_rows import PaddingWatch, ending_ids
@@ -329,6 +329,7 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
         check_choice("pooling", self.pooling, (None, "mean", "last"))
         check_choice("dtype", self.dtype, _MODEL_DTYPES)
         layer = check_number("layer", self.layer, whole=True)
+        resolve_device(self.device)
         if self.model_kwargs is not None:
             check_object("model_kwargs", self.model_kwargs, Mapping, "give a dict of arguments for from_pretrained")
 
@@ -481,7 +482,7 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
             if "torch_dtype" not in options:
                 options.setdefault("dtype", self.dtype)
             device = resolve_device(self.device)
-            with memory_advice("set dtype='bfloat16' or device='cpu'"):
+            with naming("model", self.model), memory_advice("set dtype='bfloat16' or device='cpu'"):
                 model = load_base_model(os.fspath(self.model), **options)
                 return model if "device_map" in options else model.to(device)
         check_object("model", self.model, PreTrainedModel, "give a transformers model, or the name or path of one")
@@ -514,7 +515,8 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
             options = {
                 key: value for key, value in options.items() if key not in ("gguf_file", "revision", "subfolder")
             }
-            return AutoTokenizer.from_pretrained(os.fspath(self.tokenizer), **options)
+            with naming("tokenizer", self.tokenizer):
+                return AutoTokenizer.from_pretrained(os.fspath(self.tokenizer), **options)
         name = os.fspath(self.model)
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, **options)

@@ -38,6 +38,7 @@ from transformers import (
 )
 
 from geofloor import ActivationExtractor, ActivationStore
+from geofloor.distillation import zero_width_kl
 
 N_VOCABULARY, WIDTH, N_LAYERS = 40, 16, 3
 SIZES = {"vocab_size": N_VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": N_LAYERS, "num_attention_heads": 2}
@@ -374,6 +375,17 @@ def load_reports(action):
 def test_a_head_that_is_left_out_is_not_reported(tmp_path):
     gpt_neox().save_pretrained(tmp_path)
     assert load_reports(lambda: ActivationExtractor(tmp_path, 1).fit()) == []
+
+
+def test_a_model_that_is_not_there_is_named_with_its_argument(tmp_path):
+    for parameters, name in (
+        ({"model": tmp_path / "nothing"}, "model"),
+        ({"model": MODEL, "tokenizer": tmp_path / "nothing"}, "tokenizer"),
+    ):
+        with pytest.raises(OSError, match=f"^{name}='.*nothing' can't be loaded: "):
+            ActivationExtractor(layer=1, **parameters).fit()
+    with pytest.raises(OSError, match="^teacher='.*nothing' can't be loaded: "):
+        zero_width_kl(tmp_path / "nothing", BLOCKS)
 
 
 def test_weights_that_are_missing_or_out_of_place_are_reported(tmp_path):

@@ -370,6 +370,18 @@ def test_advice_leaves_other_errors_alone():
         torch.zeros(2) @ torch.zeros(3)
 
 
+@pytest.mark.parametrize("device", [10**40, np.array([1, 2]), None, 0, [], 1j])
+def test_a_device_of_another_kind_is_named(device):
+    with pytest.raises(ValueError, match="device=.* must be 'auto', 'cpu'"):
+        resolve_device(device)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**40, 3.5, "x", [1], np.array(3), torch.tensor(2), 1j])
+def test_a_seed_that_is_none_is_named(seed):
+    with pytest.raises(ValueError, match="random_state=.* must be an integer from 0 to 4294967295"):
+        draw_seed(seed)
+
+
 class Hungry(torch.nn.Module):
     """Logits, and on text no memory left."""
 

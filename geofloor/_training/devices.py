@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from geofloor._validation import shown
+
 # Devices raise RuntimeErrors: CUDA's and MPS', cuBLAS', the CPU allocator's.
 _NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "you tried to allocate")
 _LARGEST_BLOCK = 2**25 - 2**12  # bytes; what glibc adds to it included, the most that raises its thresholds
@@ -21,6 +23,8 @@ def resolve_device(device: str = "auto") -> torch.device:
     ValueError
         If the name is no device, or names one that this machine does not have.
     """
+    if not isinstance(device, str | torch.device):
+        raise ValueError(f"device={shown(device)} must be 'auto', 'cpu', 'cuda', 'cuda:<index>' or 'mps'.")
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

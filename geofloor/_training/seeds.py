@@ -9,10 +9,28 @@ import torch
 from sklearn.utils import check_random_state
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from geofloor._validation import shown
+
 
 def draw_seed(random_state: int | np.random.RandomState | None) -> int:
     """One integer seed out of a scikit-learn ``random_state``."""
-    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+    return int(read_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def read_random_state(random_state: Any) -> np.random.RandomState:
+    """Turn a scikit-learn ``random_state`` into a generator.
+
+    Raises
+    ------
+    ValueError
+        If it is no seed and no generator; the message names the argument, which scikit-learn's does not.
+    """
+    try:
+        return check_random_state(random_state)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(
+            f"random_state={shown(random_state)} must be an integer from 0 to {2**32 - 1}, a RandomState or None."
+        ) from error
 
 
 def torch_generator(seed: int) -> torch.Generator:
