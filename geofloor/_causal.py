@@ -105,12 +105,10 @@ def load_language_model(
             return chosen, module.to(chosen).eval().requires_grad_(False)
     if options:
         raise ValueError(f"teacher_kwargs={options!r} are for a teacher given by name, not an object.")
-    check_object(
-        "teacher",
-        source,
-        torch.nn.Module,
-        "give a transformers model, its name or path, or a torch module that returns logits",
-    )
+    remedy = "give a transformers model, its name or path, or a torch module that returns logits"
+    if source is None:  # as after loading a student
+        raise ValueError(f"teacher=None must be set; {remedy}.")
+    check_object("teacher", source, torch.nn.Module, remedy)
     parameter = next(source.parameters(), None)
     there = torch.device("cpu") if parameter is None else parameter.device
     if device == "auto" and there.type != "cpu":
@@ -195,6 +193,8 @@ class LanguageModel:
         with evaluating(module), torch.no_grad():
             try:
                 logits = _logits(module(probe))
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
             except Exception as error:
                 raise ValueError(
                     f"{name} is a {type(module).__name__} that can't take token ids of shape (n_sequences, seq_len) "

@@ -252,7 +252,7 @@ def _token_sample(teacher: Any, source: _Parts, tokens: Any) -> np.ndarray:
         raise ValueError("init='principal' needs tokens of shape (n_sequences, seq_len) to measure the teacher on.")
     limit = getattr(teacher.config.get_text_config(), "max_position_embeddings", None)
     rows = TokenRows(tokens, "tokens", len(source.embeddings[0]), limit, None)
-    n_sequences = max(_N_TOKENS // rows.seq_len, 1)
+    n_sequences = max(_N_TOKENS // rows.length, 1)
     return rows.take(np.arange(min(n_sequences, len(rows)))).ids
 
 

@@ -150,8 +150,8 @@ class TokenRows:
         return self._array.shape[0]
 
     @property
-    def seq_len(self) -> int:
-        """Tokens of each row."""
+    def length(self) -> int:
+        """Tokens per sequence."""
         return self._array.shape[1]
 
     def take(self, rows: np.ndarray) -> Batch:

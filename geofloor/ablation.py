@@ -154,8 +154,8 @@ class AblationPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
         Parameters
         ----------
         tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset
-            Token ids that the loss is measured on: text that the features were not learnt from. Some
-            50,000 tokens make the standard error small beside what students differ by.
+            Token ids that the loss is measured on: text that the features were not learnt from, in blocks without
+            padding. Some 50,000 tokens make the standard error small beside what students differ by.
         y : None
             Ignored; here by convention.
 
@@ -166,8 +166,12 @@ class AblationPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
 
         Raises
         ------
+        TypeError
+            If teacher, autoencoder or statistics are another kind of object.
         ValueError
             If tokens, teacher, layer, autoencoder or statistics don't fit each other, or the loss is not finite.
+        MemoryError
+            If the device has too little memory; the message names what to lower.
         """
         # Plain integers: small ones of NumPy would wrap.
         n_points = check_number("n_points", self.n_points, 2, whole=True)
@@ -180,14 +184,15 @@ class AblationPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
         check_object("teacher", module, PreTrainedModel, "give a transformers model, or its name or path")
         model = LanguageModel(module, "the teacher")
         rows = model.token_rows(tokens, "tokens", None, remedy="cut text into blocks without padding: see token_blocks")
-        if self._skip_first >= rows.seq_len:
+        if self._skip_first >= rows.length:
             raise ValueError(
-                f"skip_first={self._skip_first} leaves nothing of sequences of {rows.seq_len} tokens; lower it, or "
+                f"skip_first={self._skip_first} leaves nothing of sequences of {rows.length} tokens; lower it, or "
                 "give longer ones."
             )
         extractor = ActivationExtractor(
             module, self.layer, skip_first=self._skip_first, max_length=None, batch_size=self._batch_size
         ).fit()
+        extractor._suspects = set()  # `rows` have been looked at
         features = self._features(extractor, rows)
         if features.width != extractor._n_features_out:
             raise ValueError(
@@ -281,7 +286,7 @@ class AblationPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
                     kls = row_kls(model.rows(ids), targets).view(ids.shape)
                     sums[point, at] = kls.sum(dim=1).double().cpu().numpy()
                 bar.update(len(at))
-        return sums, np.full(len(rows), rows.seq_len)
+        return sums, np.full(len(rows), rows.length)
 
     def predict(self, widths: ArrayLike) -> np.ndarray:
         """Floor at each width.

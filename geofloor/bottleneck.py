@@ -167,9 +167,13 @@ class BottleneckPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
 
         Raises
         ------
+        TypeError
+            If teacher is another kind of object.
         ValueError
             If teacher and tokens don't fit each other, a parameter is out of range, or the teacher's logits are not
-            finite or the same everywhere.
+            finite or the same everywhere. Tokens whose logit is −inf at every position are left out.
+        MemoryError
+            If the device has too little memory; the message names what to lower.
         """
         # Plain integers: small ones of NumPy would wrap.
         self._n_points = check_number("n_points", self.n_points, 2, whole=True)
@@ -235,7 +239,7 @@ class BottleneckPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
         device: torch.device,
     ) -> Rows:
         """What gives the teacher's logits at positions drawn from some of the sequences."""
-        share = min(self._n_positions / (len(sequences) * rows.seq_len), 1.0)
+        share = min(self._n_positions / (len(sequences) * rows.length), 1.0)
         kept: list[torch.Tensor] = []
         states = None
         for begin in range(0, len(sequences), self._batch_size):

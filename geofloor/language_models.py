@@ -317,9 +317,13 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
 
         Raises
         ------
+        TypeError
+            If model or tokenizer is another kind of object.
         ValueError
             If a parameter is out of its range, the model has no such layer or no list of blocks, or
             the tokenizer knows more tokens than the model.
+        MemoryError
+            If the device has too little memory; the message names what to lower.
         """
         # Plain integers: small ones of NumPy would wrap.
         self._skip_first: int = check_number("skip_first", self.skip_first, 0, whole=True)
@@ -338,6 +342,7 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
         if changed:
             self.model_: Any = self._load_model()
             self.tokenizer_: Any = self._load_tokenizer()
+            self._suspects: set[int] = ending_ids(self.model_.config.get_text_config(), self.tokenizer_)
         config = self.model_.config.get_text_config()
         blocks, n_layers = _find_blocks(self.model_)
         if not -n_layers <= layer < n_layers:
@@ -374,7 +379,8 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
         ----------
         X : list, array or Series of str; int array of shape (n_sequences, seq_len); list of 1-D int \
                 sequences; or datasets.Dataset or IterableDataset
-            Texts or token ids. A dataset is read row by row.
+            Texts or token ids. A dataset is read row by row. Token ids come without padding, in sequences that
+            may differ in length.
 
         Returns
         -------
@@ -544,7 +550,7 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
     def _iter_windows(self, rows: Iterator[str | np.ndarray], total: int | None) -> Iterator[_Window]:
         budget = _WINDOW_BYTES // (4 * self._n_features_out)
         n_sequences = n_rows = 0
-        watch = PaddingWatch(ending_ids(self.model_.config.get_text_config(), self.tokenizer_))
+        watch = PaddingWatch(self._suspects)
         warned = False
         with progress_bar("activations", total=total, unit="sequence", verbose=self.verbose) as bar:
             while chunk := list(islice(rows, _LOOK_AHEAD * self._batch_size)):

@@ -942,7 +942,6 @@ def test_padding_before_tokens_is_refused(teacher, tokens):
         ({"init": "zeros"}, "init='zeros'"),
         ({"validation_fraction": 1.5}, "validation_fraction=1.5"),
         ({"device": "abacus"}, "device='abacus'"),
-        ({"teacher": 3}, "teacher=3 must be"),
         ({"teacher_kwargs": {"dtype": "float32"}}, "teacher_kwargs"),
         ({"teacher": torch.nn.Linear(2, 2)}, "can't take token ids"),
     ],
@@ -951,6 +950,11 @@ def test_bad_parameters_are_refused_before_training(teacher, tokens, changes, me
     monkeypatch.delattr(_distilling.Distillation, "train_step")
     with pytest.raises(ValueError, match=message):
         student(teacher).set_params(**changes).fit(tokens)
+
+
+def test_a_teacher_of_the_wrong_kind_is_named(tokens):
+    with pytest.raises(TypeError, match="teacher=3 is a int; give a transformers model"):
+        student(3).fit(tokens)
 
 
 @pytest.mark.parametrize("where", ["gpt_neox.layers.1.mlp.dense_4h_to_h.bias", "lm_head.weight"])
