@@ -61,9 +61,9 @@ def new_language_model(config: PreTrainedConfig, seed: int = 0) -> Any:
 
 
 def load_base_model(name: str, **options: Any) -> Any:
-    """Load a model without its head, and say nothing of the head's weights, which the files have and it has not.
+    """Load a model without its head, and hold back the report that the head's weights are unexpected.
 
-    transformers reports them as unexpected. Any other report comes through.
+    Any other report of transformers comes through.
     """
     owner, held = threading.get_ident(), []
 
@@ -134,9 +134,9 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
         parts = [part for part in module.modules() if part.training or part in _EVALUATED]
         for part in parts:
             _EVALUATED[part] = _EVALUATED.get(part, 0) + 1
+    try:
         if parts:
             module.eval()
-    try:
         yield
     finally:
         with _MODES:
