@@ -78,13 +78,13 @@ class WidthPredictorMixin(TransformerMixin):
         return np.array(["floor"], dtype=object)
 
     def _search_width(self, floor: ArrayLike, largest: int) -> Any:
-        """Smallest whole width by bisection; `largest` is one that loses nothing."""
+        """Find the smallest whole width by bisection; `largest` is one that loses nothing."""
         target = read_targets(floor)
         low, high = np.full(target.shape, -1, dtype=np.int64), np.full(target.shape, largest, dtype=np.int64)
-        while (high - low > 1).any():
-            middle = (low + high) // 2
-            enough = self.predict(np.maximum(middle, 0).ravel()).reshape(target.shape) <= target
-            high, low = np.where(enough, middle, high), np.where(enough, low, middle)
+        while (open_ := high - low > 1).any():  # a finished search must not go on halving with the others
+            middle = (low[open_] + high[open_]) // 2
+            enough = self.predict(middle) <= target[open_]
+            high[open_], low[open_] = np.where(enough, middle, high[open_]), np.where(enough, low[open_], middle)
         return int(high) if high.ndim == 0 else high
 
     def __sklearn_tags__(self) -> Tags:

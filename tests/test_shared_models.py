@@ -64,6 +64,13 @@ def test_threads_that_extract_different_layers_get_their_own(model):
         assert all(np.array_equal(each, wanted) for each in found)
 
 
+def test_processes_that_extract_different_layers_give_the_bits_of_one(model):
+    extractors = [ActivationExtractor(model, at) for at in range(4)]
+    found = Parallel(n_jobs=2, backend="loky")(delayed(extractor.transform)(TOKENS) for extractor in extractors)
+    for each, extractor in zip(found, extractors, strict=True):
+        assert np.array_equal(each, extractor.transform(TOKENS))
+
+
 def test_ablation_principal_starts_and_other_forward_passes_do_not_mix(model):
     ids = torch.from_numpy(TOKENS[:4])
 
