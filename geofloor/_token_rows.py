@@ -59,7 +59,7 @@ def ending_ids(*sources: Any) -> set[int]:
 
 
 class PaddingWatch:
-    """Look for padding that nobody declared: runs of a padding or end token at the ends of many sequences.
+    """Look for padding that nobody declared: runs of a padding or end token at either end of many sequences.
 
     Parameters
     ----------
@@ -78,22 +78,23 @@ class PaddingWatch:
         self._n_sequences += len(sequences)
         if not len(self._suspects) or sequences.shape[1] < 3:
             return
-        last = sequences[:, -1]
-        ending = sequences[(last == sequences[:, -2]) & np.isin(last, self._suspects)]
-        others = ending[:, ::-1] != ending[:, -1:]
-        ending, others = ending[others.any(axis=1)], others[others.any(axis=1)]  # one token all along is no padded text
-        for token, run in zip(ending[:, -1].tolist(), others.argmax(axis=1).tolist(), strict=True):
-            self._n_padded[token] += 1
-            self._n_positions[token] += run
+        for outwards in (sequences[:, ::-1], sequences):  # tokenizers pad on either side
+            first = outwards[:, 0]
+            rows = outwards[(first == outwards[:, 1]) & np.isin(first, self._suspects)]
+            others = rows != rows[:, :1]
+            rows, others = rows[others.any(axis=1)], others[others.any(axis=1)]  # all one token is no padded text
+            for token, run in zip(rows[:, 0].tolist(), others.argmax(axis=1).tolist(), strict=True):
+                self._n_padded[token] += 1
+                self._n_positions[token] += run
 
     def warn(self, name: str, remedy: str) -> bool:
         """Warn if more sequences end so than text would, and tell whether; `remedy` may hold a ``{token}``."""
         for token, n_padded in self._n_padded.most_common(1):
             if n_padded >= max(_PADDED_SHARE * self._n_sequences, 2):
                 warn_caller(
-                    f"{name}: {n_padded} of {self._n_sequences} sequences end in a run of token {token}, a padding or "
-                    f"end token. These {self._n_positions[token]} positions look like padding and count as text; "
-                    f"{remedy.format(token=token)}.",
+                    f"{name}: {n_padded} of {self._n_sequences} sequences begin or end with a run of token {token}, a "
+                    f"padding or end token. These {self._n_positions[token]} positions look like padding and count as "
+                    f"text; {remedy.format(token=token)}.",
                     UserWarning,
                 )
                 return True
@@ -113,7 +114,7 @@ class TokenRows:
         Positions that the teacher has.
     pad_token_id : int or None
     suspects : set of int
-        Tokens that are taken for padding, with a warning, where they end many rows and there is no `pad_token_id`.
+        Tokens that may be padding where there is no `pad_token_id`; a warning tells if many rows begin or end so.
     remedy : str
         What that warning tells to do.
     """

@@ -240,10 +240,12 @@ def test_padding_with_an_end_token_is_noticed(teacher, tokens):
     end = teacher.config.eos_token_id
     padded = tokens.copy()
     padded[:, -3:] = end
-    with pytest.warns(UserWarning, match="end in a run") as caught:
+    with pytest.warns(UserWarning, match="end with a run") as caught:
         AblationPredictor(teacher, LAYER, n_points=3).fit(padded)
     (message,) = [str(warning.message) for warning in caught]
-    assert message.startswith(f"tokens: {len(tokens)} of {len(tokens)} sequences end in a run of token {end}")
+    assert message.startswith(
+        f"tokens: {len(tokens)} of {len(tokens)} sequences begin or end with a run of token {end}"
+    )
     assert message.endswith("cut text into blocks without padding: see token_blocks.")
 
 

@@ -344,8 +344,9 @@ def test_padding_in_token_ids_is_noticed(form):
         warnings.simplefilter("error")
         ActivationExtractor(MODEL, 1).transform(form(X))
     X[:10, 8:] = end
-    with pytest.warns(UserWarning, match=f"10 of 40 sequences end in a run of token {end}.* 40 positions look like"):
-        ActivationExtractor(MODEL, 1).transform(form(X))
+    for padded in (X, X[:, ::-1].copy()):
+        with pytest.warns(UserWarning, match=f"10 of 40 sequences begin or .* token {end}.* 40 positions look like"):
+            ActivationExtractor(MODEL, 1).transform(form(padded))
 
 
 def test_activations_that_are_not_finite_name_the_batch():
