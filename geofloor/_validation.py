@@ -262,6 +262,48 @@ def check_array_of_numbers(
     return numbers_
 
 
+def check_csr(matrix: Any, name: str) -> None:
+    """Refuse a sparse matrix whose indices point outside it, which compiled code would follow.
+
+    SciPy and scikit-learn read and write there without a look, which ends the interpreter, sooner or later.
+    Everything that isn't a SciPy matrix in CSR, CSC, BSR or COO format passes.
+
+    Raises
+    ------
+    ValueError
+        If a row pointer or an index is out of range, or their numbers don't fit the shape.
+    """
+    kind = getattr(matrix, "format", None)
+    remedy = f"build {name} anew with scipy.sparse.csr_array((data, (rows, columns)), shape), which checks them"
+    if kind == "coo":
+        for axis, (places, length) in enumerate(zip(matrix.coords, matrix.shape, strict=True)):
+            _check_places(places, length, f"{name} holds coordinates of axis {axis}", remedy)
+        return
+    if kind not in ("csr", "csc", "bsr"):
+        return
+    pointers, indices, data = matrix.indptr, matrix.indices, matrix.data
+    major, minor = (1, *matrix.shape)[-2:] if kind != "csc" else matrix.shape[::-1]
+    if kind == "bsr":
+        major, minor = major // data.shape[1], minor // data.shape[2]
+    pointer, index = ("column", "row") if kind == "csc" else ("row", "column")
+    if pointers.shape != (major + 1,) or indices.ndim != 1 or len(indices) != len(data):
+        raise ValueError(
+            f"{name} is a malformed {kind.upper()} matrix: {len(pointers)} {pointer} pointers, {indices.size} indices "
+            f"and {len(data)} values for the shape {matrix.shape}; {remedy}."
+        )
+    if pointers[0] != 0 or pointers[-1] > len(indices) or (pointers[1:] < pointers[:-1]).any():
+        raise ValueError(
+            f"{name} is a malformed {kind.upper()} matrix: its {pointer} pointers must rise from 0 to at most the "
+            f"{len(indices)} stored values; {remedy}."
+        )
+    _check_places(indices, minor, f"{name} is a malformed {kind.upper()} matrix with {index} indices", remedy)
+
+
+def _check_places(places: np.ndarray, length: int, what: str, remedy: str) -> None:
+    if places.size and (places.min() < 0 or places.max() >= length):
+        raise ValueError(f"{what} from {places.min()} to {places.max()}, outside 0 to {length - 1}; {remedy}.")
+
+
 def warn_caller(message: str, category: type[Warning]) -> None:
     """Warn at the line of the user's that led here: the nearest one outside geofloor, scikit-learn and joblib.
 

@@ -4,6 +4,7 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 import torch
 from datasets import Dataset
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from geofloor._validation import (
     check_array_of_numbers,
     check_choice,
+    check_csr,
     check_flag,
     check_number,
     check_object,
@@ -138,3 +140,34 @@ def test_a_warning_points_at_the_users_line():
     with pytest.warns(UserWarning, match="Too few") as caught:
         inner["fit"](3)
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("container", [sp.csr_array, sp.csc_matrix, sp.bsr_array])
+@pytest.mark.parametrize("fault", ["negative", "beyond", "pointer down", "pointer past the end", "too few pointers"])
+def test_a_sparse_matrix_that_points_outside_itself_is_refused(container, fault):
+    matrix = container(np.array([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0], [4.0, 0.0, 5.0], [0.0, 0.0, 6.0]]))
+    check_csr(matrix, "codes")
+    if "pointer" not in fault:
+        matrix.indices[1] = -1 if fault == "negative" else 4
+    elif fault == "pointer down":
+        matrix.indptr[1] = matrix.indptr[2] + 1
+    elif fault == "too few pointers":
+        matrix.indptr = matrix.indptr[:-1]
+    else:
+        matrix.indptr[-1] = len(matrix.indices) + 1
+    with pytest.raises(ValueError, match=r"^codes is a malformed .*build codes anew"):
+        check_csr(matrix, "codes")
+
+
+@pytest.mark.parametrize("place", [-1, 3])
+def test_coordinates_outside_the_shape_are_refused(place):
+    matrix = sp.coo_array(np.eye(3))
+    matrix.coords[1][1] = place
+    with pytest.raises(ValueError, match=r"^codes holds coordinates of axis 1 from .*outside 0 to 2"):
+        check_csr(matrix, "codes")
+
+
+def test_valid_and_other_data_pass_the_check_of_sparse_matrices():
+    row = sp.csr_array(np.array([0.0, 1.0]))
+    for matrix in (sp.csr_array((0, 3)), sp.csr_array((3, 0)), sp.eye_array(3).todia(), row, np.ones((2, 2)), [[1]]):
+        check_csr(matrix, "codes")
