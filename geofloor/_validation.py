@@ -241,6 +241,11 @@ def check_array_of_numbers(
         numbers_ = np.array(array, dtype=np.float64)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{name}={shown(values)} holds what float64 can't: {error}; give finite numbers.") from error
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = numbers_.sum()  # finite only if all are, in one pass without memory of its own
+    if not np.isfinite(total) and not np.isfinite(numbers_).all():
+        what = "NaN" if np.isnan(numbers_).any() else "infinity"
+        raise ValueError(f"{name} contains {what}; drop or replace values that are not finite.")
     if column and ndim == 1 and numbers_.ndim == 2 and numbers_.shape[1] == 1:
         numbers_ = numbers_[:, 0]
     if ndim is not None and numbers_.ndim != ndim:
@@ -250,14 +255,10 @@ def check_array_of_numbers(
         if empty:
             return numbers_
         raise ValueError(f"{name} is empty: Found array with 0 sample(s) while a minimum of 1 is required.")
-    if not np.isfinite(numbers_).all():
-        what = "NaN" if np.isnan(numbers_).any() else "infinity"
-        raise ValueError(f"{name} contains {what}; drop or replace values that are not finite.")
-    smallest, largest = numbers_.min(), numbers_.max()
-    if smallest < low:
+    if low > -np.inf and (smallest := numbers_.min()) < low:
         negative = "Negative values in data passed to " if low == 0 else ""
         raise ValueError(f"{negative}{name}: {smallest:g} is below {low:g}, the least allowed.")
-    if largest > high:
+    if high < np.inf and (largest := numbers_.max()) > high:
         raise ValueError(f"{name}: {largest:g} is above {high:g}, the most allowed.")
     return numbers_
 

@@ -13,13 +13,17 @@ is reverse water-filling: every feature is given dimensions as long as what the 
 
 from __future__ import annotations
 
+import collections
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from geofloor._validation import check_array_of_numbers, check_number, check_object, plain_array, shown
+
 _FEW_PIECES = 512  # that are sorted to find a level among them
+_LARGEST_SUM = 1e300  # of charges; what a dimension saves can be a hundred times a charge, and must not overflow
 
 
 class Shares(NamedTuple):
@@ -57,16 +61,22 @@ class DistortionCurve:
     distortions: ArrayLike
 
     def __post_init__(self) -> None:
-        c, d = np.asarray(self.capacities, dtype=np.float64), np.asarray(self.distortions, dtype=np.float64)
-        if c.ndim != 1 or c.shape != d.shape or len(c) < 2:
+        c, d = (check_array_of_numbers(getattr(self, name), name) for name in ("capacities", "distortions"))
+        if c.shape != d.shape or len(c) < 2:
             raise ValueError(
                 f"capacities and distortions have shapes {c.shape} and {d.shape}; give two of one length, at least 2."
             )
-        if not (np.isfinite(c).all() and np.isfinite(d).all()) or c[0] != 0.0 or (np.diff(c) <= 0.0).any():
-            raise ValueError("capacities must be finite and increase from 0, and distortions be finite.")
-        slopes = np.diff(d) / np.diff(c)
+        if c[0] != 0.0 or (np.diff(c) <= 0.0).any():
+            raise ValueError(f"capacities={shown(c)} must increase from 0.")
+        with np.errstate(over="ignore"):
+            slopes = np.diff(d) / np.diff(c)
+        if not np.isfinite(slopes).all():
+            raise ValueError(f"capacities={shown(c)} are so close that the slope between them overflows float64.")
         if d.min() < 0.0 or (slopes > 0.0).any() or (np.diff(slopes) < -1e-9 * np.abs(slopes).max()).any():
             raise ValueError("distortions must be at least 0, non-increasing and convex; lower_hull makes them so.")
+        for name, values in (("capacities", c), ("distortions", d)):
+            values.setflags(write=False)
+            object.__setattr__(self, name, values)  # the caller's arrays may change
 
     def __call__(self, capacities: Any) -> np.ndarray:
         """Distortion at given capacities.
@@ -74,14 +84,20 @@ class DistortionCurve:
         Parameters
         ----------
         capacities : array-like
-            Dimensions a feature.
+            Dimensions per feature, at least 0.
 
         Returns
         -------
         distortions : ndarray
             Loss relative to the second moment.
+
+        Raises
+        ------
+        ValueError
+            If a capacity is negative or not finite.
         """
-        return np.interp(capacities, np.asarray(self.capacities), np.asarray(self.distortions))
+        at = check_array_of_numbers(capacities, "capacities", ndim=None, low=0.0, empty=True)
+        return np.interp(at, np.asarray(self.capacities), np.asarray(self.distortions))
 
     @property
     def segments(self) -> tuple[np.ndarray, np.ndarray]:
@@ -104,14 +120,19 @@ def cutoff_curve(capacity: float) -> DistortionCurve:
     curve : DistortionCurve
         max(0, 1 − c·g).
 
+    Raises
+    ------
+    ValueError
+        If `capacity` is no finite number above 0.
+
     Examples
     --------
     >>> from geofloor.allocation import cutoff_curve
     >>> cutoff_curve(4.0)([0, 0.125, 0.25])
     array([1. , 0.5, 0. ])
     """
-    if not capacity > 0.0:
-        raise ValueError(f"capacity={capacity!r} must be positive.")
+    # At 1e300 features per dimension 1/g is still a normal number.
+    capacity = check_number("capacity", capacity, 0.0, 1e300, open_low=True)
     return DistortionCurve([0.0, 1.0 / capacity], [1.0, 0.0])
 
 
@@ -131,7 +152,12 @@ def lower_hull(capacities: ArrayLike, distortions: ArrayLike) -> DistortionCurve
     Returns
     -------
     curve : DistortionCurve
-        The hull.
+        The hull. Where 0 dimensions lose as little as any number of them, it is level.
+
+    Raises
+    ------
+    ValueError
+        If the points are not of one number, 0 is not among the capacities or is alone, or a value is negative.
 
     Examples
     --------
@@ -139,7 +165,11 @@ def lower_hull(capacities: ArrayLike, distortions: ArrayLike) -> DistortionCurve
     >>> lower_hull([0, 0.1, 0.5, 1], [1, 0.95, 0.2, 0]).capacities
     array([0. , 0.5, 1. ])
     """
-    c, d = np.asarray(capacities, dtype=np.float64), np.asarray(distortions, dtype=np.float64)
+    c, d = check_array_of_numbers(capacities, "capacities", low=0.0), check_array_of_numbers(distortions, "distortions")
+    if c.shape != d.shape or c.min() > 0.0 or c.max() == 0.0:
+        raise ValueError(
+            f"capacities={shown(c)} and distortions={shown(d)} must be of one length, with a capacity of 0 and others."
+        )
     order = np.lexsort((d, c))
     hull: list[int] = []
     for i in order:
@@ -151,6 +181,8 @@ def lower_hull(capacities: ArrayLike, distortions: ArrayLike) -> DistortionCurve
                 break
             hull.pop()
         hull.append(i)
+    if len(hull) == 1:
+        return DistortionCurve([0.0, c.max()], [d[hull[0]], d[hull[0]]])
     return DistortionCurve(c[hull], d[hull])
 
 
@@ -169,7 +201,10 @@ class Waterfilling:
     Raises
     ------
     ValueError
-        If charges are empty, negative or not finite, or `which` does not name a curve for each.
+        If charges are empty, negative, not finite, or too large to add up in float64, or `which` does not name a
+        curve for each.
+    TypeError
+        If a curve is something else.
 
     Notes
     -----
@@ -190,10 +225,13 @@ class Waterfilling:
         self, charges: ArrayLike, curves: DistortionCurve | list[DistortionCurve], which: ArrayLike | None = None
     ) -> None:
         charges = _checked(charges)
-        each = [curves] if isinstance(curves, DistortionCurve) else list(curves)
-        index = np.zeros(len(charges), dtype=np.int16) if which is None else np.asarray(which)
-        if index.shape != charges.shape or index.min() < 0 or index.max() >= len(each):
-            raise ValueError(f"which must name one of {len(each)} curves for each of {len(charges)} charges.")
+        each = _check_curves(curves)
+        index = np.zeros(len(charges), dtype=np.int16) if which is None else np.array(plain_array(which, "which"))
+        if index.dtype.kind not in "iu" or index.shape != charges.shape or index.min() < 0 or index.max() >= len(each):
+            raise ValueError(
+                f"which={shown(which)} must name one of {len(each)} curves for each of {len(charges)} charges, "
+                "by whole numbers from 0."
+            )
         self.charges, self._curves, self._index = charges, each, index
         grouped = charges
         if len(each) > 1:  # one stable sort of small integers brings the charges of each curve together
@@ -224,8 +262,13 @@ class Waterfilling:
         -------
         levels : ndarray of shape (n_widths,)
             λ; 0 where dimensions are left over.
+
+        Raises
+        ------
+        ValueError
+            If a width is negative or not finite.
         """
-        widths = np.asarray(widths, dtype=np.float64)
+        widths = _check_widths(widths)
         highest = max((group[0][-1] * group[2].max(initial=0.0) for group in self._groups), default=0.0)
         highest = max(highest, 1e-290)  # so that the grid below it has no zero
         grid = np.append(0.0, np.geomspace(highest * 1e-15, highest * (1.0 + 1e-12), 64))
@@ -288,8 +331,13 @@ class Waterfilling:
         -------
         floors : ndarray of shape (n_widths,)
             Loss, in the units of the charges.
+
+        Raises
+        ------
+        ValueError
+            If a width is negative or not finite.
         """
-        widths = np.asarray(widths, dtype=np.float64)
+        widths = _check_widths(widths)
         levels = self.levels(widths)
         filled, left, _ = self._filled(levels)
         # The pieces that save exactly λ are filled in part.
@@ -307,8 +355,13 @@ class Waterfilling:
         -------
         counts : ndarray of shape (n_widths,), int64
             Features whose first dimension saves more than the level, or as much.
+
+        Raises
+        ------
+        ValueError
+            If a width is negative or not finite.
         """
-        widths = np.asarray(widths, dtype=np.float64)
+        widths = _check_widths(widths)
         levels = self.levels(widths)
         counts = np.zeros(widths.shape, dtype=np.int64)
         for ascending, _, savings, _, _ in self._groups:
@@ -328,7 +381,13 @@ class Waterfilling:
         -------
         shares : Shares
             In the order of the charges. Pieces that save exactly λ are filled one feature after another.
+
+        Raises
+        ------
+        ValueError
+            If the width is negative or not finite.
         """
+        width = check_number("width", width, 0.0)
         level = float(self.levels([width])[0])
         capacities, distortions = np.zeros(len(self.charges)), np.zeros(len(self.charges))
         partial = []
@@ -385,7 +444,8 @@ class BlockPacking:
     Raises
     ------
     ValueError
-        If charges are empty, negative or not finite, or the blocks are not of one number.
+        If charges are empty, negative, not finite, or too large to add up in float64; if blocks are not of one
+        number, have no whole dimensions and features of at least 1, or a loss below 0.
 
     Notes
     -----
@@ -408,11 +468,23 @@ class BlockPacking:
         empty_distortion: float = 1.0,
     ) -> None:
         charges = _checked(charges)
-        kinds = np.asarray(block_widths), np.asarray(block_features), np.asarray(block_distortions, dtype=np.float64)
-        if kinds[0].ndim != 1 or len({kind.shape for kind in kinds}) != 1 or not kinds[0].size:
-            raise ValueError("block_widths, block_features and block_distortions must be one dimension of one length.")
+        names = ("block_widths", "block_features", "block_distortions")
+        given = (block_widths, block_features, block_distortions)
+        sizes, counts, losses = (
+            check_array_of_numbers(values, name, low=low)
+            for values, name, low in zip(given, names, (1, 1, 0), strict=True)
+        )
+        if not sizes.shape == counts.shape == losses.shape:
+            raise ValueError(f"{', '.join(names)} have shapes {sizes.shape}, {counts.shape}, {losses.shape}; give one.")
+        for name, values in zip(names, (sizes, counts), strict=False):
+            if (values != np.floor(values)).any() or values.max() > np.iinfo(np.int32).max:
+                raise ValueError(f"{name}={shown(values)} must be whole numbers of at most {np.iinfo(np.int32).max}.")
         self.charges, self._order = charges, np.argsort(-charges, kind="stable")
-        self._descending, self._kinds, self._empty = charges[self._order], kinds, float(empty_distortion)
+        self._kinds = sizes.astype(np.int64), counts.astype(np.int64), losses
+        self._descending, self._empty = charges[self._order], check_number("empty_distortion", empty_distortion, 0.0)
+        # From this width on no dimension helps: every feature has a block to itself, of the smallest that lose nothing.
+        alone = sizes[(counts == 1) & (losses == 0.0)]
+        self._widest = len(charges) * int(alone.min() if len(alone) else sizes.max())
 
     def floors(self, widths: ArrayLike) -> np.ndarray:
         """Loss of the best packing at each width.
@@ -426,10 +498,14 @@ class BlockPacking:
         -------
         floors : ndarray of shape (n_widths,)
             Loss, in the units of the charges.
+
+        Raises
+        ------
+        ValueError
+            If a width is negative or not finite.
         """
-        whole = np.floor(np.asarray(widths, dtype=np.float64)).astype(np.int64)
-        best, rest, _ = self._packed(int(whole.max(initial=0)), keep=False)
-        return (best + rest).min(axis=1)[whole]
+        whole = np.floor(np.minimum(_check_widths(widths), self._widest)).astype(np.int64)
+        return self._packed(int(whole.max(initial=0)))[0][whole]
 
     def shares(self, width: float) -> Shares:
         """Dimensions and distortion of each feature in the best packing of one width.
@@ -443,15 +519,20 @@ class BlockPacking:
         -------
         shares : Shares
             In the order of the charges. The dimensions of a block are shared equally.
+
+        Raises
+        ------
+        ValueError
+            If the width is negative or not finite.
         """
-        row = int(np.floor(width))
-        best, rest, kind = self._packed(row, keep=True)
+        row = int(min(check_number("width", width, 0.0), self._widest))
+        kind: list[np.ndarray] = []
+        _, reached = self._packed(row, kind)
         sizes, counts, distortions = self._kinds
         n = len(self.charges)
         capacities, losses = np.zeros(n), np.full(n, self._empty)
-        reached = int((best[row] + rest).argmin())
         while reached > 0:
-            used = int(kind[row, reached])
+            used = int(kind[row][reached])
             if used < 0:  # a dimension that stayed unused
                 row -= 1
                 continue
@@ -460,31 +541,78 @@ class BlockPacking:
             row, reached = row - int(sizes[used]), reached - int(counts[used])
         return Shares(capacities, losses)
 
-    def _packed(self, widest: int, *, keep: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Loss of the first features packed in each width, that of the others, and the last block of each packing."""
+    def _packed(self, widest: int, kinds: list[np.ndarray] | None = None) -> tuple[np.ndarray, int]:
+        """Pack every width up to one: the loss of each, and the features that the best packing of the last reaches.
+
+        Into `kinds` goes the last block of the best packing of each width and number of features.
+        """
         sizes, counts, distortions = self._kinds
         # No packing of this width reaches further features than the widest blocks do.
         reach = min(len(self._descending), int(np.ceil(widest * np.max(counts / sizes))) + int(counts.max()))
         sums = np.concatenate([[0.0], np.cumsum(self._descending[:reach])])
-        beyond = float(self._descending[reach:].sum())
-        best = np.full((widest + 1, reach + 1), np.inf)
-        best[:, 0] = 0.0
-        kind = np.full(best.shape if keep else (1, 1), -1, dtype=np.int32)
-        kinds = list(enumerate(zip(sizes.tolist(), counts.tolist(), distortions.tolist(), strict=True)))
+        rest = self._empty * (sums[-1] - sums + float(self._descending[reach:].sum()))
+        each = list(enumerate(zip(sizes.tolist(), counts.tolist(), distortions.tolist(), strict=True)))
+        # Loss of the first features packed in a width: only the rows that the widest block looks back on are kept.
+        row = np.append(0.0, np.full(reach, np.inf))
+        rows, floors = collections.deque([row], maxlen=int(min(sizes.max(), widest)) + 1), np.empty(widest + 1)
+        floors[0] = (row + rest).min()
+        if kinds is not None:
+            kinds.append(np.full(reach + 1, -1, dtype=np.int32))
         for width in range(1, widest + 1):
-            row = best[width - 1].copy()  # a dimension may stay unused
-            for number, (size, count, distortion) in kinds:
+            row = rows[-1].copy()  # a dimension may stay unused
+            if kinds is not None:
+                kinds.append(np.full(reach + 1, -1, dtype=np.int32))
+            for number, (size, count, distortion) in each:
                 if size <= width and count <= reach:
-                    packed = best[width - size, : reach + 1 - count] + distortion * (sums[count:] - sums[:-count])
-                    if keep:
-                        kind[width, count:][packed < row[count:]] = number
+                    packed = rows[-size][: reach + 1 - count] + distortion * (sums[count:] - sums[:-count])
+                    if kinds is not None:
+                        kinds[-1][count:][packed < row[count:]] = number
                     np.minimum(row[count:], packed, out=row[count:])
-            best[width] = row
-        return best, self._empty * (sums[-1] - sums + beyond), kind
+            rows.append(row)
+            floors[width] = (row + rest).min()
+        return floors, int((row + rest).argmin())
+
+
+def _check_curves(curves: Any) -> list[DistortionCurve]:
+    remedy = "give a DistortionCurve, or a list of them"
+    if isinstance(curves, DistortionCurve):
+        return [curves]
+    check_object("curves", curves, (list, tuple), remedy)
+    for curve in curves:
+        check_object("curves", curve, DistortionCurve, remedy)
+    return list(curves)
+
+
+def _check_widths(widths: ArrayLike) -> np.ndarray:
+    return check_array_of_numbers(widths, "widths", low=0.0, empty=True)
 
 
 def _checked(charges: ArrayLike) -> np.ndarray:
-    array = np.asarray(charges, dtype=np.float64)
-    if array.ndim != 1 or not array.size or not np.isfinite(array).all() or array.min() < 0.0:
-        raise ValueError("charges must be one dimension of finite values of at least 0, and not empty.")
+    array = check_array_of_numbers(charges, "charges", low=0.0)
+    with np.errstate(over="ignore"):
+        check_total(array.sum(), "charges")
     return array
+
+
+def check_total(total: float, name: str) -> None:
+    """Refuse charges whose sum float64 can't hold with room to spare.
+
+    Parameters
+    ----------
+    total : float
+        Sum of the charges.
+    name : str
+        What the user knows them by.
+
+    Raises
+    ------
+    ValueError
+        If it is above 1e300.
+
+    Examples
+    --------
+    >>> from geofloor.allocation import check_total
+    >>> check_total(3.0, "charges")
+    """
+    if total > _LARGEST_SUM:
+        raise ValueError(f"{name} add up to {total:g}, too near the end of float64; divide them by a constant.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
+from geofloor._validation import check_array_of_numbers, check_number, shown, warn_caller
+
 CapacityMethod = str | Callable[[float], float]
 
 # 1 for features of one sign, 2 for both: the tails beyond the threshold that hold noise.
 _N_TAILS = {"minimax": 2.0, "minimax_nonnegative": 1.0}
 METHODS = ("asymptotic", *_N_TAILS)
+LEAST_SPARSITY = 1.0 - float(np.exp(-1.0))  # where Eq. 1 has its minimum: below, it falls as sparsity rises
 
 
 class NonMonotoneCapacityWarning(UserWarning):
@@ -43,7 +45,7 @@ def capacity(alpha: ArrayLike, method: CapacityMethod = "asymptotic") -> Any:
     Raises
     ------
     ValueError
-        If `alpha` has a value outside [0, 1), or `method` is unknown or returns what is no capacity.
+        If `alpha` has a value outside [0, 1), or `method` is unknown or returns what is no finite number above 0.
 
     Warns
     -----
@@ -57,7 +59,7 @@ def capacity(alpha: ArrayLike, method: CapacityMethod = "asymptotic") -> Any:
     .. math:: g(\alpha) = \frac{1}{(1-\alpha)\,\ln\frac{1}{1-\alpha}},
 
     an asymptotic form for α near 1. It has its minimum, e, at α = 1 − 1/e ≈ 0.632 and diverges as
-    α → 0; the paper's g(0) = 1 is a convention, kept here.
+    α → 0; the paper's g(0) = 1 is a convention, kept here. What would overflow near 0 is the largest float64.
 
     The threshold that it approximates is 1/M(ε) with ε = 1 − α and, for c = 2 (either sign) or c = 1
     (non-negative) [2]_,
@@ -84,17 +86,75 @@ def capacity(alpha: ArrayLike, method: CapacityMethod = "asymptotic") -> Any:
     array([ 3.77, 19.15])
     """
     sparsity = _check_alpha(alpha)
-    if callable(method):
-        values = np.vectorize(method, otypes=[float])(sparsity) if sparsity.size else sparsity
-        if not (np.isfinite(values).all() and (values > 0).all()):
-            raise ValueError(f"method={method!r} must return finite features per dimension above 0, got {values!r}.")
-    elif method == "asymptotic":
-        values = _asymptotic(sparsity)
-    elif method in _N_TAILS:
-        values = 1.0 / _minimax_risk(1.0 - sparsity, _N_TAILS[method])
-    else:
-        raise ValueError(f"method={method!r} is unknown; use one of {METHODS} or a callable.")
+    values = features_per_dimension(sparsity, method)
+    if isinstance(method, str) and method == "asymptotic" and np.any((sparsity > 0) & is_too_dense(sparsity)):
+        warn_caller(
+            "Eq. 1 falls with sparsity below alpha = 1 - 1/e = 0.632, where it is no capacity; "
+            "use method='minimax_nonnegative' or 'minimax', which hold everywhere.",
+            NonMonotoneCapacityWarning,
+        )
     return float(values) if values.ndim == 0 else values
+
+
+def is_too_dense(sparsity: Any) -> Any:
+    """Tell whether a sparsity is below the range of Eq. 1.
+
+    Parameters
+    ----------
+    sparsity : float or ndarray
+        Sparsity, in [0, 1).
+
+    Returns
+    -------
+    dense : bool or ndarray of bool
+        Whether it is below 1 − 1/e.
+
+    Examples
+    --------
+    >>> from geofloor.capacity import is_too_dense
+    >>> bool(is_too_dense(0.5)), bool(is_too_dense(0.99))
+    (True, False)
+    """
+    return sparsity < LEAST_SPARSITY - 1e-12
+
+
+def features_per_dimension(sparsity: np.ndarray, method: CapacityMethod, name: str = "method") -> np.ndarray:
+    """Compute g(α) as `capacity` does, without its warning.
+
+    Parameters
+    ----------
+    sparsity : ndarray
+        Sparsities, in [0, 1).
+    method : str or callable
+        As in `capacity`.
+    name : str, default="method"
+        What the user knows `method` by.
+
+    Returns
+    -------
+    values : ndarray of the shape of `sparsity`, float64
+        Features per dimension.
+
+    Raises
+    ------
+    ValueError
+        If `method` is unknown or returns what is no finite number above 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from geofloor.capacity import features_per_dimension
+    >>> features_per_dimension(np.array([0.0, 0.9]), "minimax").round(2)
+    array([1.  , 3.04])
+    """
+    if callable(method):
+        values = [check_number(f"{name}({each:g})", method(each), 0.0, open_low=True) for each in sparsity.ravel()]
+        return np.array(values, dtype=np.float64).reshape(sparsity.shape)
+    if isinstance(method, str) and method in _N_TAILS:
+        return 1.0 / _minimax_risk(1.0 - sparsity, _N_TAILS[method])
+    if isinstance(method, str) and method == "asymptotic":
+        return _asymptotic(sparsity)
+    raise ValueError(f"{name}={shown(method)} is unknown; use one of {', '.join(map(repr, METHODS))} or a callable.")
 
 
 def critical_width(n_features: ArrayLike, alpha: ArrayLike, method: CapacityMethod = "asymptotic") -> Any:
@@ -125,8 +185,11 @@ def critical_width(n_features: ArrayLike, alpha: ArrayLike, method: CapacityMeth
     >>> round(critical_width(28665, alpha=1 - 218.3 / 28665))
     1065
     """
-    count = _check_non_negative(n_features, "n_features")
-    width = count / capacity(alpha, method)
+    count = _check_beside_alpha(n_features, "n_features", alpha)
+    with np.errstate(over="ignore"):
+        width = count / capacity(alpha, method)
+    if not np.isfinite(width).all():
+        raise ValueError(f"method={shown(method)} gives so few features per dimension that d* overflows float64.")
     return float(width) if np.ndim(width) == 0 else width
 
 
@@ -145,7 +208,7 @@ def kept_features(width: ArrayLike, alpha: ArrayLike, method: CapacityMethod = "
     Returns
     -------
     count : int or ndarray of int64
-        Features kept; it is not capped at the number there are.
+        Features kept; it is not capped at the number there are, but at 2⁶².
 
     Raises
     ------
@@ -158,22 +221,17 @@ def kept_features(width: ArrayLike, alpha: ArrayLike, method: CapacityMethod = "
     >>> kept_features([128, 256], alpha=0.9924)
     array([3451, 6903])
     """
-    kept = np.floor(_check_non_negative(width, "width") * capacity(alpha, method))
+    with np.errstate(over="ignore"):
+        kept = np.floor(_check_beside_alpha(width, "width", alpha) * capacity(alpha, method))
     count = np.minimum(kept, 2.0**62).astype(np.int64)  # what an integer can hold
     return int(count) if count.ndim == 0 else count
 
 
 def _asymptotic(sparsity: np.ndarray) -> np.ndarray:
-    if np.any((sparsity > 0) & (sparsity < 1 - np.exp(-1) - 1e-12)):
-        warnings.warn(
-            "Eq. 1 falls with sparsity below alpha = 1 - 1/e = 0.632, where it is no capacity; "
-            "use method='minimax_nonnegative' or 'minimax', which hold everywhere.",
-            NonMonotoneCapacityWarning,
-            stacklevel=3,
-        )
     log_density = np.log1p(-sparsity)
-    with np.errstate(divide="ignore"):
-        return np.where(sparsity == 0, 1.0, -1.0 / ((1.0 - sparsity) * log_density))
+    with np.errstate(divide="ignore", over="ignore"):
+        values = np.where(sparsity == 0, 1.0, -1.0 / ((1.0 - sparsity) * log_density))
+    return np.minimum(values, np.finfo(np.float64).max)
 
 
 def _minimax_risk(density: np.ndarray, n_tails: float) -> np.ndarray:
@@ -196,7 +254,7 @@ def _minimax_risk(density: np.ndarray, n_tails: float) -> np.ndarray:
 
 
 def _check_alpha(alpha: ArrayLike) -> np.ndarray:
-    sparsity = np.asarray(alpha, dtype=np.float64)
+    sparsity = check_array_of_numbers(alpha, "alpha", ndim=None, empty=True)
     wrong = ~((sparsity >= 0) & (sparsity < 1))
     if wrong.any():
         raise ValueError(
@@ -206,9 +264,11 @@ def _check_alpha(alpha: ArrayLike) -> np.ndarray:
     return sparsity
 
 
-def _check_non_negative(value: ArrayLike, name: str) -> np.ndarray:
-    array = np.asarray(value, dtype=np.float64)
-    wrong = ~((array >= 0) & np.isfinite(array))
-    if wrong.any():
-        raise ValueError(f"{name}={array[wrong].flat[0]:g} must be finite and not negative.")
+def _check_beside_alpha(value: ArrayLike, name: str, alpha: ArrayLike) -> np.ndarray:
+    array = check_array_of_numbers(value, name, ndim=None, low=0.0, empty=True)
+    shape = _check_alpha(alpha).shape
+    try:
+        np.broadcast_shapes(array.shape, shape)
+    except ValueError:
+        raise ValueError(f"{name} has shape {array.shape} and alpha {shape}; give shapes that broadcast.") from None
     return array

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.interpolate import PchipInterpolator
 
+from geofloor._validation import check_array_of_numbers, check_choice, check_number
 from geofloor.allocation import DistortionCurve, lower_hull
 from geofloor.capacity import capacity
 
@@ -95,10 +96,6 @@ class _Table:
 
 @functools.cache
 def _table(curve: str, starts: str) -> _Table:
-    if curve not in CURVES:
-        raise ValueError(f"curve={curve!r} is unknown; use {' or '.join(map(repr, CURVES))}.")
-    if starts not in STARTS:
-        raise ValueError(f"starts={starts!r} is unknown; use {' or '.join(map(repr, STARTS))}.")
     file = resources.files("geofloor") / "_distortion" / f"{curve}_uniform.csv"
     with file.open(encoding="utf-8") as lines:
         next(lines)  # the command
@@ -107,12 +104,6 @@ def _table(curve: str, starts: str) -> _Table:
     return _Table(rows, starts)
 
 
-def _check_alpha(alpha: float) -> None:
-    if not 0.0 <= alpha < 1.0:
-        raise ValueError(f"alpha={alpha!r} must be at least 0 and below 1.")
-
-
-@functools.lru_cache(maxsize=256)
 def blocks(alpha: float, *, curve: str = "relu", starts: str = "best") -> Blocks:
     """Blocks at a sparsity: what K features lose in d dimensions.
 
@@ -149,7 +140,15 @@ def blocks(alpha: float, *, curve: str = "relu", starts: str = "best") -> Blocks
     >>> bool((found.features >= found.widths).all())
     True
     """
-    _check_alpha(alpha)
+    return _blocks(
+        check_number("alpha", alpha, 0.0, 1.0, open_high=True),
+        check_choice("curve", curve, CURVES),
+        check_choice("starts", starts, STARTS),
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _blocks(alpha: float, curve: str, starts: str) -> Blocks:
     table = _table(curve, starts)
     distortions = table.at(np.array([alpha]))[0][0]
     hull = distortion_curve(alpha, curve=curve, starts=starts, empty=1.0)
@@ -168,6 +167,8 @@ def blocks(alpha: float, *, curve: str = "relu", starts: str = "best") -> Blocks
         # What is interpolated must not lie below the hull, which bounds every division of dimensions.
         found.append((np.full(len(counts), width), counts, np.maximum(between / counts, hull(width / counts))))
     columns = [np.concatenate(column) for column in zip(*found, strict=True)]
+    if starts == "mean":  # interpolated apart, the mean of several starts can come out below the best of them
+        columns[2] = np.maximum(columns[2], _blocks(alpha, curve, "best").distortions)
     for column in columns:
         column.setflags(write=False)  # the next call gets the same arrays
     return Blocks(*columns)
@@ -191,7 +192,7 @@ def empty_distortion(alpha: float, amplitude: str = "uniform") -> float:
     Raises
     ------
     ValueError
-        If the law is unknown.
+        If α is outside [0, 1), or the law is unknown.
 
     Examples
     --------
@@ -200,6 +201,7 @@ def empty_distortion(alpha: float, amplitude: str = "uniform") -> float:
     0.925
     """
     check_amplitude(amplitude)
+    alpha = check_number("alpha", alpha, 0.0, 1.0, open_high=True)
     mean, second_moment = AMPLITUDES[amplitude]
     return float(1.0 - (1.0 - alpha) * mean**2 / second_moment)
 
@@ -222,8 +224,7 @@ def check_amplitude(amplitude: str) -> None:
     >>> from geofloor.distortion import check_amplitude
     >>> check_amplitude("uniform")
     """
-    if amplitude not in AMPLITUDES:
-        raise ValueError(f"amplitude={amplitude!r} is not a law; use one of {', '.join(map(repr, AMPLITUDES))}.")
+    check_choice("amplitude", amplitude, tuple(AMPLITUDES))
 
 
 def distortion_curve(
@@ -240,7 +241,7 @@ def distortion_curve(
     starts : {"best", "mean"}, default="best"
         Best of the starting points, or their mean, as in `blocks`.
     empty : float, default=None
-        Loss of a feature without dimensions; by default that of the uniform law.
+        Loss of a feature without dimensions, in [0, 1]; by default that of the uniform law.
 
     Returns
     -------
@@ -250,7 +251,7 @@ def distortion_curve(
     Raises
     ------
     ValueError
-        If α is outside [0, 1), or `curve` or `starts` is unknown.
+        If α is outside [0, 1), `empty` outside [0, 1], or `curve` or `starts` is unknown.
 
     Examples
     --------
@@ -259,7 +260,9 @@ def distortion_curve(
     >>> curve([0.0, 1.0]).round(3).tolist()
     [0.925, 0.0]
     """
-    return distortion_curves([alpha], curve=curve, starts=starts, empty=None if empty is None else [empty])[0]
+    alpha = check_number("alpha", alpha, 0.0, 1.0, open_high=True)
+    losses = None if empty is None else [check_number("empty", empty, 0.0, 1.0)]
+    return distortion_curves([alpha], curve=curve, starts=starts, empty=losses)[0]
 
 
 def distortion_curves(
@@ -276,7 +279,7 @@ def distortion_curves(
     starts : {"best", "mean"}, default="best"
         Best of the starting points, or their mean, as in `blocks`.
     empty : array-like of shape (n_curves,), default=None
-        Loss of a feature without dimensions; by default that of the uniform law.
+        Loss of a feature without dimensions, in [0, 1]; by default that of the uniform law.
 
     Returns
     -------
@@ -286,7 +289,8 @@ def distortion_curves(
     Raises
     ------
     ValueError
-        If a sparsity is outside [0, 1), or `curve` or `starts` is unknown.
+        If a sparsity is outside [0, 1), `empty` is outside [0, 1] or of another length, or `curve` or `starts` is
+        unknown.
 
     Examples
     --------
@@ -294,11 +298,17 @@ def distortion_curves(
     >>> [curve(0.1).round(2).tolist() for curve in distortion_curves([0.9, 0.99])]
     [0.7, 0.44]
     """
-    sparsities = np.asarray(alphas, dtype=np.float64)
-    for alpha in sparsities:
-        _check_alpha(float(alpha))
-    losses = [empty_distortion(alpha) for alpha in sparsities] if empty is None else np.asarray(empty)
-    points = _table(curve, starts).hull_points(sparsities)
+    sparsities = check_array_of_numbers(alphas, "alphas", low=0.0, empty=True)
+    if (sparsities >= 1.0).any():
+        raise ValueError(f"alphas holds {sparsities.max():g}; give sparsities of at least 0 and below 1.")
+    if empty is None:
+        losses = np.array([empty_distortion(alpha) for alpha in sparsities])
+    else:
+        losses = check_array_of_numbers(empty, "empty", low=0.0, high=1.0, empty=True)
+    if losses.shape != sparsities.shape:
+        raise ValueError(f"empty has {len(losses)} values for {len(sparsities)} alphas; give one for each.")
+    table = _table(check_choice("curve", curve, CURVES), check_choice("starts", starts, STARTS))
+    points = table.hull_points(sparsities)
     return [
         lower_hull(np.append(capacities, [0.0, 1.0]), np.append(distortions, [loss, 0.0]))
         for (capacities, distortions), loss in zip(points, losses, strict=True)

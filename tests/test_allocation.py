@@ -95,11 +95,64 @@ def test_hull_is_the_lower_convex_hull(points):
         (lambda: Waterfilling([1.0, -1.0], CURVES[0]), "charges"),
         (lambda: Waterfilling([], CURVES[0]), "charges"),
         (lambda: Waterfilling([1.0, 2.0], CURVES, [0, 2]), "one of 2 curves"),
+        (lambda: Waterfilling([1.0, 2.0], CURVES, [0.0, 1.5]), "one of 2 curves"),
+        (lambda: Waterfilling([1.7e308, 1.7e308], CURVES[0]), "charges add up to inf"),
+        (lambda: Waterfilling([1.0], CURVES[0]).floors([-1.0]), "widths: -1"),
+        (lambda: Waterfilling([1.0], CURVES[0]).floors([np.nan]), "widths contains NaN"),
+        (lambda: Waterfilling([1.0], CURVES[0]).levels([np.inf]), "widths contains infinity"),
+        (lambda: Waterfilling([1.0], CURVES[0]).served(["a"]), "widths"),
+        (lambda: Waterfilling([1.0], CURVES[0]).shares(np.nan), "width=nan"),
+        (lambda: BlockPacking([1.0], [1], [1], [0.0]).floors([np.nan]), "widths contains NaN"),
+        (lambda: BlockPacking([1.0], [1], [1], [0.0]).shares(-1), "width=-1"),
+        (lambda: BlockPacking([1.0], [0], [1], [0.0]), "block_widths: 0"),
+        (lambda: BlockPacking([1.0], [1], [1.5], [0.0]), "block_features=.*whole"),
+        (lambda: BlockPacking([1.0], [1], [1], [-0.5]), "block_distortions: -0.5"),
+        (lambda: BlockPacking([1.0], [1], [1, 2], [0.5]), "block_widths.*shapes"),
+        (lambda: BlockPacking([1.0], [1], [1], [0.0], np.nan), "empty_distortion=nan"),
+        (lambda: DistortionCurve([0, 5e-324, 1], [1, 0.5, 0]), "overflows float64"),
+        (lambda: DistortionCurve([0, 1], ["a", "b"]), "distortions.*text"),
+        (lambda: CURVES[0]([-1.0]), "capacities: -1"),
+        (lambda: lower_hull([0.5, 1], [1, 0]), "with a capacity of 0"),
+        (lambda: lower_hull([0, 0], [1, 0]), "with a capacity of 0 and others"),
     ],
 )
 def test_bad_input_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_curves_are_objects_of_their_class():
+    with pytest.raises(TypeError, match="curves=3 is a int; give a DistortionCurve"):
+        Waterfilling([1.0], 3)
+    with pytest.raises(TypeError, match="curves='relu'"):
+        Waterfilling([1.0], ["relu"])
+
+
+def test_no_object_keeps_the_callers_arrays():
+    c, d = np.array([0.0, 0.5, 1.0]), np.array([1.0, 0.25, 0.0])
+    curve = DistortionCurve(c, d)
+    w, which = np.array([3.0, 2.0, 1.0]), np.array([0, 1, 0])
+    filling, packing = Waterfilling(w, [curve, CURVES[0]], which), BlockPacking(w, [1], [2], [0.25])
+    before = [*filling.shares(1.0), *packing.shares(1), curve([0.25, 0.75])]
+    for array in (c, d, w, which):
+        array[:] = array[::-1].copy()
+    d[:], which[:] = 0.0, 0
+    for now, then in zip([*filling.shares(1.0), *packing.shares(1), curve([0.25, 0.75])], before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_a_hull_whose_points_lose_no_less_with_dimensions_is_level():
+    hull = lower_hull([0, 0.5, 1], [0.2, 0.3, 0.2])
+    assert hull([0.0, 0.5, 2.0]).tolist() == [0.2, 0.2, 0.2]
+
+
+def test_packing_any_width_beyond_what_helps_costs_what_that_width_costs():
+    for blocks_ in (([1, 2], [1, 3], [0.0, 0.1]), ([2, 3], [2, 4], [0.1, 0.2])):
+        packing = BlockPacking([4.0, 2.0, 1.0, 1.0], *blocks_)
+        enough = packing.floors([12])[0]
+        assert packing.floors([4, 13, 1e6, 2.0**31, 1e30, 1.7e308])[1:].tolist() == [enough] * 5
+        shares = packing.shares(1e30)
+        assert packing.charges @ shares.distortions == pytest.approx(enough)
 
 
 def every_packing(weights, blocks, width, empty):

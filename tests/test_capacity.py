@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
@@ -86,16 +87,55 @@ def test_kept_features_is_the_floor_of_width_times_capacity():
     assert kept_features(10, 0.0, "minimax") == 10
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.0, 2.0, np.nan, np.inf, [0.5, 1.0]])
+@pytest.mark.parametrize("alpha", [-0.1, 1.0, 2.0, [0.5, 1.0]])
 def test_sparsity_outside_its_range_is_named(alpha):
     with pytest.raises(ValueError, match=r"alpha=.* is no sparsity"):
         capacity(alpha)
 
 
+@pytest.mark.parametrize(
+    "alpha",
+    [np.nan, np.inf, None, "0.9", 0.9j, 10**400, {0.9}, np.ma.array([0.5, 0.9], mask=[0, 1]), np.timedelta64(1)],
+)
+def test_what_is_no_sparsity_at_all_is_named(alpha):
+    for function in (capacity, lambda given: kept_features(3, given), lambda given: critical_width(3, given)):
+        with pytest.raises(ValueError, match="alpha"):
+            function(alpha)
+
+
 def test_other_bad_arguments_are_named():
     with pytest.raises(ValueError, match="method='exact' is unknown"):
         capacity(0.9, "exact")
-    with pytest.raises(ValueError, match=r"width=.*-1"):
+    with pytest.raises(ValueError, match=r"width: -1"):
         kept_features(-1, 0.9)
-    with pytest.raises(ValueError, match=r"n_features=.*nan"):
+    with pytest.raises(ValueError, match=r"n_features contains NaN"):
         critical_width(np.nan, 0.9)
+    with pytest.raises(ValueError, match=r"width has shape \(2,\) and alpha \(3,\)"):
+        kept_features([1, 2], [0.9, 0.9, 0.9])
+    with pytest.raises(ValueError, match="d\\* overflows"):
+        critical_width(10, 0.9, lambda _: 1e-308)
+
+
+@pytest.mark.filterwarnings("ignore::geofloor.capacity.NonMonotoneCapacityWarning")
+@pytest.mark.parametrize("alpha", [5e-324, 1e-320, 1e-310])
+def test_equation_1_next_to_zero_is_the_largest_float_or_near_it(alpha):
+    with np.errstate(all="raise", under="ignore"):
+        assert capacity(alpha) == min(1 / alpha if alpha > 5.6e-309 else np.inf, np.finfo(float).max)
+        assert kept_features([0, 1, 1e300], alpha).tolist() == [0, 2**62, 2**62]
+        assert critical_width(0, alpha) == 0
+
+
+def test_a_complex_capacity_is_refused():
+    with pytest.raises(ValueError, match=r"method\(0.5\)=\(1\+1j\) must be a finite number above 0"):
+        capacity(0.5, lambda _: 1 + 1j)
+
+
+def test_tensors_of_any_dtype_are_sparsities():
+    exact = torch.tensor([0.5, 0.75])
+    for alpha in (exact, exact.bfloat16(), exact.clone().requires_grad_()):
+        np.testing.assert_array_equal(capacity(alpha, "minimax"), capacity([0.5, 0.75], "minimax"))
+
+
+def test_an_empty_result_shares_no_memory_with_the_caller():
+    alpha = np.empty(0)
+    assert capacity(alpha, lambda _: 2.0) is not alpha
