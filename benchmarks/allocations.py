@@ -33,7 +33,8 @@ def shared(allocation: str, importance=LAWS["Zipf 1"], amplitude: str = "uniform
 
     def make(n_features: int, alpha: float) -> FloorPredictor:
         moments = SparseFeatures(n_features, alpha, amplitude).second_moments
-        predictor = FloorPredictor(alpha, allocation=allocation, amplitude=amplitude, **parameters)
+        law = None if allocation == "cutoff" else amplitude  # Eq. 2 knows no amplitudes
+        predictor = FloorPredictor(alpha, allocation=allocation, amplitude=law, **parameters)
         return predictor.fit(importance(n_features), second_moments=moments)
 
     return make
@@ -100,7 +101,7 @@ def papers_sweep() -> None:
     print("\n=== the best of 20 seeds")
     best = predict_sweep(
         summary[["n_features", "alpha", "teacher_width", "width", "floor_best"]],
-        {f"{name}, best": shared(name, starts="best") for name in ("waterfilling", "auto")},
+        {"waterfilling, best": shared("waterfilling"), "auto, best": shared("auto", starts="best")},
     )
     show(
         agreement_table(
@@ -150,7 +151,8 @@ def deep_students() -> None:
         importances = LAWS[law](n) / LAWS[law](n).sum()
         for name, values in columns.items():
             allocation, _, curve = name.partition(", ")
-            predictor = FloorPredictor(alpha, allocation=allocation, curve=curve or "relu", starts="best")
+            starts = "best" if allocation == "blocks" else None
+            predictor = FloorPredictor(alpha, allocation=allocation, curve=curve or None, starts=starts)
             values[group.index] = predictor.fit(importances).predict(group.width)
     print(f"\n=== students with a deep decoder, {len(floors)} points, best of 2 seeds, by importance")
     show(agreement_table(floors.best, columns, strata=floors.law, relative_above=3e-3))
@@ -187,8 +189,8 @@ def other_features(n_jobs: int) -> None:
         for width in (2, 5, 10):
             measured = ToyModel(width, n_init=4, random_state=0).fit(features).floor_
             predicted = {
-                name: FloorPredictor(allocation=name, starts="best").fit(table).predict([width])[0]
-                for name in ("cutoff", "waterfilling", "blocks")
+                name: FloorPredictor(allocation=name, starts=starts).fit(table).predict([width])[0]
+                for name, starts in (("cutoff", None), ("waterfilling", None), ("blocks", "best"))
             }
             ratios = ", ".join(f"{name} {value / measured:.2f}" for name, value in predicted.items())
             print(f"{label}, width {width}: floor {measured:.5f}; {ratios}")

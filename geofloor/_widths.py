@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import ArrayLike
 from sklearn.base import TransformerMixin
-from sklearn.utils import Tags, check_array
+from sklearn.utils import Tags
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
+
+from geofloor._validation import check_array_of_numbers, plain_array, shown
+
+_COLUMNS = ("importance", "firing_rate", "mean")
 
 
 class WidthPredictorMixin(TransformerMixin):
@@ -95,31 +100,71 @@ class WidthPredictorMixin(TransformerMixin):
         return tags
 
 
-def read_targets(floor: Any) -> np.ndarray:
-    """Target floors, float64."""
-    target = np.asarray(floor, dtype=np.float64)
-    if not (np.isfinite(target).all() and (target >= 0).all()):
-        raise ValueError(f"floor={floor!r}: a target floor must be finite and not negative.")
-    return target
+def read_targets(floor: Any, name: str = "floor") -> np.ndarray:
+    """Read target floors of any shape: finite and not negative, float64."""
+    return check_array_of_numbers(floor, name, ndim=None, low=0.0, empty=True)
 
 
 def read_column(values: Any, name: str) -> np.ndarray:
-    """A float64 vector of finite, non-negative values out of one dimension or one column."""
-    array = check_array(values, dtype=np.float64, ensure_2d=False, allow_nd=True, ensure_min_samples=0, input_name=name)
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1:
-        raise ValueError(
-            f"{name} has shape {array.shape}; give one dimension or one column"
-            + (", or a feature table of 3 columns." if name == "importances" else ".")
+    """Read one dimension or one column of finite, non-negative values into float64 memory of its own."""
+    return check_array_of_numbers(values, name, low=0.0, empty=name == "widths")
+
+
+def read_importances(importances: Any) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Read importances and, from a feature table, firing rates and means."""
+    if hasattr(importances, "table_"):
+        raise TypeError(
+            f"importances={shown(importances)} is a {type(importances).__name__}; give its feature table, .table_."
         )
-    if array.size == 0 and name != "widths":
-        raise ValueError(f"{name} is empty: Found array with 0 sample(s) while a minimum of 1 is required.")
-    if array.size and array.min() < 0:
-        raise ValueError(f"Negative values in data passed to {name}: {array.min():g}; they must be at least 0.")
-    return array
+    if hasattr(importances, "columns"):  # a DataFrame of any library
+        columns = list(importances.columns)
+        if "importance" in columns:
+            return _checked_table({name: importances[name] for name in _COLUMNS if name in columns})
+        if len(columns) != 1:
+            raise ValueError(f"importances is a DataFrame with the columns {shown(columns)}, without 'importance'.")
+    if sp.issparse(importances):
+        raise ValueError(
+            "importances is a sparse matrix. Sparse data was passed, but dense data is required: codes go through "
+            "FeatureStatistics first, whose table_ is read here."
+        )
+    plain = plain_array(importances, "importances")
+    shape = np.shape(plain)
+    if len(shape) == 2 and shape[1] == 3:
+        table = check_array_of_numbers(plain, "importances", ndim=2)
+        return _checked_table(dict(zip(_COLUMNS, table.T, strict=True)))
+    if len(shape) == 2 and not shape[1]:
+        raise ValueError(
+            f"importances is empty: Found array with 0 feature(s) (shape={shape}) while a minimum of 1 is required."
+        )
+    if len(shape) == 2 and shape[1] != 1:
+        raise ValueError(
+            f"importances has shape {shape}; give one dimension or one column, or a feature table of 3 columns. "
+            "Codes go through FeatureStatistics first. Reshape your data."
+        )
+    return read_column(plain, "importances"), None, None
+
+
+def _checked_table(table: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    weights = read_column(table["importance"], "importances")
+    rates = means = None
+    if "firing_rate" in table:
+        rates = check_array_of_numbers(table["firing_rate"], "firing_rate", low=0.0, high=1.0)
+    if "mean" in table:
+        means = check_array_of_numbers(table["mean"], "mean")
+    if rates is not None and means is not None:
+        with np.errstate(over="ignore"):
+            wrong = np.flatnonzero(np.square(means) > weights * rates * (1.0 + 1e-4))  # of float32 tables, too
+        if wrong.size:
+            row = wrong[0]
+            raise ValueError(
+                f"importances is a feature table whose row {row} no codes have: mean {means[row]:g} squared is above "
+                f"importance {weights[row]:g} times firing rate {rates[row]:g}. Its columns must be importance E[z²], "
+                "firing rate P(z != 0) and mean E[z], in this order."
+            )
+    return weights, rates, means
 
 
 def as_column(X: Any) -> Any:
-    """One dimension as a column; all else as it is."""
+    """Turn one dimension into a column, and leave all else as it is."""
+    X = plain_array(X, "X")
     return np.reshape(X, (-1, 1)) if np.ndim(X) == 1 else X

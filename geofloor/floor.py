@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_array
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from geofloor._widths import WidthPredictorMixin, read_column, read_targets
-from geofloor.allocation import BlockPacking, DistortionCurve, Waterfilling
-from geofloor.capacity import CapacityMethod, NonMonotoneCapacityWarning, capacity
-from geofloor.distortion import STARTS, blocks, distortion_curves, empty_distortion
+from geofloor._validation import check_choice, check_number, shown, warn_caller
+from geofloor._widths import WidthPredictorMixin, read_column, read_importances, read_targets
+from geofloor.allocation import BlockPacking, DistortionCurve, Waterfilling, check_total
+from geofloor.capacity import CapacityMethod, capacity, features_per_dimension, is_too_dense
+from geofloor.distortion import AMPLITUDES, CURVES, STARTS, blocks, distortion_curves, empty_distortion
 
 ALLOCATIONS = ("cutoff", "waterfilling", "blocks", "auto")
 # Up to this width "auto" packs blocks. On toy floors they were nearer than water-filling at all widths, up to 30.
@@ -25,6 +25,14 @@ WIDEST_PACKING = 32
 _EXCESS = 0.10
 # Bounds from above pack blocks exactly up to this width, and only blocks of the next number of dimensions beyond it.
 _EXACT_PACKING, _COARSE_BLOCK = 64, 8
+# Constructor arguments that each allocation uses; one given to another is an error.
+_USED = {
+    "cutoff": ("capacity", "teacher_width"),
+    "waterfilling": ("curve", "amplitude"),
+    "blocks": ("curve", "amplitude", "starts"),
+    "auto": ("curve", "amplitude", "starts"),
+}
+_MOST_WIDTH = 2**53  # whole widths beyond it are no float64
 _BIN = 0.25  # of the logarithm of the firing rate: features within one share a curve
 
 
@@ -57,25 +65,31 @@ class FloorPredictor(WidthPredictorMixin, BaseEstimator):
         or blocks for widths up to 32 and water-filling beyond. For students with one ReLU layer
         the others predict what is measured. For language models none is settled: the default orders widths, and
         what it forecasts from two distilled students can be off by a fifth or more.
-    capacity : {"asymptotic", "minimax", "minimax_nonnegative"} or callable, default="asymptotic"
-        Features per dimension g(α), as in `geofloor.capacity.capacity`, for the cut-off.
-    curve : {"relu", "deep"}, default="relu"
-        What the student's decoder can compute, for the other allocations: one ReLU layer with tied weights, or
-        two hidden layers.
-    amplitude : {"uniform", "exponential", "half-normal", "constant"}, default="uniform"
-        Law of an active feature, for the other allocations, where no feature table gives its mean: it sets
-        what a dropped feature costs a student that has a bias.
-    starts : {"mean", "best"}, default="mean"
-        Which student ``"blocks"`` and ``"auto"`` predict: what training from one starting point ends at on
-        average, or the best of several. The average is above the best by a share 0.10/√n, where n is the
-        effective number of features, (Σ w_i)²/Σ w_i² of the charges w_i; it is small for language models.
+    capacity : {"asymptotic", "minimax", "minimax_nonnegative"} or callable, default=None
+        Features per dimension g(α), as in `geofloor.capacity.capacity`, for the cut-off only. By default
+        ``"asymptotic"``.
+    curve : {"relu", "deep"}, default=None
+        What the student's decoder can compute, for ``"waterfilling"``, ``"blocks"`` and ``"auto"`` only: one ReLU
+        layer with tied weights, or two hidden layers. By default ``"relu"``.
+    amplitude : {"uniform", "exponential", "half-normal", "constant"}, default=None
+        Law of an active feature, for ``"waterfilling"``, ``"blocks"`` and ``"auto"`` on importances without a
+        feature table, whose means replace it: it sets what a dropped feature costs a student that has a bias. By
+        default ``"uniform"``.
+    starts : {"mean", "best"}, default=None
+        Which student ``"blocks"`` and ``"auto"``, and only they, predict: what training from one starting point
+        ends at on average, or the best of several. The average is above the best by a share 0.10/√n, where n is the
+        effective number of features, (Σ w_i)²/Σ w_i² of the charges w_i; it is small for language models. By
+        default ``"mean"``.
+    teacher_width : int, default=None
+        Width of the teacher, in dimensions, for the cut-off only. If given, `fit` warns where the critical width
+        is over twice as large, which says that the codes are too dense to tell features apart.
 
     Attributes
     ----------
     alpha_ : float
         Sparsity in use.
     capacity_ : float
-        Features per dimension, g(α).
+        Features per dimension, g(α); by Eq. 1 for other allocations than the cut-off, whose floors don't use it.
     critical_width_ : float
         Width from which on nothing is lost: d* = F/g(α) for the cut-off, F for the other allocations.
     n_features_ : int
@@ -132,10 +146,11 @@ class FloorPredictor(WidthPredictorMixin, BaseEstimator):
         alpha: float | None = None,
         *,
         allocation: str = "cutoff",
-        capacity: CapacityMethod = "asymptotic",
-        curve: str = "relu",
-        amplitude: str = "uniform",
-        starts: str = "mean",
+        capacity: CapacityMethod | None = None,
+        curve: str | None = None,
+        amplitude: str | None = None,
+        starts: str | None = None,
+        teacher_width: int | None = None,
     ) -> None:
         self.alpha = alpha
         self.allocation = allocation
@@ -143,6 +158,7 @@ class FloorPredictor(WidthPredictorMixin, BaseEstimator):
         self.curve = curve
         self.amplitude = amplitude
         self.starts = starts
+        self.teacher_width = teacher_width
 
     def fit(self, importances: Any, y: Any = None, *, second_moments: ArrayLike | None = None) -> FloorPredictor:
         """Take in the importances of the teacher's features.
@@ -167,61 +183,130 @@ class FloorPredictor(WidthPredictorMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If importances or second moments are empty, negative, not finite or of the wrong shape,
-            if `alpha` is outside [0, 1), or is None where there is no feature table to take it from, or
-            if `allocation`, `curve`, `amplitude` or `starts` is unknown.
+            If importances or second moments are empty, negative, not finite, of the wrong shape, or too large to
+            add up in float64; if a feature table has values that no codes have; if `alpha` is outside
+            [0, 1), or is None where there is no feature table to take it from; or if `allocation` or one of its
+            options is unknown, or an option is given that the allocation does not use.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the features of a table fire so often that Eq. 1 does not hold, or the critical width is over twice
+            `teacher_width`.
         """
-        if not isinstance(self.allocation, DistortionCurve) and self.allocation not in ALLOCATIONS:
-            raise ValueError(
-                f"allocation={self.allocation!r} is unknown; use one of {', '.join(map(repr, ALLOCATIONS))}, "
-                "or a DistortionCurve."
+        self._fit(importances, second_moments)
+        if self.alpha is None and is_too_dense(self.alpha_):
+            consequence = "which is below the range of Eq. 1, so that these floors are no forecast"
+            if not self._by_equation_1():
+                consequence = "and floors of features so dense are no forecast"
+            warn_caller(
+                f"The features of the table fire on {100 * (1 - self.alpha_):.0f}% of tokens on average: "
+                f"alpha_={self.alpha_:.3f} is below 0.632, {consequence}. Codes of a converged sparse autoencoder are "
+                "sparser: train it for longer or with a stronger sparsity penalty.",
+                ConvergenceWarning,
             )
-        if self.starts not in STARTS:
-            raise ValueError(f"starts={self.starts!r} is unknown; use {' or '.join(map(repr, STARTS))}.")
-        weights, firing_rates, means = _read_importances(importances)
+        if self.teacher_width is not None and self.critical_width_ > 2 * self.teacher_width:
+            warn_caller(
+                f"critical_width_={self.critical_width_:,.0f} is over twice teacher_width={self.teacher_width}: no "
+                "teacher holds more features than fit its width, so the codes are too dense, or too many features "
+                "count as alive. Train the autoencoder for longer or with a stronger sparsity penalty, or raise "
+                "min_firing_rate.",
+                ConvergenceWarning,
+            )
+        return self
+
+    def _fit(self, importances: Any, second_moments: Any = None) -> FloorPredictor:
+        """Fit without warnings on measured features."""
+        self._check_parameters()
+        weights, firing_rates, means = read_importances(importances)
+        if means is not None and self.amplitude is not None:
+            raise ValueError(
+                f"amplitude={self.amplitude!r} is not used with a feature table that has means; leave it None."
+            )
+        cutoff = self._allocation == "cutoff"
         if self.alpha is not None:
-            self.alpha_ = float(self.alpha)
-        elif firing_rates is not None:
-            self.alpha_ = float(1.0 - firing_rates.mean())
-        else:
+            self.alpha_ = check_number("alpha", self.alpha, 0.0, 1.0, open_high=True)
+        elif firing_rates is None:
             raise ValueError(
                 "alpha=None needs a feature table with firing rates, as FeatureStatistics gives it; "
                 "for importances alone, give alpha."
             )
-        cutoff = isinstance(self.allocation, str) and self.allocation == "cutoff"
-        if cutoff:
-            self.capacity_ = capacity(self.alpha_, self.capacity)
+        elif not firing_rates.any():
+            raise ValueError("firing_rate is 0 for every feature; give a table of features that fire, or alpha.")
         else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NonMonotoneCapacityWarning)  # it has no part in these floors
-                self.capacity_ = capacity(self.alpha_, self.capacity)
+            self.alpha_ = float(1.0 - firing_rates.mean())
+        method = "asymptotic" if self.capacity is None else self.capacity
+        if self.alpha is not None and self._by_equation_1():
+            self.capacity_ = capacity(self.alpha_)  # warns where Eq. 1 does not hold
+        else:
+            self.capacity_ = float(features_per_dimension(np.array(self.alpha_), method, "capacity"))
         self.n_features_ = len(weights)
+        if cutoff and self.n_features_ > self.capacity_ * _MOST_WIDTH:
+            raise ValueError(
+                f"capacity={shown(method)} gives {self.capacity_:g} features per dimension at alpha={self.alpha_:g}: "
+                f"no width holds {self.n_features_} features; give a larger one."
+            )
         self.critical_width_ = self.n_features_ / self.capacity_
 
+        with np.errstate(over="ignore"):  # found by check_total
+            self._charge(weights, firing_rates, means, second_moments)
+        return self
+
+    def _charge(self, weights: np.ndarray, rates: Any, means: Any, second_moments: Any) -> None:
+        """Order what each feature costs where it is dropped, and prepare the division of dimensions."""
+        name, charges, order = "importances", weights, None
+        saved = None if means is None else np.minimum(np.square(means), weights)
         if second_moments is None:
-            charges, saved = weights, None if means is None else np.minimum(np.square(means), weights)
-            order, ascending = None, np.sort(weights)
+            ascending = np.sort(weights)
             self.importances_ = ascending[::-1]
         else:
             moments = read_column(second_moments, "second_moments")
             if len(moments) != len(weights):
                 raise ValueError(f"second_moments has {len(moments)} values for {len(weights)} importances.")
-            charges, saved = weights * moments, None if means is None else np.minimum(means**2, weights) * moments
+            name, charges = "importances times second_moments", weights * moments
+            saved = None if saved is None else saved * moments
             order = np.lexsort((moments, weights))  # equal importances: the floor must not depend on their order
             self.importances_, ascending = weights[order][::-1], charges[order]
-        if cutoff:
-            self._weights, self._order = (
-                weights,
-                order,
-            )  # the caller's array: a copy would cost as much as half the sort
+        if self._allocation == "cutoff":
+            self._weights, self._order = weights, order
             # Entry k is the charge of the k least important features, summed from the smallest up.
             self._dropped_charge = np.empty(self.n_features_ + 1)
             self._dropped_charge[0] = 0.0
             np.cumsum(ascending, out=self._dropped_charge[1:])
+            check_total(self._dropped_charge[-1], name)
         else:
-            self._divide(charges, firing_rates if self.alpha is None else None, saved)
+            check_total(charges.sum(), name)
+            self._divide(charges, rates if self.alpha is None else None, saved)
             self.critical_width_ = float(self.n_features_)
-        return self
+
+    def _by_equation_1(self) -> bool:
+        eq_1 = self.capacity is None or (isinstance(self.capacity, str) and self.capacity == "asymptotic")
+        return self._allocation == "cutoff" and eq_1
+
+    def _check_parameters(self) -> None:
+        """Resolve the allocation and its options, and refuse those that it does not use."""
+        own_curve = isinstance(self.allocation, DistortionCurve)
+        if not own_curve and not (isinstance(self.allocation, str) and self.allocation in ALLOCATIONS):
+            raise ValueError(
+                f"allocation={shown(self.allocation)} is unknown; use one of {', '.join(map(repr, ALLOCATIONS))}, "
+                "or a DistortionCurve."
+            )
+        self._allocation = "curve" if own_curve else self.allocation
+        used = _USED.get(self._allocation, ())
+        for name in ("capacity", "curve", "amplitude", "starts", "teacher_width"):
+            if getattr(self, name) is not None and name not in used:
+                users = " and ".join(repr(each) for each, names in _USED.items() if name in names)
+                raise ValueError(
+                    f"{name}={shown(getattr(self, name))} is not used with allocation="
+                    f"{shown(self.allocation)}, only with {users}; leave it None."
+                )
+        self._curve = "relu" if self.curve is None else check_choice("curve", self.curve, CURVES)
+        self._starts = "mean" if self.starts is None else check_choice("starts", self.starts, STARTS)
+        self._amplitude = "uniform"
+        if self.amplitude is not None:
+            self._amplitude = check_choice("amplitude", self.amplitude, tuple(AMPLITUDES))
+        if self.teacher_width is not None:
+            check_number("teacher_width", self.teacher_width, 1, whole=True)
 
     def _divide(self, charges: np.ndarray, rates: np.ndarray | None, saved: np.ndarray | None) -> None:
         """Prepare the division of dimensions: a curve for each range of firing rates, and blocks for the mean rate.
@@ -229,9 +314,6 @@ class FloorPredictor(WidthPredictorMixin, BaseEstimator):
         `saved` is what a bias saves of each charge, where that is known.
         """
         self._packings: dict[tuple[str, int | None], BlockPacking] = {}
-        charges = (
-            charges.copy()
-        )  # packings are made when they are first asked for, whatever becomes of the caller's array
         if isinstance(self.allocation, DistortionCurve):
             self._filling = Waterfilling(charges, self.allocation)
             self._variance, self._excess = float(self._filling.floors([0.0])[0]), 1.0
@@ -241,13 +323,13 @@ class FloorPredictor(WidthPredictorMixin, BaseEstimator):
         else:
             bins, which = _rate_bins(rates)
         total = np.bincount(which, weights=charges, minlength=len(bins))
-        empty = np.array([empty_distortion(1.0 - rate, self.amplitude) for rate in bins])
+        empty = np.array([empty_distortion(1.0 - rate, self._amplitude) for rate in bins])
         if saved is not None:  # the importances of a table are second moments, and it has the means
             of_bin = np.bincount(which, weights=saved, minlength=len(bins))
-            empty = 1.0 - np.divide(of_bin, total, out=np.zeros_like(total), where=total > 0.0)
-        curves = distortion_curves(1.0 - bins, curve=self.curve, empty=empty)
+            empty = 1.0 - np.divide(of_bin, total, out=np.zeros_like(total), where=total > 0.0).clip(max=1.0)
+        curves = distortion_curves(1.0 - bins, curve=self._curve, empty=empty)
         self._filling = Waterfilling(charges, curves, which)
-        self._charges = charges
+        self._charges = self._filling.charges
         self._empty = float(np.average(empty, weights=total)) if total.sum() > 0.0 else 1.0
         self._variance = float(self._filling.floors([0.0])[0])
         relative = charges / (charges.max() or 1.0)
@@ -257,7 +339,7 @@ class FloorPredictor(WidthPredictorMixin, BaseEstimator):
     def _packing(self, starts: str, only: int | None = None) -> BlockPacking:
         """Blocks for the mean firing rate, of all sizes or of one, which becomes the unit of width."""
         if (starts, only) not in self._packings:
-            found = blocks(self.alpha_, curve=self.curve, starts=starts)
+            found = blocks(self.alpha_, curve=self._curve, starts=starts)
             chosen = slice(None) if only is None else found.widths == only
             self._packings[starts, only] = BlockPacking(
                 self._charges,
@@ -269,7 +351,7 @@ class FloorPredictor(WidthPredictorMixin, BaseEstimator):
         return self._packings[starts, only]
 
     def predict(self, widths: ArrayLike, *, return_bounds: bool = False) -> Any:
-        """Floor at each width.
+        """Predict the floor at each width.
 
         Parameters
         ----------
@@ -279,7 +361,7 @@ class FloorPredictor(WidthPredictorMixin, BaseEstimator):
             Whether to return bounds on the floor of a well-trained student as well, for the allocations that
             have measured students behind them: from below water-filling, which divides dimensions more finely
             than a student can; from above blocks as they come out of training on average, of which a student
-            can be made, and what an average training loses beyond the best.
+            can be made, and what an average training loses beyond the best. The floor lies within its bounds.
 
         Returns
         -------
@@ -302,19 +384,21 @@ class FloorPredictor(WidthPredictorMixin, BaseEstimator):
             floors = np.empty(len(at))
             floors[~packed] = self._filling.floors(at[~packed])
             floors[packed] = self._packing("best").floors(at[packed]) if packed.any() else 0.0
-            if self.starts == "mean" and not self._is("waterfilling"):
+            if self._starts == "mean" and not self._is("waterfilling"):
                 floors = np.minimum(self._excess * floors, self._variance)
         if not return_bounds:
             return floors
-        if self._is("cutoff") or isinstance(self.allocation, DistortionCurve):
+        if self._is("cutoff") or self._is("curve"):
             raise ValueError(
-                f"return_bounds=True: allocation={self.allocation!r} has no measured students behind it; "
+                f"return_bounds=True: allocation={shown(self.allocation)} has no measured students behind it; "
                 "use 'waterfilling', 'blocks' or 'auto'."
             )
-        return floors, np.column_stack([self._filling.floors(at), self._upper(at)])
+        # Water-filling knows each feature's own firing rate and blocks their mean, so that on a table they may cross.
+        lower, upper = np.minimum(self._filling.floors(at), floors), np.maximum(self._upper(at), floors)
+        return floors, np.column_stack([lower, upper])
 
     def _is(self, name: str) -> bool:
-        return isinstance(self.allocation, str) and self.allocation == name
+        return self._allocation == name
 
     def _is_packed(self, widths: np.ndarray) -> np.ndarray:
         """Where the division is into blocks."""
@@ -435,11 +519,14 @@ class FloorPredictor(WidthPredictorMixin, BaseEstimator):
         width = np.ceil(needed / self.capacity_)
         # Rounding in the division must not cost, or save, a dimension.
         width = np.where(self._kept(width) < needed, width + 1, width)
-        width = np.where((width > 0) & (self._kept(width - 1) >= needed), width - 1, width).astype(np.int64)
+        width = np.where((width > 0) & (self._kept(np.maximum(width - 1, 0)) >= needed), width - 1, width).astype(
+            np.int64
+        )
         return int(width) if width.ndim == 0 else width
 
     def _kept(self, widths: np.ndarray) -> np.ndarray:
-        return np.floor(np.minimum(widths * self.capacity_, self.n_features_)).astype(np.int64)
+        with np.errstate(over="ignore"):
+            return np.floor(np.minimum(widths * self.capacity_, self.n_features_)).astype(np.int64)
 
 
 def _rate_bins(rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -454,25 +541,3 @@ def _rate_bins(rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     place[used] = np.arange(len(used))
     which = place[steps]
     return np.clip(np.bincount(which, weights=rates) / counts[used], 1e-12, 1.0), which
-
-
-def _read_importances(importances: Any) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Importances and, where there is a feature table, firing rates and means."""
-    if hasattr(importances, "columns"):  # a DataFrame of any library
-        columns = list(importances.columns)
-        if "importance" in columns:
-            weights, rates, means = (
-                read_column(importances[name], label) if name in columns else None
-                for name, label in (("importance", "importances"), ("firing_rate", "firing_rate"), ("mean", "mean"))
-            )
-            return cast(np.ndarray, weights), rates, means
-        if len(columns) != 1:
-            raise ValueError(f"importances is a DataFrame with the columns {columns}, without 'importance'.")
-    if np.ndim(importances) == 2 and np.shape(importances)[1] == 3:
-        table = check_array(importances, dtype=np.float64, input_name="importances")
-        weights, rates, means = (
-            read_column(column, name)
-            for column, name in zip(table.T, ("importances", "firing_rate", "mean"), strict=True)
-        )
-        return weights, rates, means
-    return read_column(importances, "importances"), None, None
