@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 _SHOWN = 60  # characters of a value in a message
-_INNER = ("geofloor", "sklearn", "joblib")  # packages whose own lines no user wrote
+_INNER = ("geofloor", "sklearn", "joblib", "functools")  # packages whose own lines no user wrote
 
 
 def shown(value: Any) -> str:
@@ -160,7 +160,8 @@ def plain_array(values: Any, name: str) -> Any:
             f"{name} is a {type(values).__name__} with the columns {values.column_names}; give the column as an array, "
             f"for example numpy.asarray({name}.with_format('numpy')['activations'])."
         )
-    if isinstance(values, Mapping | Set | Iterator) and not hasattr(values, "__array__"):
+    array_like = hasattr(values, "__array__") or hasattr(values, "shape")  # a DOK matrix is a mapping
+    if isinstance(values, Mapping | Set | Iterator) and not array_like:
         raise ValueError(f"{name} is a {type(values).__name__}, not an array; give an array or a list of numbers.")
     dtype = getattr(values, "dtype", None)
     if isinstance(dtype, np.dtype):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,22 +12,40 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike
 from scipy.stats import chi2
 from sklearn.base import BaseEstimator, TransformerMixin, clone
-from sklearn.utils import Tags, check_array, check_random_state, gen_batches
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import Tags, check_random_state, gen_batches
 from sklearn.utils._set_output import _get_output_config  # no public name; what scikit-learn's own wrapper asks
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
 from geofloor._streams import is_stream
-from geofloor.capacity import CapacityMethod, capacity, critical_width
+from geofloor._validation import (
+    check_array_of_numbers,
+    check_csr,
+    check_number,
+    check_object,
+    plain_array,
+    shown,
+    warn_caller,
+)
+from geofloor.capacity import CapacityMethod, features_per_dimension, is_too_dense
 
 COLUMNS = ("importance", "firing_rate", "mean")
 _MIN_TAIL = 50  # with fewer, the relative standard error of β − 1 is over 14%
 _MAX_STARTS = 100
 _CHUNK = 2**16  # codes summed at a time: what is converted stays in the cache
+_LOWEST_POWER = -1074  # of 2, of float64: squared norms of rows are counted by their power of 2
+_FEW_ROWS = 1e-3  # share of the rows that are looked at for outliers
+_OUTLYING = 100.0  # times the mean squared norm that they have on average: a tenth of the second moment, or more
+_SMALLEST_SQUARE = 1e-290  # a largest square below it has lost digits, or is about to
 
 
-class _NoFeatureAliveError(ValueError, AttributeError):
-    """No feature fires often enough. An AttributeError too, for `hasattr` and scikit-learn's HTML display."""
+class OutlierRowsWarning(UserWarning):
+    """A handful of rows carries much of the second moment of the codes."""
+
+
+class _NoTableError(ValueError, AttributeError):
+    """No feature fires enough. An AttributeError too, for `hasattr` and scikit-learn's HTML display."""
 
 
 class PowerLawTail(NamedTuple):
@@ -103,9 +121,7 @@ def power_law_tail(values: ArrayLike, *, confidence_level: float = 0.95) -> Powe
     3.0
     """
     _check_confidence_level(confidence_level)
-    sample = check_array(values, ensure_2d=False, dtype=np.float64, input_name="values")
-    if sample.ndim != 1:
-        raise ValueError(f"values has shape {sample.shape}; give one dimension.")
+    sample = check_array_of_numbers(values, "values", column=False)
     if sample.min() < 0:
         raise ValueError(f"values holds {sample.min()!r}; a power law has positive values only.")
     descending = np.sort(sample[sample > 0])[::-1]
@@ -196,7 +212,8 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
     the window can show counts as dead. Compare tables of the same window only.
 
     Memory is that of three float64 sums a latent, whatever the number of batches. Sums are kept
-    in float64 for codes of any dtype; a stored zero is no firing, and a negative code is one.
+    in float64 for codes of any dtype; a stored zero is no firing, and a negative code is one. The squared
+    norms of rows are counted by their power of 2, which tells the share of the largest of them.
     Attributes are computed from the sums when first asked for and kept until more codes come.
 
     References
@@ -253,8 +270,15 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If a parameter is out of range; if codes are empty, not finite, too large for their square
-            to be finite, or differ in their number of latents; if no feature is alive.
+            If a parameter is out of range; if codes are empty, not finite, too large or too small for their
+            squares, malformed or differ in their number of latents; if no feature is alive.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If alive features fire so often that `alpha_` is below 0.632, where Eq. 1 does not hold.
+        OutlierRowsWarning
+            If the largest 0.1% of the rows that fire have 100 times the mean squared norm or more.
         """
         self._check_parameters()
         self._set_totals(*self._measure(codes, reset=True))
@@ -264,7 +288,8 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
     def partial_fit(self, codes: Any, y: Any = None) -> FeatureStatistics:
         """Add `codes` to what was seen before.
 
-        The attributes follow when they are next asked for, so a call costs no more than the sums.
+        The attributes follow when they are next asked for, so a call costs no more than the sums. What `fit` warns
+        of is told then.
 
         Parameters
         ----------
@@ -287,8 +312,8 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
         if not hasattr(self, "n_tokens_"):
             self._set_totals(*self._measure(codes, reset=True))
         else:
-            totals, n_tokens = self._measure(codes, reset=False)
-            self._set_totals(self._totals + totals, self.n_tokens_ + n_tokens)
+            totals, n_tokens, energies = self._measure(codes, reset=False)
+            self._set_totals(self._totals + totals, self.n_tokens_ + n_tokens, self._energies + energies)
         return self
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
@@ -313,7 +338,9 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
             If `other` is something else, or has another number of latents.
         """
         if not isinstance(other, FeatureStatistics):
-            raise ValueError(f"other={other!r} is a {type(other).__name__}; merge takes a fitted FeatureStatistics.")
+            raise ValueError(
+                f"other={shown(other)} is a {type(other).__name__}; merge takes a fitted FeatureStatistics."
+            )
         for statistics in (self, other):
             check_is_fitted(statistics, "n_tokens_")
         if other.n_features_in_ != self.n_features_in_:
@@ -321,7 +348,9 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
                 f"other has {other.n_features_in_} latents and self {self.n_features_in_}; "
                 "merge statistics of the same autoencoder only."
             )
-        self._set_totals(self._totals + other._totals, self.n_tokens_ + other.n_tokens_)
+        self._set_totals(
+            self._totals + other._totals, self.n_tokens_ + other.n_tokens_, self._energies + other._energies
+        )
         return self
 
     def fit_transform(self, codes: Any, y: Any = None) -> Any:
@@ -364,7 +393,7 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self, "n_tokens_")
         alive = self.alive_
-        totals, n_tokens = self._measure(codes, reset=False)
+        totals, n_tokens, _ = self._measure(codes, reset=False)
         return self._in_container(_table(totals, n_tokens, alive))
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -391,7 +420,7 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
         firing_rates = firings / self.n_tokens_
         alive = np.flatnonzero(firing_rates > self.min_firing_rate)
         if not alive.size:
-            raise _NoFeatureAliveError(
+            raise _NoTableError(
                 f"No feature is alive: the largest firing rate on {self.n_tokens_} tokens is {firing_rates.max():.3g}, "
                 f"not above min_firing_rate={self.min_firing_rate!r}; lower it, or give codes that fire."
             )
@@ -400,7 +429,29 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
     @cached_property
     def table_(self) -> np.ndarray:
         alive = self.alive_
-        return _table(self._totals, self.n_tokens_, alive)
+        if self._totals[0].max() < _SMALLEST_SQUARE:
+            raise _NoTableError("codes are so small that their squares vanish in float64; multiply them by a constant.")
+        table = _table(self._totals, self.n_tokens_, alive)
+        self._warn(table[:, 1].sum(), len(table))
+        return table
+
+    def _warn(self, mean_l0: float, n_alive: int) -> None:
+        alpha = 1.0 - mean_l0 / n_alive
+        if is_too_dense(alpha):
+            warn_caller(
+                f"{mean_l0:,.1f} of {n_alive:,} alive latents fire on a token: alpha_={alpha:.3f} is below 0.632, out "
+                "of the range of Eq. 1, and the importances are not those of single features. The autoencoder has not "
+                "converged, or its sparsity penalty is too weak: train it for longer, or with a stronger one.",
+                ConvergenceWarning,
+            )
+        few, all_rows, share = _largest_rows(self._energies)
+        if share * all_rows >= _OUTLYING * few:
+            warn_caller(
+                f"{few:,} of the {all_rows:,} rows that fire carry {share:.0%} of the second moment of the codes, and "
+                "move all importances. Such rows are attention sinks or padding, most often: drop them "
+                "before the autoencoder is trained, by skip_first where they stand at the start of sequences.",
+                OutlierRowsWarning,
+            )
 
     @property
     def n_alive_(self) -> int:
@@ -416,11 +467,11 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
 
     @property
     def capacity_(self) -> float:
-        return capacity(self.alpha_, self.capacity)
+        return float(features_per_dimension(np.array(self.alpha_), self.capacity, "capacity"))
 
     @property
     def critical_width_(self) -> float:
-        return critical_width(self.n_alive_, self.alpha_, self.capacity)
+        return self.n_alive_ / self.capacity_
 
     @cached_property
     def _tail(self) -> PowerLawTail:
@@ -439,27 +490,44 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
         return self._tail.start
 
     def _check_parameters(self) -> None:
-        if not 0 <= self.min_firing_rate < 1:
-            raise ValueError(f"min_firing_rate={self.min_firing_rate!r} must be at least 0 and below 1.")
+        check_number("min_firing_rate", self.min_firing_rate, 0.0, 1.0, open_high=True)
         _check_confidence_level(self.confidence_level)
-        capacity(0.99, self.capacity)  # refuses an unknown method before the long work
+        features_per_dimension(np.array(0.99), self.capacity, "capacity")  # refuses it before the long work
 
-    def _measure(self, codes: Any, *, reset: bool) -> tuple[np.ndarray, int]:
-        """Sums of squares, firings and values of each latent, of shape (3, n_latents), and the tokens summed."""
-        totals, n_tokens = np.zeros((3, 1)), 0
+    def _measure(self, codes: Any, *, reset: bool) -> tuple[np.ndarray, int, np.ndarray]:
+        """Sum squares, firings and values of each latent, (3, n_latents); count tokens, and rows by squared norm."""
+        totals, n_tokens, energies = np.zeros((3, 1)), 0, _count_energies(np.empty(0))
+        if not isinstance(codes, Iterator):
+            codes = plain_array(codes, "codes")
         for batch in codes if is_stream(codes) else [codes]:
-            checked = validate_data(self, batch, reset=reset and n_tokens == 0, accept_sparse="csr", dtype="numeric")
-            totals = totals + (_sparse_totals(checked) if sp.issparse(checked) else _dense_totals(checked))
+            checked = self._checked(batch, reset=reset and n_tokens == 0)
+            sums, of_rows = _sparse_totals(checked) if sp.issparse(checked) else _dense_totals(checked)
+            totals, energies = totals + sums, energies + _count_energies(of_rows)
             n_tokens += checked.shape[0]
             del batch, checked  # before the stream makes the next one
         if not n_tokens:
             raise ValueError("codes gave no batch; give an iterable of at least one, and a generator only once.")
-        if not np.isfinite(totals).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = np.isfinite(totals).all() and np.isfinite(totals[0].sum())
+        if not finite:
             raise ValueError("codes are so large that their squares overflow float64; scale them down.")
-        return totals, n_tokens
+        return totals, n_tokens, energies
 
-    def _set_totals(self, totals: np.ndarray, n_tokens: int) -> None:
-        self._totals, self.n_tokens_ = totals, n_tokens
+    def _checked(self, batch: Any, *, reset: bool) -> Any:
+        """Read one batch of codes, an array or CSR."""
+        plain = plain_array(batch, "codes")
+        check_csr(plain, "codes")
+        try:
+            checked = validate_data(self, plain, reset=reset, accept_sparse="csr", dtype="numeric")
+            if checked.dtype.kind == "O":  # of a list of lists
+                checked = checked.astype(np.float64)
+        except (OverflowError, TypeError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"codes={shown(batch)} hold what float64 can't: {error}; give finite numbers.") from error
+        return plain_array(checked, "codes")  # columns of a DataFrame may hold dates
+
+    def _set_totals(self, totals: np.ndarray, n_tokens: int, energies: np.ndarray) -> None:
+        self._totals, self.n_tokens_, self._energies = totals, n_tokens, energies
         for name in ("alive_", "table_", "_tail"):
             self.__dict__.pop(name, None)
 
@@ -497,15 +565,19 @@ def resampled_tables(
     random_state : int, RandomState or None, default=None
         Seed of the draws.
 
-    Yields
-    ------
-    table : ndarray of shape (n_alive, 3), float64
+    Returns
+    -------
+    tables : iterator of ndarray of shape (n_alive, 3), float64
         Features that are alive on all blocks together, by their importance there.
 
     Raises
     ------
     ValueError
-        If there are fewer than 2 blocks, or they differ in their number of latents.
+        If there are fewer than 2 blocks, they differ in their number of latents, or `n_resamples` is below 1.
+    TypeError
+        If `blocks` holds something else.
+    NotFittedError
+        If a block has seen no codes.
 
     Examples
     --------
@@ -517,18 +589,62 @@ def resampled_tables(
     >>> [table.shape for table in resampled_tables(blocks, n_resamples=2, random_state=0)]
     [(3, 3), (3, 3)]
     """
-    if len(blocks) < 2:
-        raise ValueError(f"blocks has {len(blocks)} statistics; a bootstrap needs at least 2, and better 20.")
+    n_resamples = check_number("n_resamples", n_resamples, 1, whole=True)
+    blocks = read_blocks(blocks)
+    rng = check_random_state(random_state)
     together = clone(blocks[0])
-    together._totals, together.n_tokens_ = np.zeros_like(blocks[0]._totals), 0
     together.n_features_in_ = blocks[0].n_features_in_
+    together._set_totals(np.zeros_like(blocks[0]._totals), 0, np.zeros_like(blocks[0]._energies))
     for block in blocks:
         together.merge(block)
     totals = np.stack([block._totals[:, together.alive_] for block in blocks])
-    n_tokens = np.array([block.n_tokens_ for block in blocks])
-    rng = check_random_state(random_state)
+    return _draws(totals, np.array([block.n_tokens_ for block in blocks]), n_resamples, rng)
+
+
+def read_blocks(blocks: Any) -> list[FeatureStatistics]:
+    """Read statistics of at least two blocks of tokens.
+
+    Parameters
+    ----------
+    blocks : iterable of FeatureStatistics
+        Fitted statistics.
+
+    Returns
+    -------
+    blocks : list of FeatureStatistics
+        The same.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 2.
+    TypeError
+        If `blocks` holds something else.
+    NotFittedError
+        If a block has seen no codes.
+
+    Examples
+    --------
+    >>> from geofloor import FeatureStatistics
+    >>> from geofloor.statistics import read_blocks
+    >>> len(read_blocks(FeatureStatistics().fit([[1.0, 0.0], [0.0, 2.0]]) for _ in range(3)))
+    3
+    """
+    remedy = "give a sequence of fitted FeatureStatistics, one for each block of tokens"
+    read = list(check_object("blocks", blocks, Iterable, remedy))
+    for place, block in enumerate(read):
+        check_is_fitted(check_object(f"blocks[{place}]", block, FeatureStatistics, remedy), "n_tokens_")
+    if len(read) < 2:
+        raise ValueError(f"blocks has {len(read)} statistics; a bootstrap needs at least 2, and better 20.")
+    return read
+
+
+def _draws(
+    totals: np.ndarray, n_tokens: np.ndarray, n_resamples: int, rng: np.random.RandomState
+) -> Iterator[np.ndarray]:
+    n_blocks = len(n_tokens)
     for _ in range(n_resamples):
-        times = np.bincount(rng.randint(len(blocks), size=len(blocks)), minlength=len(blocks))
+        times = np.bincount(rng.randint(n_blocks, size=n_blocks), minlength=n_blocks)
         yield np.ascontiguousarray(np.tensordot(times, totals, axes=1).T) / (times @ n_tokens)
 
 
@@ -536,13 +652,16 @@ def _table(totals: np.ndarray, n_tokens: int, alive: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(totals[:, alive].T) / n_tokens
 
 
-def _sparse_totals(codes: Any) -> np.ndarray:
+def _sparse_totals(codes: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Sum squares, firings and values of each latent, and squares of each row that has any."""
     if not codes.has_canonical_format:  # entries given twice stand for their sum
         codes = codes.copy()
         codes.sum_duplicates()
     n_latents = codes.shape[1]
     totals = np.zeros((3, n_latents))
     squares, firings, sums = totals
+    starts = codes.indptr[:-1][codes.indptr[1:] > codes.indptr[:-1]]
+    energies = np.zeros(len(starts))
     with np.errstate(over="ignore"):  # found by the caller
         for start in range(0, codes.nnz, chunk := max(_CHUNK, 2 * n_latents)):
             part = slice(start, min(start + chunk, codes.nnz))
@@ -551,12 +670,17 @@ def _sparse_totals(codes: Any) -> np.ndarray:
             fires = values != 0
             firings += np.bincount(latents if fires.all() else latents[fires], minlength=n_latents)
             sums += np.bincount(latents, values, minlength=n_latents)
-            squares += np.bincount(latents, values * values, minlength=n_latents)
-    return totals
+            values *= values
+            squares += np.bincount(latents, values, minlength=n_latents)
+            # The first row of a chunk may have begun before it.
+            first, last = np.searchsorted(starts, start, side="right") - 1, np.searchsorted(starts, part.stop)
+            energies[first:last] += np.add.reduceat(values, np.maximum(starts[first:last] - start, 0))
+    return totals, energies
 
 
-def _dense_totals(codes: np.ndarray) -> np.ndarray:
-    totals = np.zeros((3, codes.shape[1]))
+def _dense_totals(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum squares, firings and values of each latent, and squares of each row."""
+    totals, energies = np.zeros((3, codes.shape[1])), np.zeros(codes.shape[0])
     squares, firings, sums = totals
     with np.errstate(over="ignore"):
         for rows in gen_batches(codes.shape[0], max(1, _CHUNK // codes.shape[1])):
@@ -564,9 +688,30 @@ def _dense_totals(codes: np.ndarray) -> np.ndarray:
             firings += np.count_nonzero(values, axis=0)
             sums += values.sum(axis=0)
             squares += np.square(values, out=values).sum(axis=0)
-    return totals
+            energies[rows] = values.sum(axis=1)
+    return totals, energies
+
+
+def _count_energies(energies: np.ndarray) -> np.ndarray:
+    """Count squared norms above 0 by their power of 2, and add them up, (2, n_powers)."""
+    energies = energies[energies > 0.0]
+    powers, n_powers = np.frexp(energies)[1] - _LOWEST_POWER, 1025 - _LOWEST_POWER
+    counts, sums = np.bincount(powers, minlength=n_powers), np.bincount(powers, energies, n_powers)
+    return np.stack([counts, sums]).astype(np.float64)
+
+
+def _largest_rows(energies: np.ndarray) -> tuple[int, int, float]:
+    """Number of the largest 0.1% of rows, of all rows, and their share of the sum.
+
+    Of rows within one power of 2, those that are among the largest count with their mean.
+    """
+    counts, sums = energies[:, ::-1]
+    n_rows, total = int(counts.sum()), sums.sum()
+    few = max(1, math.ceil(_FEW_ROWS * n_rows))
+    taken = np.minimum(counts, np.maximum(few - (np.cumsum(counts) - counts), 0.0))
+    largest = sums @ np.divide(taken, counts, out=np.zeros_like(counts), where=counts > 0.0)
+    return few, n_rows, float(largest / total) if total > 0.0 else 0.0
 
 
 def _check_confidence_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"confidence_level={level!r} must be between 0 and 1.")
+    check_number("confidence_level", level, 0.0, 1.0, open_low=True, open_high=True)

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import clone
 
+from geofloor._validation import check_number, check_object, shown
+from geofloor._widths import read_column
 from geofloor.floor import FloorPredictor
 from geofloor.statistics import FeatureStatistics, resampled_tables
 
@@ -54,7 +56,12 @@ def bootstrap_floors(
     Raises
     ------
     ValueError
-        If `level` is outside (0, 1), `n_resamples` is below 2, or there are fewer than 2 blocks.
+        If `level` is outside (0, 1), `n_resamples` is below 2, a width is negative or not finite, or there are fewer
+        than 2 blocks.
+    TypeError
+        If `predictor`, `blocks` or `calibrator` is something else.
+    NotFittedError
+        If a block has seen no codes.
 
     Notes
     -----
@@ -71,12 +78,16 @@ def bootstrap_floors(
     >>> bool((low < high).all())
     True
     """
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"level={level!r} must be a probability between 0 and 1.")
-    if n_resamples < 2:
-        raise ValueError(f"n_resamples={n_resamples!r} must be at least 2.")
-    repeated = []
+    level = check_number("level", level, 0.0, 1.0, open_low=True, open_high=True)
+    n_resamples = check_number("n_resamples", n_resamples, 2, whole=True)
+    check_object("predictor", predictor, FloorPredictor, "give a FloorPredictor, fitted or not")
+    if calibrator is not None and not hasattr(calibrator, "predict"):
+        raise TypeError(f"calibrator={shown(calibrator)} has no predict; give a fitted calibrator, or None.")
+    at = read_column(widths, "widths")
+    repeated: list[np.ndarray] = []
     for table in resampled_tables(blocks, n_resamples=n_resamples, random_state=random_state):
-        floors = clone(predictor).fit(table).predict(widths)
+        fresh = clone(predictor)
+        # Draws of the same codes would all warn of the same: the first does.
+        floors = (fresh._fit(table) if repeated else fresh.fit(table)).predict(at)
         repeated.append(floors if calibrator is None else calibrator.predict(floors))
     return np.quantile(repeated, [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=0).T

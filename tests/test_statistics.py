@@ -1,17 +1,19 @@
 """FeatureStatistics and power_law_tail against dense brute force, closed forms and scipy."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import gamma, kstest, pareto
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import (
     check_dataframe_column_names_consistency,
@@ -25,7 +27,16 @@ from sklearn.utils.estimator_checks import (
 
 from geofloor.capacity import capacity, critical_width
 from geofloor.floor import FloorPredictor
-from geofloor.statistics import FeatureStatistics, power_law_tail
+from geofloor.statistics import (
+    FeatureStatistics,
+    OutlierRowsWarning,
+    _count_energies,
+    _dense_totals,
+    _largest_rows,
+    _sparse_totals,
+    power_law_tail,
+    resampled_tables,
+)
 
 CONTAINERS = [np.asarray, sp.csr_array, sp.csr_matrix, sp.csc_array]
 # Small integers are summed without rounding, so that results can be compared exactly.
@@ -304,7 +315,7 @@ def test_squares_that_overflow_are_refused(container):
         FeatureStatistics().fit(container([[1e200, 1.0]]))
 
 
-@pytest.mark.parametrize("codes", [[], np.empty((0, 3)), sp.csr_array((0, 3)), iter([]), np.ones(3), "codes"])
+@pytest.mark.parametrize("codes", [[], np.empty((0, 3)), sp.csr_array((0, 3)), iter([]), np.ones(3)])
 def test_empty_or_one_dimensional_codes_are_refused(codes):
     with pytest.raises(ValueError, match=r"batch|sample|2D"):
         FeatureStatistics().fit(codes)
@@ -372,9 +383,183 @@ def test_parameters_out_of_range_are_refused_before_any_work(parameters):
         raise AssertionError("codes were read")
         yield
 
-    name = "method" if "capacity" in parameters else next(iter(parameters))
-    with pytest.raises(ValueError, match=f"{name}="):
+    with pytest.raises(ValueError, match=f"{next(iter(parameters))}="):
         FeatureStatistics(**parameters).fit(codes())
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        "codes.npy",
+        {"a": 1.0},
+        {1.0},
+        np.ma.array([[1.0, 2.0]], mask=[[0, 1]]),
+        np.array([["2020-01-01", "2020-01-02"]], dtype="datetime64[D]"),
+        pd.DataFrame({"a": pd.to_datetime(["2020-01-01", "2020-01-02"])}).assign(b=lambda frame: frame["a"]),
+        [[10**400, 1.0]],
+        [[{}, 1.0]],
+    ],
+    ids=lambda codes: type(codes).__name__,
+)
+@pytest.mark.parametrize("method", ["fit", "partial_fit", "transform"])
+def test_codes_that_are_no_numbers_are_refused_by_name(codes, method):
+    statistics = FeatureStatistics().fit(np.eye(2))
+    with pytest.raises((ValueError, TypeError), match="codes"):
+        getattr(statistics, method)(codes)
+
+
+def test_tensors_of_any_dtype_and_streams_of_them_are_codes():
+    codes = torch.tensor(sparse_codes(40, 12)).bfloat16()
+    expected = FeatureStatistics().fit(codes.double().numpy()).table_
+    for same in (codes, codes.clone().requires_grad_(), codes.float().requires_grad_(), iter(codes.split(13))):
+        np.testing.assert_allclose(FeatureStatistics().fit(same).table_, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("container", [sp.csr_array, sp.csc_matrix])
+@pytest.mark.parametrize("fault", ["index", "pointer"])
+@pytest.mark.parametrize("method", ["fit", "partial_fit", "transform"])
+def test_malformed_sparse_codes_are_refused_before_compiled_code_reads_them(container, fault, method):
+    codes = container(sparse_codes())
+    if fault == "index":
+        codes.indices[3] = 10**6
+    else:
+        codes.indptr[1] = 10**6
+    statistics = FeatureStatistics().fit(sparse_codes())
+    with pytest.raises(ValueError, match="codes is a malformed"):
+        getattr(statistics, method)(codes)
+    with pytest.raises(ValueError, match="codes is a malformed"):
+        getattr(statistics, method)(iter([codes]))
+
+
+@pytest.mark.parametrize("container", [np.asarray, sp.csr_array])
+def test_squares_that_overflow_together_or_vanish_are_refused(container):
+    with pytest.raises(ValueError, match="scale them down"):
+        FeatureStatistics().fit(container([[1e154, 1e154], [1e154, 1e154]]))
+    with pytest.raises(ValueError, match="so small that their squares vanish"):
+        FeatureStatistics().fit(container([[1e-170, 0.0], [0.0, 1e-160]]))
+
+
+# --- warnings
+
+
+def warnings_of(call):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        call()
+    return seen
+
+
+def test_dense_codes_get_one_warning_at_fit_and_none_at_their_attributes():
+    codes = np.maximum(np.random.default_rng(0).standard_normal((500, 40)), 0.0)
+    for method in ("fit", "fit_transform"):
+        (seen,) = warnings_of(lambda: getattr(FeatureStatistics(), method)(codes))  # noqa: B023 - called at once
+        assert seen.category is ConvergenceWarning
+        assert seen.filename == __file__
+        for text in ("of 40 alive latents fire", "is below 0.632", "train it for longer"):
+            assert text in str(seen.message)
+    statistics = FeatureStatistics().fit(codes)
+    assert not warnings_of(lambda: (statistics.capacity_, statistics.critical_width_, statistics.table_))
+    in_batches = FeatureStatistics()
+    assert not warnings_of(lambda: [in_batches.partial_fit(part) for part in np.split(codes, 5)])
+    (seen,) = warnings_of(lambda: in_batches.table_)
+    assert seen.filename == __file__
+    assert not warnings_of(lambda: FeatureStatistics().fit(sparse_codes()))
+
+
+def test_each_step_of_a_pipeline_names_its_own_consequence_of_dense_codes():
+    codes = np.maximum(np.random.default_rng(0).standard_normal((500, 40)), 0.0)
+    first, second = warnings_of(lambda: make_pipeline(FeatureStatistics(), FloorPredictor()).fit(codes))
+    assert first.category is second.category is ConvergenceWarning
+    assert first.filename == second.filename == __file__
+    assert "importances are not those of single features" in str(first.message)
+    assert "floors are no forecast" in str(second.message)
+
+
+def codes_with_sinks(factor, n_tokens=20_000, n_sinks=20):
+    codes = sp.random_array((n_tokens, 300), density=0.03, rng=np.random.default_rng(0), format="csr")
+    scale = np.ones(n_tokens)
+    scale[np.arange(n_sinks) * (n_tokens // n_sinks) + 7] = factor
+    return sp.csr_array(codes.multiply(scale[:, None]))
+
+
+def test_a_handful_of_rows_that_carry_the_second_moment_gets_a_warning():
+    codes = codes_with_sinks(300.0)
+    (seen,) = warnings_of(lambda: FeatureStatistics().fit(codes))
+    assert seen.category is OutlierRowsWarning
+    assert seen.filename == __file__
+    energies = np.sort(np.square(codes.toarray()).sum(axis=1))
+    assert (
+        f"20 of the {np.count_nonzero(energies):,} rows that fire carry {energies[-20:].sum() / energies.sum():.0%}"
+        in str(seen.message)
+    )
+    assert "drop them" in str(seen.message)
+
+
+def test_heavy_tailed_and_rare_codes_get_no_warning():
+    rng = np.random.default_rng(0)
+    exponential = rng.exponential(size=(20_000, 1)) * (rng.random((20_000, 50)) < 0.02)
+    rare = np.where(rng.random((50_000, 10)) < 1e-4, 1.0, 0.0)
+    for codes in (codes_with_sinks(1.0), codes_with_sinks(5.0), exponential, rare):
+        assert not warnings_of(lambda: FeatureStatistics().fit(codes))  # noqa: B023 - called at once
+
+
+def test_outliers_are_found_the_same_in_batches_streams_merged_workers_and_dense_codes():
+    codes = codes_with_sinks(300.0, n_tokens=2_000, n_sinks=2)
+    parts = [codes[:700], codes[700:701], codes[701:]]
+    merged = FeatureStatistics()
+    for part in parts:
+        merged.partial_fit(part)
+    workers = [FeatureStatistics().partial_fit(part) for part in parts]
+    texts = set()
+    for call in (
+        lambda: FeatureStatistics().fit(codes),
+        lambda: FeatureStatistics().fit(codes.toarray()),
+        lambda: FeatureStatistics().fit(iter(parts)),
+        lambda: merged.table_,
+        lambda: workers[0].merge(workers[2]).merge(workers[1]).table_,
+    ):
+        (seen,) = warnings_of(call)
+        texts.add(str(seen.message))
+    assert len(texts) == 1
+
+
+def test_rows_that_chunks_cut_in_two_keep_their_norm():
+    codes = sparse_codes(3_000, 300)
+    codes[1::7] = 0.0
+    expected = np.square(codes).sum(axis=1)
+    totals, energies = _sparse_totals(sp.csr_array(codes))
+    np.testing.assert_allclose(energies, expected[expected > 0.0], rtol=1e-12)
+    np.testing.assert_allclose(_dense_totals(codes)[1], expected, rtol=1e-12)
+    assert energies.sum() == pytest.approx(totals[0].sum())
+
+
+@given(arrays(np.float64, st.integers(1, 3_000), elements=st.floats(0, 1e6)))
+@settings(max_examples=40, deadline=None)
+def test_the_share_of_the_largest_rows_is_theirs_to_a_power_of_2(energies):
+    few, n_rows, share = _largest_rows(_count_energies(energies))
+    firing = np.sort(energies[energies > 0.0])
+    assert n_rows == len(firing)
+    if n_rows:
+        exact = firing[-few:].sum() / firing.sum()
+        assert exact / 2 <= share <= exact * (1 + 1e-9)
+
+
+# --- blocks
+
+
+def test_resampled_tables_refuse_bad_arguments_at_once():
+    blocks = [FeatureStatistics().fit(np.eye(3)) for _ in range(3)]
+    for wrong in (-1, 0, 2.5, "9"):
+        with pytest.raises(ValueError, match="n_resamples="):
+            resampled_tables(blocks, n_resamples=wrong)
+    with pytest.raises(NotFittedError):
+        resampled_tables([*blocks, FeatureStatistics()])
+    with pytest.raises(TypeError, match=r"blocks\[0\]=1 is a int"):
+        resampled_tables([1, 2])
+    with pytest.raises(TypeError, match="blocks=3 is a int"):
+        resampled_tables(3)
+    with pytest.raises(ValueError, match="latents"):
+        resampled_tables([*blocks, FeatureStatistics().fit(np.eye(4))])
 
 
 @pytest.mark.parametrize(
@@ -460,7 +645,15 @@ def test_equal_values_are_not_split_by_the_start():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [([], "minimum of 1"), ([1.0, np.nan], "NaN"), ([1.0, -1.0], "positive"), (np.ones((2, 2)), "one dimension")],
+    [
+        ([], "minimum of 1"),
+        ([1.0, np.nan], "NaN"),
+        ([1.0, -1.0], "positive"),
+        (np.ones((2, 2)), "one dimension"),
+        (["a"], "values.*text"),
+        ([10**400], "values"),
+        (np.ma.array([1.0, 2.0], mask=[1, 0]), "values is a masked array"),
+    ],
 )
 def test_values_that_are_no_sample_are_refused(values, message):
     with pytest.raises(ValueError, match=message):

@@ -1,5 +1,8 @@
+import warnings
+
 import numpy as np
 import pytest
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from geofloor import AffineCalibrator, FeatureStatistics, FloorPredictor
 from geofloor.uncertainty import bootstrap_floors
@@ -45,3 +48,20 @@ def test_bad_input_is_named(codes):
         bootstrap_floors(FloorPredictor(), blocks, [1], n_resamples=1)
     with pytest.raises(ValueError, match="at least 2"):
         bootstrap_floors(FloorPredictor(), blocks[:1], [1])
+    with pytest.raises(NotFittedError):
+        bootstrap_floors(FloorPredictor(), [*blocks, FeatureStatistics()], [1])
+    with pytest.raises(ValueError, match="widths: -1"):
+        bootstrap_floors(FloorPredictor(), blocks, [-1])
+    with pytest.raises(TypeError, match="predictor=3 is a int"):
+        bootstrap_floors(3, blocks, [1])
+    with pytest.raises(TypeError, match="calibrator=3 has no predict"):
+        bootstrap_floors(FloorPredictor(), blocks, [1], calibrator=3)
+
+
+def test_resamples_of_dense_codes_warn_once(rng):
+    blocks = blocks_of(np.maximum(rng.standard_normal((400, 30)), 0.0), 8)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        bootstrap_floors(FloorPredictor(), blocks, [1], n_resamples=20, random_state=0)
+    assert [each.category for each in seen] == [ConvergenceWarning]
+    assert seen[0].filename == __file__

@@ -171,3 +171,8 @@ def test_valid_and_other_data_pass_the_check_of_sparse_matrices():
     row = sp.csr_array(np.array([0.0, 1.0]))
     for matrix in (sp.csr_array((0, 3)), sp.csr_array((3, 0)), sp.eye_array(3).todia(), row, np.ones((2, 2)), [[1]]):
         check_csr(matrix, "codes")
+
+
+def test_a_dok_matrix_is_no_mapping_here():
+    matrix = sp.dok_array(np.eye(2))
+    assert plain_array(matrix, "codes") is matrix
