@@ -71,13 +71,17 @@ def initialise(n_latents: int, decoder_bias: torch.Tensor, generator: torch.Gene
     return Parameters(scale * directions, torch.zeros(n_latents), directions, decoder_bias)
 
 
-def encode(parameters: Parameters, inputs: torch.Tensor) -> torch.Tensor:
-    """Codes of shape (n_rows, n_latents): ReLU((x − b_dec) W_encᵀ + b_enc)."""
-    return _encode_centred(parameters, inputs - parameters.decoder_bias)
+def encode(parameters: Parameters, inputs: torch.Tensor, l0: int | None = None) -> torch.Tensor:
+    """Codes of shape (n_rows, n_latents): ReLU((x − b_dec) W_encᵀ + b_enc), of which the `l0` largest of a row stay."""
+    return _encode_centred(parameters, inputs - parameters.decoder_bias, l0)
 
 
-def _encode_centred(parameters: Parameters, centred: torch.Tensor) -> torch.Tensor:
-    return linear(centred, parameters.encoder_weight, parameters.encoder_bias).relu_()
+def _encode_centred(parameters: Parameters, centred: torch.Tensor, l0: int | None) -> torch.Tensor:
+    codes = linear(centred, parameters.encoder_weight, parameters.encoder_bias).relu_()
+    if l0 is None or l0 >= codes.shape[1]:
+        return codes
+    largest = codes.topk(l0, dim=1, sorted=False)
+    return codes.zero_().scatter_(1, largest.indices, largest.values)
 
 
 def decode(parameters: Parameters, codes: torch.Tensor) -> torch.Tensor:
@@ -85,8 +89,10 @@ def decode(parameters: Parameters, codes: torch.Tensor) -> torch.Tensor:
     return product(codes, parameters.decoder_weight).add_(parameters.decoder_bias)
 
 
-def loss_and_gradients(parameters: Parameters, inputs: torch.Tensor, l1_coefficient: float) -> StepResult:
-    """Loss ‖x − x̂‖² + λ Σ_j z_j, averaged over the batch, and its gradients, by hand.
+def loss_and_gradients(
+    parameters: Parameters, inputs: torch.Tensor, l1_coefficient: float, l0: int | None = None
+) -> StepResult:
+    """Compute the loss ‖x − x̂‖² + λ Σ_j z_j, averaged over the batch, and its gradients, by hand.
 
     By hand it takes five dense products where automatic differentiation takes six: the gradient on
     the pre-encoder bias needs only the sum of the codes' gradients over the batch.
@@ -102,7 +108,7 @@ def loss_and_gradients(parameters: Parameters, inputs: torch.Tensor, l1_coeffici
     firings = torch.zeros(n_latents, dtype=torch.int64, device=inputs.device)
     for start in range(0, n_rows, piece):
         centred = inputs[start : start + piece] - parameters.decoder_bias
-        codes = _encode_centred(parameters, centred)
+        codes = _encode_centred(parameters, centred, l0)
         error = product(codes, parameters.decoder_weight).sub_(centred)
         reconstruction += error.square().sum()
         l1 += codes.sum()
@@ -143,7 +149,7 @@ def normalise_decoder(parameters: Parameters) -> None:
 
 def reset_latents(
     parameters: Parameters, moments: list[torch.Tensor], dead: torch.Tensor, inputs: torch.Tensor,
-    generator: torch.Generator,
+    generator: torch.Generator, l0: int | None = None,
 ) -> None:  # fmt: skip
     """Point dead latents, in place, at inputs that the autoencoder reconstructs badly.
 
@@ -164,13 +170,15 @@ def reset_latents(
         A batch to draw from.
     generator : torch.Generator
         On the CPU.
+    l0 : int or None, default=None
+        Codes that stay per row; None for ReLU.
     """
     indices = dead.nonzero().squeeze(1)
     if not len(indices):
         return
     piece = max(_CODES_AT_A_TIME // len(dead), 1)
     inputs = inputs[:piece]
-    residual = inputs - decode(parameters, encode(parameters, inputs))
+    residual = inputs - decode(parameters, encode(parameters, inputs, l0))
     weights = residual.square().sum(dim=1).square().double().cpu()
     if not weights.sum() > 0:
         return  # every row is reconstructed: there is nothing to point at
