@@ -1,9 +1,12 @@
 import errno
+import re
 import signal
 import subprocess
 import sys
+import warnings
 from decimal import Decimal
 from fractions import Fraction
+from types import SimpleNamespace
 
 import joblib
 import numpy as np
@@ -11,14 +14,20 @@ import pytest
 import scipy.sparse as sp
 import sklearn
 import torch
+from datasets import Dataset
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
 
-from geofloor import SparseAutoencoder, _sparse_step, sparse_autoencoder
+from geofloor import FeatureStatistics, FloorPredictor, SparseAutoencoder, _sparse_step, sparse_autoencoder
+from geofloor._autoencoder_settings import Outcome, Settings, doubts, find_scale, resolve
 from geofloor._sparse_step import Parameters, decode, encode, initialise, loss_and_gradients, reset_latents
+from geofloor._training import rows
 from geofloor._training.checkpoints import write_tensors
+from geofloor.statistics import OutlierRowsWarning
 
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # small fits all of them
 WEIGHTS = ("encoder_", "encoder_bias_", "decoder_", "decoder_bias_")
 
 
@@ -31,7 +40,15 @@ def activations(rng):
 
 @pytest.fixture
 def sae():
-    return SparseAutoencoder(48, batch_size=100, n_epochs=5, learning_rate=3e-3, l1_coefficient=0.05, random_state=0)
+    return SparseAutoencoder.paper(
+        48, batch_size=100, n_epochs=5, learning_rate=3e-3, l1_coefficient=0.05, random_state=0
+    )
+
+
+@pytest.fixture
+def long_streams(monkeypatch):
+    """Streams of more than 200 rows count as too long to be read at once."""
+    monkeypatch.setattr(rows, "_SAMPLE_ROWS", 200)
 
 
 def random_parameters(n_latents=40, n_inputs=9, dtype=torch.float64):
@@ -65,8 +82,7 @@ def test_gradients_are_those_of_automatic_differentiation(monkeypatch, codes_at_
 
 def test_training_is_the_textbook_loop(activations, sae):
     """Autograd, projection, clipping, torch's Adam and renormalisation, step by step."""
-    sae.set_params(n_epochs=1, clip_norm=0.5)
-    sae.fit([activations])  # a stream: in order
+    sae.set_params(clip_norm=0.5).partial_fit(activations)  # which takes rows in order
     bias = torch.from_numpy(activations.mean(axis=0, dtype=np.float64).astype(np.float32))
     seed = np.random.RandomState(0).randint(np.iinfo(np.int32).max)
     parameters = [p.clone().requires_grad_() for p in initialise(48, bias, torch.Generator().manual_seed(int(seed)))]
@@ -96,7 +112,7 @@ def test_a_planted_dictionary_is_found(rng):
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     features = rng.exponential(size=(20_000, 16)) * (rng.random((20_000, 16)) < 0.05)
     activations = features @ directions
-    sae = SparseAutoencoder(
+    sae = SparseAutoencoder.paper(
         32, batch_size=500, n_epochs=20, learning_rate=1e-2, l1_coefficient=0.3, decay_fraction=0.3, random_state=0
     ).fit(activations)
     best = (directions @ sae.decoder_.T).max(axis=1)
@@ -179,19 +195,24 @@ def test_memory_maps_are_trained_on_as_arrays_are(activations, sae, tmp_path):
     assert_same_weights(clone(sae).fit(mapped), clone(sae).fit(activations))
 
 
-def test_streams_are_cut_to_the_batch_size_whatever_their_own(activations, sae):
-    sae.set_params(n_epochs=1, normalization=None)
+def test_a_fit_on_a_stream_does_not_depend_on_how_it_is_cut(activations, sae, long_streams):
+    sae.set_params(n_epochs=1, normalization="spread", validation_fraction=0.1)
     whole = clone(sae).fit([activations])
-    uneven = clone(sae).fit(iter(np.split(activations, [300, 330, 480])))
-    assert uneven.n_steps_ == whole.n_steps_ == 6
-    # Only the starting mean, taken from the first batch, may differ.
-    np.testing.assert_allclose(uneven.decoder_bias_, whole.decoder_bias_, atol=0.1)
+    uneven = clone(sae).fit(np.split(activations, [3, 300, 330, 480]))
+    assert uneven.n_steps_ == whole.n_steps_ == 5
+    assert_same_weights(uneven, whole)
+    assert uneven.explained_variance_ == whole.explained_variance_ == whole.score(activations[:60])
 
 
-def test_partial_fit_is_fit_on_a_stream(activations, sae):
+def test_a_short_stream_is_fitted_as_the_array_that_it_is(activations, sae):
+    sae.set_params(normalization="spread", validation_fraction=0.1)
+    assert_same_weights(clone(sae).fit(iter(np.split(activations, 6))), clone(sae).fit(activations))
+
+
+def test_partial_fit_is_fit_on_a_stream(activations, sae, long_streams):
     sae.set_params(n_epochs=1)
-    by_parts = clone(sae)
-    for start in range(0, 600, 100):
+    by_parts = clone(sae).partial_fit(activations[:200])
+    for start in range(200, 600, 100):
         by_parts.partial_fit(activations[start : start + 100])
     assert_same_weights(by_parts, clone(sae).fit(iter(np.split(activations, 6))))
 
@@ -399,8 +420,8 @@ def test_resampling_brings_latents_back(activations):
     # A penalty this large kills a third of the latents if they are never resampled.
     settings = {"l1_coefficient": 4.0, "learning_rate": 1e-2, "batch_size": 100, "n_epochs": 60, "dead_after": 3000}
     settings |= {"n_latents": 48, "random_state": 0}
-    left = SparseAutoencoder(**settings).fit(activations)
-    helped = SparseAutoencoder(**settings, resample_every=6000).fit(activations)
+    left = SparseAutoencoder.paper(**settings).fit(activations)
+    helped = SparseAutoencoder.paper(**settings, resample_every=6000).fit(activations)
     resampled = [row for row in helped.history_ if row["n_resampled"]]
     assert resampled
     assert resampled[-1]["n_tokens"] <= 36_000 - 6000
@@ -426,7 +447,14 @@ def test_default_size_and_names_of_the_codes(activations):
         ({"batch_size": 0}, "batch_size=0"),
         ({"l1_coefficient": -1.0}, "l1_coefficient=-1.0"),
         ({"learning_rate": np.nan}, "learning_rate=nan"),
-        ({"decay_fraction": 2.0}, "decay_fraction=2.0 must be a finite number between 0 and 1"),
+        ({"decay_fraction": 2.0}, "decay_fraction=2.0 must be a finite number of at least 0 and at most 1"),
+        ({"n_epochs": "many"}, "n_epochs='many' is unknown; use a number or 'auto'"),
+        ({"validation_fraction": 1.0}, "validation_fraction=1.0"),
+        ({"activation": "gelu"}, "activation='gelu' is unknown"),
+        ({"l1_coefficient": 0.1}, "l1_coefficient=0.1 has no effect with activation='topk'"),
+        ({"activation": "relu", "l0": 3}, "l0=3 has no effect with activation='relu'"),
+        ({"n_latents": 24, "expansion": 2}, "n_latents=24 and expansion=2 both"),
+        ({"n_latents": 24, "l0": 25}, "l0=25 is above the number of latents, 24"),
         ({"normalization": "unit"}, "normalization='unit' is unknown"),
         ({"device": "tpu9"}, "device='tpu9'"),
     ],
@@ -436,7 +464,7 @@ def test_bad_parameters_are_named_before_training(activations, parameters, messa
         SparseAutoencoder(**parameters).fit(activations)
 
 
-def test_bad_data_is_named(activations, sae, tmp_path):
+def test_bad_data_is_named(activations, sae, tmp_path, monkeypatch):
     broken = activations.copy()
     broken[123, 4] = np.nan
     np.save(tmp_path / "x.npy", broken)
@@ -447,12 +475,17 @@ def test_bad_data_is_named(activations, sae, tmp_path):
         ([activations, activations[:, :5]], "has 5 inputs, the first had 12"),
         (iter([]), "empty iterable"),
         (activations[:, 0], "Expected 2D array"),
+        (activations.reshape(20, 30, 12), r"X has shape \(20, 30, 12\); .*X.reshape\(-1, 12\)"),
+        ("activations.npy", "X='activations.npy' is text"),
+        (Dataset.from_dict({"states": activations.tolist()}), r"X is a Dataset with the columns \['states'\]"),
+        (np.ma.masked_less(activations, 3), "X is a masked array"),
     ]:
         with pytest.raises(ValueError, match=message):
             clone(sae).set_params(n_epochs=1).fit(X)
+    monkeypatch.setattr(rows, "_SAMPLE_ROWS", 200)
     with pytest.raises(ValueError, match="one-time iterator"):
         clone(sae).fit(iter([activations]))
-    with pytest.raises(ValueError, match="data of known length"):
+    with pytest.raises(ValueError, match="decay_fraction=0.5 needs data of known length"):
         clone(sae).set_params(decay_fraction=0.5, n_epochs=1).fit(iter([activations]))
     with pytest.raises(ValueError, match="12 features"):
         clone(sae).fit(activations).transform(activations[:, :5])
@@ -462,9 +495,168 @@ def test_bad_data_is_named(activations, sae, tmp_path):
         sae.score(activations)
 
 
-def test_a_loss_that_overflows_stops_the_fit_and_keeps_the_last_good_checkpoint(activations, sae, tmp_path):
+def test_a_loss_that_overflows_stops_the_fit_and_keeps_the_last_good_checkpoint(
+    activations, sae, tmp_path, long_streams
+):
     path = tmp_path / "checkpoint"
     stream = [activations] * 2 + [np.full_like(activations, 1e30)]
     with pytest.raises(ValueError, match="loss became .*learning_rate=0.003"):
         sae.set_params(n_epochs=1, checkpoint_path=path, checkpoint_every=5).fit(stream)
     assert path.exists()
+
+
+# Defaults
+
+
+def sparse_features(n_rows, n_inputs=64, n_features=400, rate=0.02, seed=0):
+    """Rows of sparse features in superposition, of uniform size."""
+    rng = np.random.default_rng(seed)
+    directions = rng.normal(size=(n_features, n_inputs))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    sizes = rng.random((n_rows, n_features)) * (rng.random((n_rows, n_features)) < rate)
+    return (sizes @ directions).astype(np.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_defaults_find_sparse_features_at_any_scale_of_the_data(factor):
+    X = factor * sparse_features(24_000)
+    pipeline = make_pipeline(SparseAutoencoder(random_state=0), FeatureStatistics(), FloorPredictor()).fit(X[:20_000])
+    sae, statistics, floor = pipeline.named_steps.values()
+    assert sae.score(X[20_000:]) > 0.9
+    assert sae.explained_variance_ > 0.9
+    assert statistics.alpha_ > 0.96
+    assert sae.l0_ <= 0.05 * sae.n_latents_
+    assert np.isfinite(floor.predict([16, 32])).all()
+
+
+@pytest.mark.filterwarnings("default::sklearn.exceptions.ConvergenceWarning")
+def test_what_was_trained_too_little_says_so_at_the_callers_line(activations):
+    with pytest.warns(ConvergenceWarning, match="600 rows only.*of the latents|600 rows only") as caught:
+        SparseAutoencoder(n_latents=48, n_epochs=3, random_state=0).fit(activations)
+    assert [each.filename for each in caught] == [__file__]
+    assert "12 steps only; raise n_epochs=3" in str(caught[0].message)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default::sklearn.exceptions.ConvergenceWarning")
+def test_noise_without_sparse_features_is_told(rng):
+    with pytest.warns(ConvergenceWarning, match="hardly better than Gaussian noise"):
+        SparseAutoencoder(random_state=0).fit(rng.normal(size=(6000, 16)))
+
+
+def outcome(**changes):
+    """A fit that nothing speaks against, but for what is changed."""
+    settings = Settings(1000, 30, 0.0, 128, 5, 2000, 1e-3, 100, 0.3)
+    row = {"loss": 1.0, "l0": 30.0, "dead": 0.1}
+    history = [{**row, "step": step, **changes.get("row", {})} for step in range(1, changes.get("n_steps", 2000) + 1)]
+    for step, each in enumerate(history):
+        each["loss"] -= changes.get("slope", 0.0) * step
+    return Outcome(
+        history, settings, changes.get("n_rows", 50_000), changes.get("held_out", 0.9), changes.get("noise", 0.7)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"n_rows": 4999}, "it saw 4,999 rows only; give at least 5,000"),
+        ({"n_steps": 499}, "it took 499 steps only; raise n_epochs=5"),
+        ({"slope": 4e-4}, "the loss still fell by 1.% over the last tenth of the steps; raise n_epochs"),
+        ({"row": {"l0": 101.0}}, "101 of 1,000 latents fire per token, which is not sparse; lower l0"),
+        ({"row": {"dead": 0.7}}, "70% of the latents are dead; lower learning_rate"),
+        ({"held_out": 0.4}, "explains 40% of the variance of held-out rows only"),
+        ({"noise": 0.895}, "hardly better than Gaussian noise of the same covariance"),
+    ],
+)
+def test_each_reason_to_doubt_a_fit_has_its_remedy(changes, reason):
+    assert doubts(outcome()) == []
+    (found,) = doubts(outcome(**changes))
+    assert re.search(reason, found)
+
+
+def test_rows_far_from_all_others_are_told():
+    X = sparse_features(20_000, n_inputs=8, n_features=12, rate=0.3)
+    sinks = X.copy()
+    sinks[::1000] *= 300
+    with pytest.warns(OutlierRowsWarning, match=r"X has 20 row\(s\) in 20,000 .* with 9\d% of the variance") as caught:
+        SparseAutoencoder(8, n_epochs=1, random_state=0).fit(sinks)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OutlierRowsWarning)
+        clean = SparseAutoencoder(8, n_epochs=1, random_state=0).fit(X)
+    # A handful of rows does not set the scale.
+    assert find_scale(sinks, "spread") == pytest.approx(clean.scale_, rel=0.01)
+
+
+@pytest.mark.parametrize("rows_of_all", [np.zeros, np.ones])
+@pytest.mark.parametrize("normalization", ["spread", "mean_norm", "mean_square", None])
+def test_rows_that_are_all_equal_are_learned(rows_of_all, normalization):
+    X = rows_of_all((50, 4), dtype=np.float32)
+    sae = SparseAutoencoder(8, normalization=normalization, n_epochs=1, random_state=0).fit(X)
+    assert np.isfinite(sae.encoder_).all()
+    assert sae.score(X) == 1.0
+
+
+def test_activations_of_any_type_give_one_result(activations, sae, tmp_path):
+    coarse = torch.from_numpy(activations).bfloat16()
+    values = coarse.float().numpy()
+    np.save(tmp_path / "x.npy", values)
+    expected = clone(sae).fit(values)
+    read_only = np.load(tmp_path / "x.npy", mmap_mode="r")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not writable")
+        for X in (coarse, coarse.clone().requires_grad_(), values.astype(np.float16), read_only, values.tolist()):
+            found = clone(sae).fit(X)
+            assert_same_weights(found, expected)
+            assert found.score(X) == expected.score(values)
+            np.testing.assert_array_equal(found.transform(X).toarray(), expected.transform(values).toarray())
+
+
+def test_a_stream_is_scored_as_its_rows_are(activations, sae):
+    sae.fit(activations)
+    score = sae.score(activations)
+    assert sae.score(piece for piece in np.split(activations, [100, 250])) == pytest.approx(score, rel=1e-12)
+    assert sae.transform(np.split(activations, [100, 250])).shape == (600, 48)
+
+
+def test_huge_rows_are_scored(activations, sae):
+    assert np.isfinite(sae.fit(activations).score(np.float32(1e20) * activations))
+
+
+def test_gradients_of_topk_are_those_of_automatic_differentiation():
+    parameters = Parameters(*(parameter.requires_grad_() for parameter in random_parameters()))
+    inputs = torch.randn(50, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    centered = inputs - parameters.decoder_bias
+    codes = torch.relu(centered @ parameters.encoder_weight.T + parameters.encoder_bias)
+    kept = codes * (codes >= codes.sort(dim=1, descending=True).values[:, 4:5])
+    loss = (centered - kept @ parameters.decoder_weight).square().sum(1).mean()
+    expected = torch.autograd.grad(loss, list(parameters))
+    with torch.no_grad():
+        result = loss_and_gradients(parameters, inputs, 0.0, 5)
+        torch.testing.assert_close(encode(parameters, inputs, 5), kept.detach())
+    for gradient, reference in zip(result.gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, reference)
+    assert int(result.firings.sum()) == 5 * 50
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "batch_size", "n_steps"), [(5000, 128, 3500), (50_000, 128, 3500), (10**9, 8192, 0)]
+)
+def test_batches_and_epochs_follow_from_the_rows(n_rows, batch_size, n_steps):
+    rows_given = SimpleNamespace(n_rows=n_rows, steps_per_epoch=lambda size: max(n_rows // size, 1))
+    settings = resolve(SparseAutoencoder(), rows_given, 768)
+    assert settings.batch_size == batch_size
+    assert settings.n_steps == settings.n_epochs * (n_rows // batch_size)
+    assert settings.n_epochs == (1 if n_rows > 10**8 else -(-n_steps // (n_rows // batch_size)))
+    assert settings.n_latents == min(32 * 768, max(n_rows // 8, 2 * 768))
+    assert 0 < settings.learning_rate <= 0.016 / 768**0.5
+
+
+def test_the_papers_settings_are_a_preset(activations):
+    sae = SparseAutoencoder.paper(random_state=0)
+    assert (sae.l1_coefficient, sae.learning_rate, sae.batch_size, sae.n_epochs) == (8e-4, 3e-4, 32_768, 1)
+    sae.fit(activations)
+    assert (sae.n_latents_, sae.l0_, sae.scale_, sae.n_steps_) == (32 * 12, None, 1.0, 1)
+    assert SparseAutoencoder.paper(10, n_epochs=2).get_params()["n_latents"] == 10

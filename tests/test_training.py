@@ -13,11 +13,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import SafetensorError
 from sklearn.base import BaseEstimator
 
 from geofloor import ActivationExtractor
-from geofloor._training import checkpoints
+from geofloor._training import checkpoints, rows
 from geofloor._training.checkpoints import (
     atomic_path,
     check_writable,
@@ -29,7 +31,7 @@ from geofloor._training.checkpoints import (
 )
 from geofloor._training.devices import memory_advice, resolve_device
 from geofloor._training.muon import Muon, orthogonal
-from geofloor._training.rows import StreamRows
+from geofloor._training.rows import ArrayRows, StreamRows
 from geofloor._training.sampling import epoch_rows, steps_per_epoch
 from geofloor._training.schedules import warmup_cosine
 from geofloor._training.seeds import OwnDraws, draw_seed, step_generator
@@ -218,11 +220,11 @@ def test_parameters_become_plain_or_are_refused_by_name():
 
 
 def test_betas_are_two_numbers_below_one():
-    for given in ((0.9, 0.99), [0.9, 0.99], np.array([0.9, 0.99]), torch.tensor([0.9, 0.99], dtype=torch.float64)):
-        assert check_betas("betas", given) == (0.9, 0.99)
-    for given in (0.9, (0.9,), (0.9, 1.0), (-0.1, 0.5), (0.9, np.nan), "ab", None, (0.9, 0.9, 0.9)):
+    for betas in ((0.9, 0.99), [0.9, 0.99], np.array([0.9, 0.99]), torch.tensor([0.9, 0.99], dtype=torch.float64)):
+        assert check_betas("betas", betas) == (0.9, 0.99)
+    for betas in (0.9, (0.9,), (0.9, 1.0), (-0.1, 0.5), (0.9, np.nan), "ab", None, (0.9, 0.9, 0.9)):
         with pytest.raises(ValueError, match="betas"):
-            check_betas("betas", given)
+            check_betas("betas", betas)
 
 
 def test_an_optimizer_goes_on_as_if_never_stored():
@@ -255,16 +257,37 @@ def test_each_epoch_is_a_new_permutation_in_whole_batches():
     assert epoch_rows(3, 5, 0, seed=1).tolist() == [0, 1, 2]
 
 
-def test_streams_lose_and_repeat_nothing_but_the_rest():
+def test_streams_lose_and_repeat_nothing_but_the_rest(monkeypatch):
+    monkeypatch.setattr(rows, "_SAMPLE_ROWS", 5)
     pieces = [np.arange(n * 2, dtype=np.float32).reshape(n, 2) + 100 * i for i, n in enumerate([3, 1, 8, 2])]
-    joined = np.concatenate(pieces * 2)
-    rows = StreamRows(pieces)
-    batches = list(rows.batches(5, n_epochs=2, first_step=0, seed=0))
-    assert rows.n_steps(5, 2) == len(batches) == 5
-    np.testing.assert_array_equal(np.concatenate(batches), joined[:25])
+    joined = np.concatenate(pieces)
+    stream = StreamRows(pieces)
+    batches = list(stream.batches(5, n_epochs=2, first_step=0, seed=0))
+    assert 2 * stream.steps_per_epoch(5) == len(batches) == 4
+    np.testing.assert_array_equal(np.concatenate(batches), np.concatenate([joined[:10]] * 2))
     later = list(StreamRows(iter(pieces)).batches(5, n_epochs=1, first_step=1, seed=0))
     np.testing.assert_array_equal(np.concatenate(later), joined[5:10])
     assert len(next(StreamRows(pieces).batches(50, n_epochs=1, first_step=0, seed=0))) == 14
+    np.testing.assert_array_equal(stream.hold_out(4), joined[:4])
+    np.testing.assert_array_equal(next(stream.batches(5, n_epochs=1, first_step=0, seed=0)), joined[4:9])
+
+
+@given(cuts=st.lists(st.integers(0, 40), max_size=6), held_out=st.integers(0, 5), batch_size=st.integers(1, 50))
+def test_batches_of_a_stream_do_not_depend_on_its_cuts(cuts, held_out, batch_size):
+    data = np.arange(80, dtype=np.float32).reshape(40, 2)
+    stream = StreamRows(piece for piece in np.split(data, sorted(cuts)) if len(piece))
+    np.testing.assert_array_equal(stream.hold_out(held_out), data[:held_out])
+    found = np.concatenate(list(stream.batches(batch_size, n_epochs=1, first_step=0, seed=0)))
+    n_kept = max((40 - held_out) // batch_size, 1) * batch_size
+    np.testing.assert_array_equal(found, data[held_out:][:n_kept])
+
+
+def test_a_fingerprint_is_of_every_row():
+    data = np.arange(80, dtype=np.float32).reshape(40, 2)
+    changed = data.copy()
+    changed[17, 1] += 1e-3
+    assert ArrayRows(data).fingerprint == ArrayRows(data.astype(np.float64)).fingerprint
+    assert ArrayRows(data).fingerprint != ArrayRows(changed).fingerprint
 
 
 def test_warmup_then_cosine():

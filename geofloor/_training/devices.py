@@ -49,7 +49,7 @@ def resolve_device(device: str = "auto") -> torch.device:
 
 def to_device(batch: np.ndarray, device: torch.device) -> torch.Tensor:
     """A batch on the device; on a GPU by way of pinned memory, so that the next one is prepared meanwhile."""
-    tensor = torch.from_numpy(batch)
+    tensor = torch.from_numpy(batch if batch.flags.writeable else batch.copy())  # torch warns of read-only memory
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -5,22 +5,44 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from sklearn.utils import check_array
 
 from geofloor._training.sampling import epoch_rows, steps_per_epoch
+from geofloor._validation import plain_array
 
 _SAMPLE_ROWS = 65_536
-_FINGERPRINT_ROWS = 1024
+_SAMPLE_BYTES = 2**27
+_READ_ROWS = 8192  # read at a time where all are
 
 
-def fingerprint(rows: np.ndarray, n_rows: int | None) -> str:
-    """Digest that tells one data set from another, without reading all of it."""
-    digest = hashlib.sha256(f"{n_rows}:{rows.shape[1:]}".encode())
-    digest.update(np.ascontiguousarray(rows, dtype=np.float32).data)
-    return digest.hexdigest()
+def open_rows(X: Any, *, stream: bool) -> ArrayRows | StreamRows:
+    """Wrap data for a training loop; a stream that fits the sample is read and becomes an array.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_rows, n_inputs), or iterable of such batches
+        The data.
+    stream : bool
+        Whether they come batch by batch.
+
+    Raises
+    ------
+    ValueError
+        If a stream gives no batch, or batches that are not finite or differ in their number of inputs.
+    """
+    if not stream:
+        return ArrayRows(X)
+    rows = StreamRows(X)
+    return ArrayRows(rows.sample) if rows.is_read else rows
+
+
+def checked_batch(batch: Any) -> np.ndarray:
+    """Return a batch of a stream as finite float32 numbers in two dimensions."""
+    return check_array(plain_array(batch, "X"), dtype=np.float32, order="C", input_name="X")
 
 
 class ArrayRows:
@@ -28,23 +50,39 @@ class ArrayRows:
 
     Attributes
     ----------
+    n_rows : int
+        Rows to train on.
     sample : ndarray of shape (n_sampled, n_inputs), float32
         Evenly spaced rows.
     fingerprint : str
-        Digest of the shape and of a few rows.
+        Digest of the shape and of all rows, read when it is first asked for.
     """
 
     def __init__(self, X: Any) -> None:
         self._X = X
-        self.sample = self._take(_evenly(len(X), _SAMPLE_ROWS))
-        self.fingerprint = fingerprint(self._take(_evenly(len(X), _FINGERPRINT_ROWS)), len(X))
+        self._first = 0
+        self.n_rows: int = len(X)
+        self.sample = self._take(_evenly(len(X), _sample_rows(X.shape[1])))
 
-    def n_steps(self, batch_size: int, n_epochs: int) -> int:
-        return n_epochs * steps_per_epoch(len(self._X), batch_size)
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self._X.shape}".encode())
+        for start in range(0, len(self._X), _READ_ROWS):
+            rows = np.arange(start, min(start + _READ_ROWS, len(self._X)))
+            digest.update(np.ascontiguousarray(self._take(rows)).data)
+        return digest.hexdigest()
+
+    def hold_out(self, n_rows: int) -> np.ndarray:
+        """Keep the first rows from training, and return them."""
+        self._first, self.n_rows = n_rows, len(self._X) - n_rows
+        return self._take(np.arange(n_rows))
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return steps_per_epoch(self.n_rows, batch_size)
 
     def batches(self, batch_size: int, n_epochs: int, first_step: int, seed: int) -> Iterator[np.ndarray]:
-        for step in range(first_step, self.n_steps(batch_size, n_epochs)):
-            yield self._take(epoch_rows(len(self._X), batch_size, step, seed))
+        for step in range(first_step, n_epochs * self.steps_per_epoch(batch_size)):
+            yield self._take(self._first + epoch_rows(self.n_rows, batch_size, step, seed))
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
         batch = np.asarray(self._X[rows], dtype=np.float32)
@@ -57,61 +95,95 @@ class ArrayRows:
 class StreamRows:
     """Batches that come in an order of their own and are cut to the size asked for.
 
-    Rows that fill no batch at the end are dropped, unless there are no others.
+    Nothing depends on how the same rows were cut before. Rows that fill no batch at the end of an epoch are
+    dropped, unless there are no others.
 
     Attributes
     ----------
+    n_rows : int or None
+        Rows to train on in one pass, if that is known beforehand.
     sample : ndarray of shape (n_sampled, n_inputs), float32
-        The first batch, or its first rows.
+        The first rows.
+    is_read : bool
+        Whether the sample holds all rows.
     fingerprint : str
-        Digest of the first batch.
+        Digest of the sample: other rows can't be read twice.
     """
 
     def __init__(self, stream: Iterable[Any]) -> None:
         self._stream = stream
         self._one_shot = iter(stream) is stream
-        self._n_rows = sum(map(len, stream)) if isinstance(stream, list | tuple) else None
+        self._first = 0
         iterator = iter(stream)
-        try:
-            first = next(iterator)
-        except StopIteration:
-            raise ValueError(
-                "X is an empty iterable: Found array with 0 sample(s) while a minimum of 1 is required."
-            ) from None
+        read: list[np.ndarray] = []
+        n_read, wanted, self.is_read = 0, 1, False
+        while n_read < wanted:
+            batch = next(iterator, None)
+            if batch is None:
+                self.is_read = True
+                break
+            read.append(self._check(batch, read[0].shape[1] if read else None))
+            n_read += len(read[-1])
+            wanted = _sample_rows(read[0].shape[1]) + 1  # one more tells whether there are more
+        if not read:
+            raise ValueError("X is an empty iterable: Found array with 0 sample(s) while a minimum of 1 is required.")
+        joined = np.concatenate(read)
+        self.sample = joined[: wanted - 1]
         if self._one_shot:  # what was looked at must still be trained on
-            self._stream = itertools.chain([first], iterator)
-        self.sample = self._check(first)[:_SAMPLE_ROWS]
-        self.fingerprint = fingerprint(self.sample[:_FINGERPRINT_ROWS], self._n_rows)
+            self._stream = itertools.chain([joined], iterator)
+        self.n_rows: int | None = sum(map(len, stream)) if isinstance(stream, list | tuple) else None
+        self.fingerprint = hashlib.sha256(np.ascontiguousarray(self.sample).data).hexdigest()
 
-    def n_steps(self, batch_size: int, n_epochs: int) -> int | None:
-        return None if self._n_rows is None else max(n_epochs * self._n_rows // batch_size, 1)
+    def hold_out(self, n_rows: int) -> np.ndarray:
+        """Keep the first rows from training, and return them."""
+        self._first = n_rows
+        if self.n_rows is not None:
+            self.n_rows -= n_rows
+        return self.sample[:n_rows]
+
+    def steps_per_epoch(self, batch_size: int) -> int | None:
+        return None if self.n_rows is None else max(self.n_rows // batch_size, 1)
 
     def batches(self, batch_size: int, n_epochs: int, first_step: int, seed: int) -> Iterator[np.ndarray]:
         if self._one_shot and n_epochs > 1:
             raise ValueError(f"n_epochs={n_epochs} passes need data that can be read again; X is a one-time iterator.")
         step = 0
+        for _ in range(n_epochs):
+            for batch in self._epoch(batch_size):
+                if step >= first_step:
+                    yield batch
+                step += 1
+
+    def _epoch(self, batch_size: int) -> Iterator[np.ndarray]:
         rest: list[np.ndarray] = []
-        held = 0
-        for piece in itertools.chain.from_iterable(itertools.repeat(self._stream, n_epochs)):
-            rest.append(self._check(piece))
+        held, skip, given = 0, self._first, False
+        for piece in self._stream:
+            checked = self._check(piece, self.sample.shape[1])
+            skipped = min(skip, len(checked))
+            skip -= skipped
+            rest.append(checked[skipped:])
             held += len(rest[-1])
             if held < batch_size:
                 continue
             joined = np.concatenate(rest)
             for start in range(0, held - batch_size + 1, batch_size):
-                if step >= first_step:
-                    yield joined[start : start + batch_size]
-                step += 1
+                yield joined[start : start + batch_size]
+                given = True
             rest = [joined[held - held % batch_size :]]
             held %= batch_size
-        if step == 0 and first_step == 0 and held:
+        if held and not given:
             yield np.concatenate(rest)
 
-    def _check(self, batch: Any) -> np.ndarray:
-        batch = check_array(batch, dtype=np.float32, order="C", input_name="X")
-        if hasattr(self, "sample") and batch.shape[1] != self.sample.shape[1]:
-            raise ValueError(f"A batch of X has {batch.shape[1]} inputs, the first had {self.sample.shape[1]}.")
+    @staticmethod
+    def _check(batch: Any, n_inputs: int | None) -> np.ndarray:
+        batch = checked_batch(batch)
+        if n_inputs is not None and batch.shape[1] != n_inputs:
+            raise ValueError(f"A batch of X has {batch.shape[1]} inputs, the first had {n_inputs}.")
         return batch
+
+
+def _sample_rows(n_inputs: int) -> int:
+    return max(min(_SAMPLE_ROWS, _SAMPLE_BYTES // (4 * max(n_inputs, 1))), 1)
 
 
 def _evenly(n_rows: int, most: int) -> np.ndarray:
