@@ -28,9 +28,6 @@ parser.add_argument("--work", type=Path, required=True, help="folder for activat
 parser.add_argument("--layer", type=int, default=15)
 parser.add_argument("--train-tokens", type=int, default=220_000)
 parser.add_argument("--test-tokens", type=int, default=20_000)
-parser.add_argument("--expansion", type=int, default=8)
-parser.add_argument("--epochs", type=int, default=5)
-parser.add_argument("--l1-coefficient", type=float, default=1.0)
 parser.add_argument("--only-extract", action="store_true")
 options = parser.parse_args()
 
@@ -58,15 +55,6 @@ if options.only_extract:
 
 train, test = stores["train"], np.asarray(stores["test"])
 sae = SparseAutoencoder(
-    expansion=options.expansion,
-    l1_coefficient=options.l1_coefficient,
-    normalization="mean_norm",
-    learning_rate=3e-3,
-    warmup_steps=50,
-    decay_fraction=0.3,
-    batch_size=1024,
-    n_epochs=options.epochs,
-    resample_every=400_000,
     checkpoint_path=options.work / "sae.checkpoint",
     random_state=0,
     verbose=1,
@@ -82,8 +70,9 @@ report = {
     "train_tokens": len(train),
     "held_out_tokens": len(test),
     "latents": sae.n_latents_,
-    "epochs": options.epochs,
-    "l1_coefficient": options.l1_coefficient,
+    "l0": sae.l0_,
+    "n_latents": sae.n_latents_,
+    "n_steps": sae.n_steps_,
     "held_out_explained_variance": round(sae.score(test), 4),
     "held_out_l0": round(sae.transform(test).nnz / len(test), 1),
     "alive_features": statistics.n_alive_,

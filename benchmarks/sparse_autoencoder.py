@@ -61,9 +61,8 @@ if device.type == "cuda":
 for n_inputs, n_latents, batch_size in sizes:
     rng = np.random.default_rng(0)
     activations = rng.standard_normal((n_steps * batch_size, n_inputs), dtype=np.float32)
-    sae = SparseAutoencoder(n_latents, batch_size=batch_size, random_state=0, device=str(device)).partial_fit(
-        activations
-    )
+    sae = SparseAutoencoder.paper(n_latents, batch_size=batch_size, random_state=0, device=str(device))
+    sae.partial_fit(activations)
     model = PlainAutoencoder(n_inputs, n_latents).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
     batches = torch.from_numpy(activations).split(batch_size)

@@ -45,6 +45,10 @@ from geofloor.distillation import distill_widths
 from geofloor.language_models import token_blocks
 
 
+def count_or_auto(text):
+    return text if text == "auto" else int(text)
+
+
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description="Predict the loss floor of students of a teacher.")
     parser.add_argument("--model", help="name or folder of a transformers model; by default the embedded teacher")
@@ -53,9 +57,10 @@ def parse_arguments(arguments=None):
     parser.add_argument("--text", type=Path, nargs="+", help="text files; by default Python source on this machine")
     parser.add_argument("--tokens", type=int, default=200_000, help="tokens to measure on")
     parser.add_argument("--length", type=int, default=256, help="tokens a sequence")
-    parser.add_argument("--expansion", type=int, default=32, help="latents per dimension of the teacher")
-    parser.add_argument("--l1-coefficient", type=float, default=0.8)
-    parser.add_argument("--epochs", type=int, default=8, help="passes of the sparse autoencoder over the tokens")
+    parser.add_argument("--expansion", type=count_or_auto, default="auto", help="latents per dimension of the teacher")
+    parser.add_argument(
+        "--epochs", type=count_or_auto, default="auto", help="passes of the sparse autoencoder over the tokens"
+    )
     parser.add_argument("--widths", type=int, nargs="+", help="student widths; by default fractions of the teacher's")
     parser.add_argument("--target", type=float, default=0.1, help="floor to reach, as a share of the floor at width 0")
     parser.add_argument("--allocation", default="auto", help="of the second floor: auto, waterfilling or blocks")
@@ -125,15 +130,8 @@ def extract(options):
 def measure(options, train):
     sae = SparseAutoencoder(
         expansion=options.expansion,
-        l1_coefficient=options.l1_coefficient,
-        normalization="mean_norm",
-        learning_rate=3e-3,
-        warmup_steps=50,
-        decay_fraction=0.3,
-        batch_size=1024,
         n_epochs=options.epochs,
         checkpoint_path=options.output / "sae.checkpoint",
-        checkpoint_every=20,
         random_state=options.seed,
         verbose=1,
     ).fit(train)

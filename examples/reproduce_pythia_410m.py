@@ -273,11 +273,14 @@ def blocks_of(options, plan, part):
 # the autoencoder's checkpoint left off.
 
 
+SAMPLE_ROWS = 65_536  # at the start of a stream, which the autoencoder looks at
+
+
 class Activations:
     """Activations of blocks in a given order, piece by piece, from some row on.
 
     What comes before is not computed: the autoencoder counts those rows and does not look at them, except at the first
-    piece, by which it knows the data again.
+    65,536, by which it knows the data again.
     """
 
     def __init__(self, extractor, blocks, order, n_together, first_row=0):
@@ -288,7 +291,7 @@ class Activations:
         rows = self.blocks.shape[1] - self.extractor.skip_first
         for start in range(0, len(self.order), self.n_together):
             chosen = self.order[start : start + self.n_together]
-            if start and (start + len(chosen)) * rows <= self.first_row:
+            if start * rows > SAMPLE_ROWS and (start + len(chosen)) * rows <= self.first_row:
                 yield np.zeros((len(chosen) * rows, self.width), dtype=np.float32)
                 continue
             activations = self.extractor.transform(self.blocks[chosen])
@@ -333,7 +336,7 @@ def sae(options, plan):
         if not path.exists():
             extractor.set_params(layer=layer)
             first_row = steps_done(checkpoint) * options.sae_batch
-            autoencoder = SparseAutoencoder(
+            autoencoder = SparseAutoencoder.paper(
                 expansion=options.expansion,
                 l1_coefficient=options.l1_coefficient,
                 learning_rate=options.sae_learning_rate,

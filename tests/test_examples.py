@@ -16,7 +16,7 @@ from geofloor import SparseAutoencoder
 from geofloor.datasets import load_teacher
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "plan_a_distillation.py"
-SMALL = ["--tokens", "6000", "--expansion", "8", "--l1-coefficient", "2", "--epochs", "16", "--length", "64"]
+SMALL = ["--tokens", "6000", "--expansion", "8", "--epochs", "16", "--length", "64"]
 SMALL += ["--distill-steps", "10", "--distill-widths", "32", "64"]
 
 
@@ -121,7 +121,7 @@ def test_another_model_and_text(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text(EXAMPLE.read_text() * 3)
     arguments = ["--model", str(load_teacher().path), "--layer", "0", "--text", str(text), "--widths", "8", "32"]
-    arguments += ["--tokens", "3000", "--expansion", "16", "--l1-coefficient", "4", "--epochs", "20", "--no-distill"]
+    arguments += ["--tokens", "3000", "--expansion", "16", "--epochs", "20", "--no-distill"]
     arguments += ["--output", str(tmp_path / "plan")]
     load_example().main(arguments)
     printed = capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_another_model_and_text(tmp_path, capsys):
 
 def test_settings_that_do_not_fit_what_is_there_are_refused(finished):
     folder, _ = finished
-    command = [sys.executable, str(EXAMPLE), *SMALL, "--output", str(folder), "--l1-coefficient", "0.5"]
+    command = [sys.executable, str(EXAMPLE), *SMALL, "--output", str(folder), "--epochs", "17"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode != 0
-    assert "other values of l1_coefficient" in result.stderr
+    assert "other values of n_epochs" in result.stderr

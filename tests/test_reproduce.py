@@ -128,7 +128,7 @@ def test_features_are_those_of_the_library_called_directly(finished):
     extractor = ActivationExtractor(teacher.model, 1, batch_size=32)
     order = np.random.default_rng(0).permutation(n_sae)
     activations = [extractor.transform(sequences[order[start : start + 8]]) for start in range(0, n_sae, 8)]
-    direct = SparseAutoencoder(
+    direct = SparseAutoencoder.paper(
         expansion=4, l1_coefficient=2.0, learning_rate=3e-3, batch_size=512, random_state=0, device="cpu"
     ).fit(activations)
     sae = SparseAutoencoder.load(finished / "sae-layer-1.safetensors", device="cpu")
@@ -286,7 +286,8 @@ class Counted:
         return np.repeat(sequences[:, 1:].reshape(-1, 1), 2, axis=1).astype(np.float32)
 
 
-def test_activations_that_were_trained_on_are_not_computed_again(script):
+def test_activations_that_were_trained_on_are_not_computed_again(script, monkeypatch):
+    monkeypatch.setattr(script, "SAMPLE_ROWS", 3)
     sequences, order = np.arange(50).reshape(10, 5), np.arange(10)[::-1]
     whole = list(script.Activations(Counted(), sequences, order, 2))
     extractor = Counted()
