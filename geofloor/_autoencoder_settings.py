@@ -29,7 +29,8 @@ _MOST_WARMUP = 1000
 _DECAY = 0.3
 
 _FEW_ROWS, _FEW_STEPS = 5000, 500
-_FALLING = 0.1  # of the loss, or of L0, over the last tenth of the steps; up to 0.08 where the learning rate falls
+_LOSS_FALLING = 0.01  # of the first loss, over the last tenth of the steps; good fits had up to 0.005
+_L0_FALLING = 0.1  # of itself
 _DENSE = 0.1  # of the latents
 _DEAD = 2 / 3
 _LITTLE = 0.5  # explained variance
@@ -257,10 +258,14 @@ def doubts(outcome: Outcome) -> list[str]:
     if n_steps < _FEW_STEPS:
         found.append(f"it took {n_steps:,} steps only; raise n_epochs={settings.n_epochs} or lower batch_size")
     else:
-        for name, what in (("loss", "the loss"), ("l0", "L0")):
-            fall = _fall([row[name] for row in history])
-            if fall > _FALLING:
-                found.append(f"{what} still fell by {fall:.0%} over the last tenth of the steps; raise n_epochs")
+        loss, l0_fall = (_fall([row[name] for row in history]) for name in ("loss", "l0"))
+        if loss > _LOSS_FALLING * history[0]["loss"]:
+            share = loss / history[0]["loss"]
+            found.append(
+                f"the loss still fell by {share:.1%} of the first over the last tenth of the steps; raise n_epochs"
+            )
+        if l0_fall > _L0_FALLING * history[-1]["l0"]:
+            found.append(f"L0 still fell by {l0_fall:.3g} over the last tenth of the steps; raise n_epochs")
     l0 = _mean_of_end([row["l0"] for row in history])
     if l0 > _DENSE * settings.n_latents:
         remedy = "lower l0" if settings.l0 else "raise l1_coefficient, or train longer"
@@ -283,7 +288,6 @@ def _mean_of_end(values: Sequence[float]) -> float:
 
 
 def _fall(values: Sequence[float]) -> float:
-    """Relative fall of the mean, from the first to the second half of the last tenth."""
+    """Fall of the mean from the first to the second half of the last tenth."""
     half = max(len(values) // 20, 1)
-    before, after = np.mean(values[-2 * half : -half]), np.mean(values[-half:])
-    return float((before - after) / before) if before > 0 else 0.0
+    return float(np.mean(values[-2 * half : -half]) - np.mean(values[-half:]))
