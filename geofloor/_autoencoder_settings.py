@@ -211,18 +211,17 @@ def _norms(rows: np.ndarray) -> np.ndarray:
 
 
 def outlier_share(sample: np.ndarray) -> tuple[int, float]:
-    """Number of outlying rows, and their share of the variance about the median row.
+    """Count outlying rows, and their share of the variance about the median row.
 
-    A row is outlying if it is ten times as far from the median row as half of the rows are. There are none
-    where more than a hundredth are, as with data that are zero for most rows.
+    A row is outlying if it is ten times as far from the median row as half of the rows are, and one of the
+    thousandth that is farthest.
     """
     centered = sample - np.median(sample, axis=0)
     squares = np.square(_norms(centered.astype(np.float64)))
-    outlying = squares > 100.0 * np.median(squares)
-    n, total = int(outlying.sum()), float(squares.sum())
-    if n == 0 or n > 0.01 * len(squares) or total == 0.0:
-        return 0, 0.0
-    return n, float(squares[outlying].sum()) / total
+    farthest = np.sort(squares)[-max(len(squares) // 1000, 1) :]
+    outlying = farthest[farthest > 100.0 * np.median(squares)]
+    total = float(squares.sum())
+    return len(outlying), float(outlying.sum()) / total if total > 0.0 else 0.0
 
 
 class Outcome(NamedTuple):

@@ -401,6 +401,13 @@ class _Latents:
                 f"statistics know latent {statistics.alive_[-1]}, and autoencoder has {len(autoencoder.decoder_)}; "
                 "fit them on its codes."
             )
+        norms = np.linalg.norm(np.asarray(autoencoder.decoder_, dtype=np.float64), axis=1)
+        if not np.allclose(norms, 1.0, atol=1e-3):
+            raise ValueError(
+                f"autoencoder has decoder_ directions of norm {norms.min():.3g} to {norms.max():.3g}: the "
+                "importance of a latent would depend on how its encoder and decoder share a factor. Divide each row of "
+                "decoder_ by its norm, and multiply the latent's encoder weight and bias by it."
+            )
         order = np.argsort(-table[:, 0], kind="stable")
         self._autoencoder = autoencoder
         self._latents, self._means = statistics.alive_[order], table[order, 2]

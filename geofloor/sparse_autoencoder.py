@@ -608,9 +608,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def _checked(self, X: Any, *, reset: bool) -> np.ndarray:
         X = plain_array(X, "X")
-        if np.ndim(X) > 2:
-            *_, n_inputs = np.shape(X)
-            raise ValueError(f"X has shape {np.shape(X)}; give one row per token: X.reshape(-1, {n_inputs}).")
+        shape = tuple(getattr(X, "shape", ()))
+        if len(shape) > 2:
+            raise ValueError(f"X has shape {shape}; give one row per token: X.reshape(-1, {shape[-1:][0]}).")
         return validate_data(self, X, dtype=np.float32, order="C", reset=reset)
 
     def _n_held_out(self, rows: ArrayRows | StreamRows) -> int:
@@ -621,8 +621,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         n_outlying, share = outlier_share(sample)
         if share > _OUTLIERS:
             warn_caller(
-                f"X has {n_outlying} row(s) in {len(sample):,} more than ten times as far from the others as those "
-                f"from their median, with {share:.0%} of the variance: attention sinks, perhaps. They decide what is "
+                f"X has {n_outlying} row(s) in {len(sample):,} with {share:.0%} of the variance, each over ten times "
+                "as far from the median row as half of the rows are: attention sinks, perhaps. They decide what is "
                 "learned and every second moment; drop them, or raise skip_first of the ActivationExtractor.",
                 OutlierRowsWarning,
             )

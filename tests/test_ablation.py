@@ -55,7 +55,7 @@ def activations(teacher, tokens):
 
 @pytest.fixture(scope="module")
 def autoencoder(activations):
-    return SparseAutoencoder(
+    return SparseAutoencoder.paper(
         64, l1_coefficient=0.6, learning_rate=1e-2, batch_size=55, n_epochs=60, normalization="mean_norm",
         random_state=0,
     ).fit(activations)  # fmt: skip
@@ -276,6 +276,10 @@ def test_bad_input_is_named(teacher, tokens, autoencoder, statistics):
     for wrong in (3, torch.nn.Linear(2, 2)):
         with pytest.raises(TypeError, match="teacher=.* is a .*; give a transformers model"):
             AblationPredictor(wrong, LAYER).fit(tokens)
+    stretched = clone(autoencoder).fit(np.random.default_rng(0).random((64, 16)))
+    stretched.decoder_ = 0.1 * stretched.decoder_
+    with pytest.raises(ValueError, match="autoencoder has decoder_ directions of norm 0.1 to 0.1"):
+        fit(LAYER, stretched, statistics)
     for name, wrong in (("autoencoder", 3), ("autoencoder", statistics), ("statistics", autoencoder)):
         with pytest.raises(TypeError, match=f"{name}.* is a .*; give a fitted"):
             fit(LAYER, **{"autoencoder": autoencoder, name: wrong})

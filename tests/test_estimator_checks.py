@@ -125,7 +125,7 @@ def activations(rng):
 
 
 def measuring_pipeline():
-    sae = SparseAutoencoder(64, batch_size=100, n_epochs=10, learning_rate=1e-2, l1_coefficient=0.5, random_state=0)
+    sae = SparseAutoencoder(64, l0=5, batch_size=100, n_epochs=10, random_state=0)
     return make_pipeline(sae, FeatureStatistics(), FloorPredictor())
 
 

@@ -406,7 +406,7 @@ def count_operations():
 def test_operations_of_an_autoencoder_are_those_counted(costs):
     X = np.random.default_rng(0).standard_normal((2048, 48)).astype(np.float32)
     with count_operations() as counter:
-        SparseAutoencoder(n_latents=256, batch_size=1024, random_state=0, device="cpu").partial_fit(X)
+        SparseAutoencoder.paper(n_latents=256, batch_size=1024, random_state=0, device="cpu").partial_fit(X)
     assert counter.get_total_flops() == pytest.approx(2048 * costs.sae_training(48, 256), rel=0.02)
 
 
