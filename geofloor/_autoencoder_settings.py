@@ -16,15 +16,15 @@ NORMALIZATIONS = ("spread", "mean_norm", "mean_square", None)
 
 _EXPANSION = 32  # latents per input, the paper's
 _ROWS_PER_LATENT = 8  # at least: fewer rows can't tell more latents apart
-_L0_PER_ROOT_INPUT = 6.5
+_L0_PER_ROOT_INPUT = 4.5
 _MOST_L0 = 128
 _MOST_L0_SHARE = 0.04  # of the latents
 _L1 = 0.8  # on data with a spread of sqrt(n_inputs), where noise has a deviation of about 1 along any direction
-_N_STEPS = 3800
+_N_STEPS = 3600
 _BATCH_SIZES = (128, 1024)
 _STEPS_OF_ONE_EPOCH = 20_000  # longer epochs get larger batches
 _LARGEST_BATCH = 8192
-_LEARNING_RATE = 0.0135  # over sqrt(n_inputs): a step's length beside that of a direction
+_LEARNING_RATE = 0.024  # over sqrt(n_inputs): a step's length beside that of a direction
 _MOST_WARMUP = 1000
 _DECAY = 0.3
 

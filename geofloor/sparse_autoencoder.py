@@ -133,7 +133,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         ``"topk"`` keeps the `l0` largest codes of each row and needs no penalty [3]_. ``"relu"`` keeps all
         above zero and penalizes their sum, as the paper does.
     l0 : int or "auto", default="auto"
-        Codes that ``"topk"`` keeps per row. ``"auto"`` is 6.5 √n_inputs, at most 128 and 4% of the latents.
+        Codes that ``"topk"`` keeps per row. ``"auto"`` is 4.5 √n_inputs, at most 128 and 4% of the latents.
     l1_coefficient : float or "auto", default="auto"
         λ of ``"relu"``, on the codes summed over latents and averaged over the batch. Its effect depends on
         the scale of the data: see `normalization`. ``"auto"`` is 0.8.
@@ -143,7 +143,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         ``"mean_square"``: E‖x‖² = 1. None: the data's own. The scale is folded into the biases and codes
         afterwards, so that codes and reconstructions are always those of the data as given.
     learning_rate : float or "auto", default="auto"
-        Adam's step size. ``"auto"`` is 0.0135 / √n_inputs, and smaller by the root of the steps beyond 3,800.
+        Adam's step size. ``"auto"`` is 0.024 / √n_inputs, and smaller by the root of the steps beyond 3,600.
     betas : tuple of two floats, default=(0.9, 0.999)
         Adam's decay rates.
     clip_norm : float or None, default=1.0
@@ -157,7 +157,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         Tokens per step. ``"auto"`` is a power of 2 from 128 to 1,024, about a 256th of the rows, and up to 8,192
         for epochs of over 20,000 steps.
     n_epochs : int or "auto", default="auto"
-        Passes over the data. ``"auto"`` is as many as make 3,800 steps, and 1 for streams of unknown length.
+        Passes over the data. ``"auto"`` is as many as make 3,600 steps, and 1 for streams of unknown length.
     resample_every : int or None, default=None
         Tokens after which latents that have not fired since the last such time are pointed at inputs
         that are reconstructed badly [2]_. The last time leaves at least as many tokens to train them. None, as
