@@ -28,6 +28,7 @@ _LEARNING_RATE = 0.024  # over sqrt(n_inputs): a step's length beside that of a 
 _MOST_WARMUP = 1000
 _DECAY = 0.3
 
+_MEDIAN_ROWS = 8192
 _FEW_ROWS, _FEW_STEPS = 5000, 500
 _LOSS_FALLING = 0.01  # of the first loss, over the last tenth of the steps; good fits had up to 0.005
 _L0_FALLING = 0.1  # of itself
@@ -192,7 +193,7 @@ def find_scale(sample: np.ndarray, normalization: str | None) -> float:
     """Factor that brings rows to the scale they are trained on."""
     if normalization is None:
         return 1.0
-    exact = sample.astype(np.float64)
+    exact = _few(sample).astype(np.float64)
     n_inputs = sample.shape[1]
     if normalization == "spread":
         # Medians, so that a handful of rows hundreds of times as long as the others does not set the scale.
@@ -206,8 +207,13 @@ def find_scale(sample: np.ndarray, normalization: str | None) -> float:
     return wanted / size
 
 
+def _few(rows: np.ndarray) -> np.ndarray:
+    """Evenly spaced rows, enough for medians and means."""
+    return rows[:: -(-len(rows) // _MEDIAN_ROWS)]
+
+
 def _norms(rows: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    return np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
 
 
 def outlier_share(sample: np.ndarray) -> tuple[int, float]:
@@ -216,8 +222,7 @@ def outlier_share(sample: np.ndarray) -> tuple[int, float]:
     A row is outlying if it is ten times as far from the median row as half of the rows are, and one of the
     thousandth that is farthest.
     """
-    centered = sample - np.median(sample, axis=0)
-    squares = np.square(_norms(centered.astype(np.float64)))
+    squares = np.square(_norms(sample - np.median(_few(sample), axis=0)))
     farthest = np.sort(squares)[-max(len(squares) // 1000, 1) :]
     outlying = farthest[farthest > 100.0 * np.median(squares)]
     total = float(squares.sum())
