@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from geofloor._causal import LanguageModel, evaluating, hooked, load_language_model
 from geofloor._divergence import Targets, mean_and_error, row_kls
+from geofloor._portable import PortablePickleMixin
 from geofloor._short_repr import ShortReprMixin
 from geofloor._token_rows import TokenRows
 from geofloor._training.devices import memory_advice, to_device
@@ -28,7 +29,7 @@ from geofloor.language_models import ActivationExtractor
 from geofloor.statistics import FeatureStatistics
 
 
-class AblationPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
+class AblationPredictor(ShortReprMixin, PortablePickleMixin, WidthPredictorMixin, BaseEstimator):
     r"""Predict the loss floor of a student in nats a token, from what the teacher loses without what a student drops.
 
     A student of width d keeps the :math:`F_S = \lfloor d\,g(\alpha) \rfloor` most important features, as in Eq. 2.

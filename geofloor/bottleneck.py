@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from geofloor._causal import LanguageModel, evaluating, load_language_model
 from geofloor._divergence import ChunkedLoss, Plan, Rows, Targets, row_kls
+from geofloor._portable import PortablePickleMixin
 from geofloor._short_repr import ShortReprMixin
 from geofloor._token_rows import TokenRows
 from geofloor._training.devices import memory_advice, to_device
@@ -30,7 +31,7 @@ _WARMUP = 10  # steps
 _NO_SIGNAL = 1e-6  # singular values below this share of the size of all logits are rounding
 
 
-class BottleneckPredictor(ShortReprMixin, WidthPredictorMixin, BaseEstimator):
+class BottleneckPredictor(ShortReprMixin, PortablePickleMixin, WidthPredictorMixin, BaseEstimator):
     r"""Predict the least loss that any student of a width can have, however it is trained: the softmax bottleneck.
 
     A student of width d multiplies d numbers a position by one unembedding, so that its logits, over all positions,

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from numbers import Integral
 from pathlib import Path
@@ -24,6 +24,7 @@ from sklearn.utils._set_output import _get_output_config
 
 from geofloor._causal import evaluating, hooked, load_base_model, naming
 from geofloor._columns import column_names, column_values, is_dataset, is_dataset_stream
+from geofloor._portable import PortablePickleMixin
 from geofloor._short_repr import ShortReprMixin
 from geofloor._token_rows import PaddingWatch, ending_ids
 from geofloor._training.checkpoints import atomic_path, write_json
@@ -171,7 +172,9 @@ def _find_blocks(model: Any) -> tuple[str, int]:
     return found[0], n_blocks
 
 
-class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class ActivationExtractor(
+    ShortReprMixin, PortablePickleMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     """The residual stream of a language model after one of its blocks, one row a token.
 
     The forward pass stops at that block, batches are made of sequences of about the same length,
@@ -686,11 +689,8 @@ class ActivationExtractor(ShortReprMixin, ClassNamePrefixFeaturesOutMixin, Trans
                 return hidden[torch.arange(len(hidden), device=hidden.device), counts - 1]
             return hidden.float().masked_fill(~mask[..., None], 0.0).sum(1) / counts[:, None]
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        if self._by_name():  # loaded again where it is needed
-            state = {key: value for key, value in state.items() if key not in ("model_", "tokenizer_", "_source")}
-        return state
+    def _not_pickled(self) -> Collection[str]:
+        return ("_source", "model_", "tokenizer_") if self._by_name() else ("_source",)
 
     def __sklearn_clone__(self) -> ActivationExtractor:
         shell = copy.copy(self)

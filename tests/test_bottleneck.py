@@ -158,8 +158,7 @@ def test_no_student_gets_below_it():
         least = bound.predict([width], return_interval=True)[1][0, 0]
         # Trained on the very text that it is evaluated on.
         student = DistilledStudent(
-            model, width, n_steps=600, learning_rate=1e-2, warmup=10, batch_size=len(seen), eval_every=100,
-            device="cpu", random_state=0,
+            model, width, n_steps=600, batch_size=len(seen), init="random", device="cpu", random_state=0
         ).fit(seen, eval_tokens=seen)  # fmt: skip
         assert least < student.floor_ < 0.9 * bound.zero_width_loss_
 
