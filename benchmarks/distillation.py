@@ -74,7 +74,11 @@ def settings(n_steps, batch_size, device, tokens):
     """Training alone: what is held out is two tokens."""
     return {
         "n_steps": n_steps,
-        "warmup": 0,
+        "warmup_steps": 0,
+        "learning_rate": 3e-4,
+        "optimizer": "adamw",
+        "clip_norm": None,
+        "init": "random",
         "batch_size": batch_size,
         "eval_every": n_steps,
         "device": device,

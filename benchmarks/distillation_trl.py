@@ -90,8 +90,9 @@ def trl_fit(name, width, shape, n_steps):
 
 def our_fit(name, width, shape, n_steps):
     tokens = tokens_of(name, shape[0] * n_steps, shape[1])
-    settings = {"n_steps": n_steps, "warmup": 0, "batch_size": shape[0], "eval_every": n_steps, "device": "cpu"}
-    DistilledStudent(teacher_of(name), width, random_state=0, **settings).fit(tokens, eval_tokens=tokens[:1, :2])
+    settings = {"n_steps": n_steps, "warmup_steps": 0, "batch_size": shape[0], "eval_every": n_steps, "device": "cpu"}
+    student = DistilledStudent.paper(teacher_of(name), width, random_state=0, **settings)
+    student.fit(tokens, eval_tokens=tokens[:1, :2])
 
 
 def here(function, *arguments):

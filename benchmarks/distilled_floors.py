@@ -30,12 +30,7 @@ from geofloor.language_models import token_blocks
 RESULTS = Path(__file__).parent / "results"
 WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128)
 LENGTH = 256
-SETTINGS = {
-    "temperature": 2.0,
-    "warmup": 100,
-    "weight_decay": 0.01,
-    "clip_norm": 1.0,
-}
+WARMUP_STEPS = 100
 
 
 def prepared(work: Path, n_train: int, n_test: int) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +74,7 @@ def main() -> None:
     if options.only_tokens:
         return
     chosen = ("optimizer", "init", "learning_rate", "batch_size", "eval_every", "eval_sequences", "data_seed")
-    settings = SETTINGS | {name: getattr(options, name) for name in chosen}
+    settings = {name: getattr(options, name) for name in chosen} | {"warmup_steps": WARMUP_STEPS}
     if options.n_heads is not None:
         settings["n_heads"] = options.n_heads
     runs = []
@@ -109,7 +104,8 @@ def main() -> None:
                     "n_tokens": student.n_steps_ * options.batch_size * train.shape[1],
                     "floor": student.floor_,
                     "floor_error": student.floor_error_,
-                    "converged": bool(student.converged_),
+                    "remaining_fall": student.remaining_fall_,
+                    "converged": student.converged_,
                     "n_parameters": student.n_parameters_,
                     "history": [[h["step"], h["eval_kl"]] for h in student.history_],
                 }

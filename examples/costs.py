@@ -240,9 +240,9 @@ def _students(options, teacher, students):
     remedy = f"--gradient-accumulation {fitting[0]}" if fitting else "fewer --widths at a time"
     kept = 4 * parts(options.gradient_accumulation) * teacher.n_vocabulary <= KEPT_BYTES
     trained = distillation(teacher, students, options.length, teacher_passes=1 if kept else len(students))
-    evaluated = n_eval * options.eval_sequences * evaluation(teacher, students, options.length)
+    evaluated = n_eval * evaluation(teacher, students, options.length) + evaluation(teacher, [], options.length)
     return Cost(
-        flops=options.length * (options.n_steps * options.batch_size * trained + evaluated),
+        flops=options.length * (options.n_steps * options.batch_size * trained + options.eval_sequences * evaluated),
         memory=memory(options.gradient_accumulation),
         disk=4 * n_parameters,
         checkpoints=4 * (n_parameters + moments),

@@ -68,10 +68,9 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--distill-widths", type=int, nargs=2, help="by default a quarter of the teacher's, and three quarters"
     )
-    parser.add_argument("--distill-init", default="principal", help="how students start: principal or random")
+    parser.add_argument("--distill-init", default="auto", help="how students start: principal or random")
     parser.add_argument("--distill-steps", type=int, default=600)
     parser.add_argument("--distill-batch", type=int, default=8, help="sequences a step")
-    parser.add_argument("--distill-learning-rate", type=float, default=1e-2)
     parser.add_argument("--target-kl", type=float, default=0.25, help="loss to reach, in nats a token")
     parser.add_argument("--output", type=Path, default=Path("plan"))
     parser.add_argument("--seed", type=int, default=0)
@@ -210,13 +209,8 @@ def forecast(options, source, nats, result):
         eval_tokens=source.held_out,
         teacher_kwargs=options.model_kwargs,
         n_steps=options.distill_steps,
-        warmup=options.distill_steps // 10,
         batch_size=options.distill_batch,
-        learning_rate=options.distill_learning_rate,
         init=options.distill_init,
-        optimizer="muon",  # which takes a fraction of the steps that AdamW does
-        clip_norm=1.0,
-        eval_every=max(options.distill_steps // 20, 1),
         checkpoint_path=options.output / "students",
         checkpoint_every=50,
         random_state=options.seed,
@@ -236,7 +230,7 @@ def forecast(options, source, nats, result):
     if max(observed) >= zero_width:  # after so few steps they are no better than none at all
         forecaster = LossForecaster().fit(widths, observed)
         law = f"{forecaster.slope_:.3f} exp(-{forecaster.decay_:.4f} d)"
-    elif options.distill_init == "principal" and max(widths) < bound.rank_:
+    elif students[0].init_ == "principal" and max(widths) < bound.rank_:
         forecaster = LossForecaster(bound=bound).fit(widths, observed)
         law = f"{zero_width:.3f} exp(-{forecaster.decay_:.3f} log({zero_width:.3f} / R(d))^{forecaster.exponent_:g})"
     else:

@@ -67,6 +67,7 @@ from geofloor.language_models import token_blocks
 from geofloor.probing import probe_table
 
 PYTHIA_410M = "EleutherAI/pythia-410m"
+PAPER = DistilledStudent.paper(PYTHIA_410M, 1024)  # for its settings
 CONCEPTS = ["question", "french", "code", "sports", "legal", "medical"]
 CURVES = ["step", "train_kl", "eval_kl", "learning_rate"]
 # What each step reads of the others, and the arguments that its results depend on.
@@ -85,7 +86,7 @@ DEPENDS = {
     "eval_sequences forward_batch precision seed",
     "statistics": "statistics_tokens widths temperature ablation_sequences ablation_points",
     "bottleneck": "widths temperature bottleneck_positions eval_sequences forward_batch precision seed",
-    "students": "widths repeat_widths temperature n_steps batch_size optimizer learning_rate weight_decay warmup "
+    "students": "widths repeat_widths temperature n_steps batch_size optimizer learning_rate weight_decay warmup_steps "
     "gradient_accumulation eval_sequences eval_every precision seed",
     "calibration": "",
     "probes": "probe_layer probe_widths concepts n_per_class max_characters probe_rows skip_first forward_batch seed",
@@ -126,14 +127,14 @@ def parse_arguments(arguments=None):
     add("--widths", type=int, nargs="+", default=[128, 256, 512, 768, 1024])
     add("--repeat-widths", type=int, nargs="*", default=[128], help="widths trained with a second seed as well")
     add("--length", type=int, default=512, help="tokens a sequence")
-    add("--batch-size", type=int, default=32, help="sequences a step")
-    add("--n-steps", type=int, default=30_000)
-    add("--learning-rate", type=float, default=3e-4)
-    add("--optimizer", choices=("adamw", "muon"), default="adamw", help="of the students")
-    add("--weight-decay", type=float, default=0.01)
-    add("--warmup", type=int, default=1000)
-    add("--temperature", type=float, default=2.0)
-    add("--eval-every", type=int, default=500, help="steps")
+    add("--batch-size", type=int, default=PAPER.batch_size, help="sequences a step")
+    add("--n-steps", type=int, default=PAPER.n_steps)
+    add("--learning-rate", type=float, default=PAPER.learning_rate)
+    add("--optimizer", choices=("adamw", "muon"), default=PAPER.optimizer, help="of the students")
+    add("--weight-decay", type=float, default=PAPER.weight_decay)
+    add("--warmup-steps", type=int, default=PAPER.warmup_steps)
+    add("--temperature", type=float, default=PAPER.temperature)
+    add("--eval-every", type=int, default=PAPER.eval_every, help="steps")
     add("--eval-sequences", type=int, default=256, help="held out")
     add("--checkpoint-every", type=int, default=500, help="steps")
     add("--gradient-accumulation", type=int, default=1, help="parts of a batch, to save memory")
@@ -190,7 +191,7 @@ def make_plan(options, config):
         "--widths": len(set(options.widths)) < 4,
         "--repeat-widths": not set(options.repeat_widths) <= set(options.widths),
         "--probe-widths": not set(options.probe_widths) <= set(options.widths),
-        "--warmup": options.warmup >= options.n_steps,
+        "--warmup-steps": options.warmup_steps >= options.n_steps,
         "--skip-first": not 0 <= options.skip_first < min(options.sae_length, options.length),
         "--ablation-sequences": options.ablation_sequences < 1,
         "--bottleneck-positions": options.bottleneck_positions < 2,
@@ -199,8 +200,8 @@ def make_plan(options, config):
         raise SystemExit(
             f"{', '.join(name for name in wrong if wrong[name])}: out of range. --sae-length is a multiple of --length "
             f"and at most the teacher's {positions} positions; its blocks are 0 to {config.num_hidden_layers - 1}; at "
-            "least four --widths differ, and other widths are some of them; --warmup is below --n-steps; the ablation "
-            "takes a sequence or more, the bottleneck two positions."
+            "least four --widths differ, and other widths are some of them; --warmup-steps is below --n-steps; the "
+            "ablation takes a sequence or more, the bottleneck two positions."
         )
     rows = options.sae_length - options.skip_first
     n_sae, n_statistics = (-(-n // rows) for n in (options.sae_tokens, options.statistics_tokens))
@@ -452,13 +453,14 @@ def students(options, plan, is_main=True):
         plan.students,
         eval_tokens=blocks_of(options, plan, "evaluation"),
         checkpoint_path=checkpoints,
+        like=PAPER,
         temperature=options.temperature,
         n_steps=options.n_steps,
         batch_size=options.batch_size,
         optimizer=options.optimizer,
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
-        warmup=options.warmup,
+        warmup_steps=options.warmup_steps,
         gradient_accumulation=options.gradient_accumulation,
         precision="bf16" if options.precision == "bf16" else None,
         eval_every=options.eval_every,
@@ -487,6 +489,7 @@ def students(options, plan, is_main=True):
             "kl": student.floor_,
             "standard_error": student.floor_error_,
             "raw_kl": student.floor_ * options.length * options.temperature**2,  # the paper's
+            "remaining_fall": student.remaining_fall_,
             "converged": student.converged_,
             "zero_width_kl": zero_width,
         }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
 from geofloor._causal import LanguageModel
-from geofloor._divergence import ChunkedLoss, Plan, Rows, Targets, row_kls
+from geofloor._divergence import ChunkedLoss, Plan, Rows, Targets, ZeroWidth, row_kls
+from geofloor._student_settings import choose
 from geofloor._token_rows import Batch, TokenRows
 from geofloor._training.checkpoints import (
     check_optimizer_tensors,
@@ -28,7 +30,7 @@ from geofloor._training.schedules import warmup_cosine
 from geofloor._training.schema import Shape, check_tensors, number, optional, refusing, table, texts
 from geofloor._training.seeds import draw_seed, torch_generator
 from geofloor._training.settings import plain_parameters, plain_seed, read_checkpoint
-from geofloor.students import make_student
+from geofloor.students import default_init, make_student
 
 FINAL_SHARE = 0.1  # of the steps, whose evaluations make the floor
 _CHECKPOINT = "geofloor distillation checkpoint"
@@ -82,6 +84,8 @@ class Distillation:
     ----------
     estimators : sequence of DistilledStudent
         What to train. Parameters are read; nothing is set.
+    settings : SimpleNamespace
+        What `plain_settings` made of the parameters that all of them share.
     teacher : torch.nn.Module
         On the device.
     device : torch.device
@@ -91,11 +95,16 @@ class Distillation:
     """
 
     def __init__(
-        self, estimators: Sequence[Any], teacher: torch.nn.Module, device: torch.device, processes: Processes = ALONE
+        self,
+        estimators: Sequence[Any],
+        settings: SimpleNamespace,
+        teacher: torch.nn.Module,
+        device: torch.device,
+        processes: Processes = ALONE,
     ) -> None:
         self.estimators = estimators
         self.processes = processes
-        self.settings = settings = estimators[0]
+        self.settings = settings
         self.device = device
         self.teacher = LanguageModel(teacher, f"teacher={type(teacher).__name__}")
         head = self.teacher.head
@@ -108,7 +117,7 @@ class Distillation:
         return self.teacher.token_rows(tokens, name, self.settings.pad_token_id)
 
     def open(self, tokens: Any, eval_tokens: Any) -> None:
-        """Check the data and divide them."""
+        """Check the data, divide them, and choose what they decide of the settings."""
         for estimator in self.estimators:
             self.teacher.check_layer(estimator.layer)
         self.tokens = self.rows_of(tokens, "tokens")
@@ -126,6 +135,8 @@ class Distillation:
                 )
         last = min(first + self.settings.eval_sequences, len(self.held_out))
         self.eval_rows = np.arange(first, last)
+        principal = default_init(self.teacher.module) == "principal"
+        choose(self.settings, n_sequences=self.n_train, length=self.tokens.length, principal=principal)
         self._evaluated = f"{first}:{last}"
 
     def identify(self) -> None:
@@ -170,17 +181,17 @@ class Distillation:
         """A run before its first step."""
         seed = self.processes.everyone(draw_seed(estimator.random_state))[0]
         sample = None
-        if estimator.init == "principal":
+        if self.settings.init == "principal":
             sample = self.tokens.take(np.arange(min(self.n_train, 64))).ids
-        module = self.new_module(estimator, init=estimator.init, random_state=seed, tokens=sample)
+        module = self.new_module(estimator, init=self.settings.init, random_state=seed, tokens=sample)
         run = self.run(estimator, module, seed)
         self.processes.copy_from_main([*module.state_dict().values(), *run.parameters()])
         return run
 
     def new_module(self, estimator: Any, **options: Any) -> Any:
         if estimator.n_heads is not None:  # ways to make students that were registered need not know of heads
-            options["n_heads"] = estimator.n_heads
-        return make_student(self.teacher.module, estimator.width, **options)
+            options["n_heads"] = int(estimator.n_heads)
+        return make_student(self.teacher.module, int(estimator.width), **options)
 
     def run(self, estimator: Any, module: torch.nn.Module, seed: int) -> Run:
         module = module.to(self.device).eval().requires_grad_()
@@ -205,7 +216,7 @@ class Distillation:
             estimator,
             model,
             projection,
-            _optimizers(estimator, model, parameters),
+            _optimizers(self.settings, model, parameters),
             seed,
             kl_sum=torch.zeros((), device=self.device),
             final_sums=np.zeros(len(self.eval_rows)),
@@ -276,7 +287,7 @@ class Distillation:
                     student = run.model.rows(ids)
                 run.loss(student, targets.source, plan, self.hidden_scale).backward()
         self.add_up(runs)
-        factor = warmup_cosine(step, n_steps=settings.n_steps, warmup_steps=settings.warmup)
+        factor = warmup_cosine(step, n_steps=settings.n_steps, warmup_steps=settings.warmup_steps)
         for run in runs:
             if settings.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(run.parameters(), settings.clip_norm)
@@ -332,7 +343,7 @@ class Distillation:
             eval_kl = float(row.sum() / counts.sum())
             if not np.isfinite(eval_kl):
                 raise self.not_finite(run, eval_kl)
-            factor = warmup_cosine(max(run.step - 1, 0), n_steps=settings.n_steps, warmup_steps=settings.warmup)
+            factor = warmup_cosine(max(run.step - 1, 0), n_steps=settings.n_steps, warmup_steps=settings.warmup_steps)
             train_kl = float(run.kl_sum) / run.kl_steps if run.kl_steps else None
             run.history.append(
                 {
@@ -352,7 +363,7 @@ class Distillation:
         self, students: list[LanguageModel], tokens: TokenRows, rows: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """KL of each student on each sequence, summed over positions (n_students, n_sequences), and the positions."""
-        size = max(self.settings.batch_size // self.settings.gradient_accumulation, 1)
+        size = self.eval_size
         rows = rows[self.processes.share(len(rows))]
         sums, counts = [torch.zeros((len(students), 0), device=self.device)], [np.zeros(0, dtype=np.int64)]
         for start in range(0, len(rows), size):
@@ -371,6 +382,27 @@ class Distillation:
         shares = self.processes.everyone((torch.cat(sums, dim=1).cpu().double().numpy(), np.concatenate(counts)))
         return np.concatenate([share[0] for share in shares], axis=1), np.concatenate([share[1] for share in shares])
 
+    @torch.no_grad()
+    def zero_width_loss(self) -> float:
+        """Loss on held-out text of a student of width 0."""
+        sums = ZeroWidth(self.teacher.n_vocabulary)
+        rows = self.eval_rows[self.processes.share(len(self.eval_rows))]
+        for start in range(0, len(rows), self.eval_size):
+            batch = self.held_out.take(rows[start : start + self.eval_size])
+            with self.autocast():
+                found = self.teacher.rows(self.to_device(batch.ids))
+            if batch.mask is not None:
+                found = found._replace(rows=found.rows[self.to_device(batch.mask.reshape(-1))])
+            sums.add(Targets(found, self.settings.temperature, matmul_dtype=self.matmul_dtype))
+        shares = self.processes.everyone((sums.total, sums.negative_entropy, sums.n_positions))
+        sums.total, sums.negative_entropy, sums.n_positions = (sum(each) for each in zip(*shares, strict=True))
+        return sums.loss()
+
+    @property
+    def eval_size(self) -> int:
+        """Sequences per forward pass of an evaluation."""
+        return max(self.settings.batch_size // self.settings.gradient_accumulation, 1)
+
     def look(self, runs: list[Run]) -> None:
         """Refuse to go on with a loss that is not finite."""
         for run, kl in zip(runs, torch.stack([run.kl_sum for run in runs]).tolist(), strict=True):
@@ -385,9 +417,13 @@ class Distillation:
                 f"The teacher's logits are not finite, by step {run.step} at the latest; check its weights, or load "
                 "it in a dtype with more range, such as teacher_kwargs={'dtype': 'float32'}."
             )
+        name, settings = f"The KL of the student of width {run.estimator.width}", self.settings
+        if run.step == 0:
+            return ValueError(f"{name} is {value} before the first step: init={settings.init!r} gives no finite start.")
+        clip = f"lower clip_norm={settings.clip_norm:g}" if settings.clip_norm else "set clip_norm=1.0"
         return ValueError(
-            f"The KL of the student of width {run.estimator.width} became {value} by step {run.step}; lower "
-            f"learning_rate={self.settings.learning_rate:g}, lengthen warmup={self.settings.warmup}, or set clip_norm."
+            f"{name} became {value} by step {run.step}; lower learning_rate={settings.learning_rate:g}, lengthen "
+            f"warmup_steps={settings.warmup_steps}, or {clip}."
         )
 
     # Checkpoints
@@ -471,11 +507,11 @@ class Distillation:
 
 
 def _optimizers(
-    estimator: Any, model: LanguageModel, parameters: list[torch.nn.Parameter]
+    settings: SimpleNamespace, model: LanguageModel, parameters: list[torch.nn.Parameter]
 ) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters, or Muon for the matrices between embedding and unembedding and AdamW for the rest."""
-    rate, decay = estimator.learning_rate, estimator.weight_decay
-    matrices = model.inner_matrices() if estimator.optimizer == "muon" else []
+    rate, decay = settings.learning_rate, settings.weight_decay
+    matrices = model.inner_matrices() if settings.optimizer == "muon" else []
     inner = {id(matrix) for matrix in matrices}
     others = [parameter for parameter in parameters if id(parameter) not in inner]
     adamw = torch.optim.AdamW(others, lr=rate, weight_decay=decay, fused=True)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import xlogy
 
 from geofloor._training.products import add_product, linear, product, zero_sum
 from geofloor._validation import check_number, check_object
@@ -255,6 +256,34 @@ class Targets:
         if self._kept is not None:
             self._kept[index] = result
         return result
+
+
+class ZeroWidth:
+    """Loss of a student of width 0, which gives every position one distribution: the teacher's mean.
+
+    Parameters
+    ----------
+    n_vocabulary : int
+        Tokens that the distributions are over.
+    """
+
+    def __init__(self, n_vocabulary: int) -> None:
+        self.total = np.zeros(n_vocabulary)  # of the teacher's probabilities
+        self.negative_entropy = 0.0
+        self.n_positions = 0
+
+    def add(self, targets: Targets) -> None:
+        """Add a batch of positions."""
+        for index in range(len(targets.chunks)):
+            probabilities, negative_entropies = targets.chunk(index)
+            self.total += probabilities.sum(dim=0).cpu().double().numpy()
+            self.negative_entropy += float(negative_entropies.cpu().double().sum())
+        self.n_positions += len(targets.source.rows)
+
+    def loss(self) -> float:
+        """Loss over all positions, in nats per token."""
+        mean = self.total / self.n_positions
+        return float(self.negative_entropy / self.n_positions - xlogy(mean, mean).sum())
 
 
 def rows_a_chunk(n_vocabulary: int, device: torch.device) -> int:

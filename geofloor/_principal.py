@@ -201,7 +201,7 @@ def project(teacher: Any, student: Any, tokens: Any) -> None:
     """
     source, target = _parts(teacher.config, teacher), _parts(student.config, student)
     width = target.embeddings[0].shape[1]
-    _check(source, width)
+    _check(source)
     sample = _token_sample(teacher, source, tokens)
     if [each.shape for each in student.parameters()] == [each.shape for each in teacher.parameters()]:
         student.load_state_dict(teacher.state_dict())
@@ -230,19 +230,11 @@ def project(teacher: Any, student: Any, tokens: Any) -> None:
         target.norm.bias.copy_(torch.linalg.lstsq(projected, wanted[:, None], driver="gelsd").solution[:, 0])
 
 
-def _check(source: _Parts, width: int) -> None:
-    n_dimensions = source.embeddings[0].shape[1]
-    for attention, feed_forward in source.blocks:
-        affine = (attention.queries, attention.out, *feed_forward.readers, feed_forward.out)
-        if source.norm.bias is not None and any(each.bias is None for each in affine):
-            raise ValueError(
-                "init='principal' needs biases in the attention of a teacher whose normalisations have them "
-                "(attention_bias=True); use init='random'."
-            )
-    if width > n_dimensions:
+def _check(source: _Parts) -> None:
+    if _lacks_biases(source):
         raise ValueError(
-            f"width={width} exceeds the teacher's {n_dimensions} dimensions, of which init='principal' keeps "
-            "some; use init='random'."
+            "init='principal' needs biases in the attention of a teacher whose normalisations have them "
+            "(attention_bias=True); use init='random'."
         )
 
 
@@ -254,6 +246,23 @@ def _token_sample(teacher: Any, source: _Parts, tokens: Any) -> np.ndarray:
     rows = TokenRows(tokens, "tokens", len(source.embeddings[0]), limit, None)
     n_sequences = max(_N_TOKENS // rows.length, 1)
     return rows.take(np.arange(min(n_sequences, len(rows)))).ids
+
+
+def _lacks_biases(source: _Parts) -> bool:
+    if source.norm.bias is None:
+        return False
+    affine = [
+        part
+        for attention, feed_forward in source.blocks
+        for part in (attention.queries, attention.out, *feed_forward.readers, feed_forward.out)
+    ]
+    return any(part.bias is None for part in affine)
+
+
+def is_known(teacher: Any) -> bool:
+    """Whether students of a teacher can start in its principal directions."""
+    config = teacher.config
+    return _parts.dispatch(type(config)) is not _parts.dispatch(object) and not _lacks_biases(_parts(config, teacher))
 
 
 class _Moments:

@@ -64,7 +64,8 @@ def model_of(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> 
     if unknown:
         raise ValueError(f"its configuration has the unknown {unknown!r:.80}")
     _blank(config, tensors)
-    model = _made(config)
+    with building():
+        model = _made(config)
     model.load_state_dict(dict(tensors))
     other = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, tensors[name])]
     if other:

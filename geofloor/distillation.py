@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import Tags
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from transformers import PreTrainedModel
 
 from geofloor._causal import LanguageModel, evaluating, exact_device, load_language_model, on_device
-from geofloor._distilling import FINAL_SHARE, HISTORY, Distillation, Run, is_final
-from geofloor._divergence import Targets, chunks_of, distillation_kl, mean_and_error
+from geofloor._distilling import HISTORY, Distillation, Run, is_final
+from geofloor._divergence import Targets, ZeroWidth, chunks_of, distillation_kl, mean_and_error
+from geofloor._portable import PortablePickleMixin
 from geofloor._saved_students import model_of, plain_config
+from geofloor._short_repr import ShortReprMixin
+from geofloor._student_progress import has_converged, remaining_fall, warn_of_training
+from geofloor._student_settings import AUTO, PAPER, plain_settings
 from geofloor._token_rows import TokenRows
 from geofloor._training.checkpoints import read_tensors, write_tensors
 from geofloor._training.devices import memory_advice, to_device
 from geofloor._training.processes import ALONE, Processes, join_processes
-from geofloor._training.schema import fields, flag, mapping, number, optional, refusing, text
-from geofloor._training.settings import NOT_SAVED, check_files, check_range, plain_parameters, saved_parameters
-from geofloor._validation import check_choice, check_number
+from geofloor._training.schema import choice, fields, flag, mapping, number, optional, refusing, text
+from geofloor._training.settings import NOT_SAVED, check_files, plain_parameters, saved_parameters
+from geofloor._validation import check_choice, check_number, check_object, shown
 from geofloor.language_models import ActivationExtractor
-from geofloor.students import make_student
+from geofloor.students import check_width, make_student
 from geofloor.toy import ToyModel
 
 __all__ = ["DistilledStudent", "distill_widths", "distillation_kl", "zero_width_kl"]
@@ -35,11 +41,14 @@ __all__ = ["DistilledStudent", "distill_widths", "distillation_kl", "zero_width_
 _FILE = "geofloor distilled student"
 
 
-class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class DistilledStudent(
+    ShortReprMixin, PortablePickleMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     r"""A student of a given width, distilled from a language model: the floor, observed.
 
     Forward KL divergence between the next-token distributions of teacher and student at a temperature, over
-    all positions, minimised by AdamW or Muon with linear warm-up and cosine decay. Defaults are the paper's.
+    all positions, minimized by Muon or AdamW with linear warm-up and cosine decay. The defaults are those that did best
+    on small language models; `paper` gives the paper's.
 
     Parameters
     ----------
@@ -47,27 +56,32 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         A causal language model of ``transformers``, its name on the hub or its folder, or a module that takes
         token ids and returns logits (its students come from ``make_student.register``). An object is left as it
         is: if it is not on the device, a copy is trained from. Or a fitted `ToyModel`: then `fit` takes
-        what `ToyModel.fit` takes, and training is the toy model's, with its own settings.
+        what `ToyModel.fit` takes and trains as the toy model was trained. Of the other parameters only `init`,
+        `random_state`, `device` and `verbose` are used there, and setting any other is an error.
     width : int
-        Dimensions d of the student's residual stream. All else follows from the teacher: `student_config`.
+        Dimensions d of the student's residual stream, at most the teacher's. All else follows from the teacher:
+        `student_config`.
     n_heads : int or None, default=None
         Attention heads of the student, which divide `width`; by default those of `student_config`'s rule.
     temperature : float, default=2.0
-        T.
-    n_steps : int, default=30_000
-        Steps.
-    batch_size : int, default=32
-        Sequences a step.
-    learning_rate : float, default=3e-4
-        The optimizer's step size after warm-up; it falls to zero along a cosine.
+        Temperature T of both distributions.
+    n_steps : int or "auto", default="auto"
+        Steps. ``"auto"`` is one pass over the text, but at least 600 steps and at most 4,000. A short text is passed
+        over several times; of a long one a part is used.
+    batch_size : int or "auto", default="auto"
+        Sequences per step. ``"auto"`` takes about 2,048 tokens, more where 4,000 such steps would not see all of the
+        text, up to 16,384 tokens, and never more than an eighth of the sequences.
+    learning_rate : float, default=1e-2
+        The optimizer's step size after warm-up; it falls to zero along a cosine. The default was measured with Muon on
+        teachers of widths 64 to 128.
     weight_decay : float, default=0.01
         On all parameters.
-    warmup : int, default=1000
-        Steps over which the learning rate rises linearly; below `n_steps`.
-    optimizer : {"adamw", "muon"}, default="adamw"
-        ``"adamw"`` is the paper's. ``"muon"`` [2]_ makes the steps of the blocks' matrices orthogonal, of the size that
-        AdamW's have at the same `learning_rate` [3]_, and leaves embeddings, biases and gains to AdamW.
-    clip_norm : float or None, default=None
+    warmup_steps : int or "auto", default="auto"
+        Steps over which the learning rate rises linearly, fewer than `n_steps`. ``"auto"`` is a tenth of them.
+    optimizer : {"muon", "adamw"}, default="muon"
+        ``"muon"`` [2]_ makes the steps of the blocks' matrices orthogonal, of the size that AdamW's have at the same
+        `learning_rate` [3]_, and leaves embeddings, biases and gains to AdamW. ``"adamw"`` is the paper's.
+    clip_norm : float or None, default=1.0
         Largest joint norm of the gradients; None leaves them.
     gradient_accumulation : int, default=1
         Parts that a batch, or each process's share of it, is divided into, to save memory; the gradient stays
@@ -75,10 +89,11 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     precision : {None, "bf16"}, default=None
         ``"bf16"`` runs teacher and student under autocast to bfloat16; weights, softmaxes and losses stay
         float32.
-    init : {"random", "principal"}, default="random"
-        How the student starts: see `make_student`.
+    init : {"auto", "principal", "random"}, default="auto"
+        How the student starts: see `make_student`. ``"auto"`` is ``"principal"`` where the teacher's family has such a
+        start, else ``"random"``.
     cross_entropy_weight : float, default=0.0
-        Weight in the loss of the cross-entropy of the text's own next tokens, in nats a token.
+        Weight in the loss of the cross-entropy of the text's own next tokens, in nats per token.
     hidden_weight : float, default=0.0
         Weight in the loss of the squared error of a linear map, learnt along the way, from the student's
         last hidden states to the teacher's, as a share of the latter's variance.
@@ -86,16 +101,16 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Share of the sequences, the last ones, held out for evaluation where no `eval_tokens` are given.
     eval_sequences : int, default=256
         Held-out sequences evaluated, at most; the first ones.
-    eval_every : int, default=500
-        Steps between evaluations.
-    convergence_tol : float, default=0.01
-        Relative fall of the evaluation KL over the final tenth of the steps below which it counts as stopped.
+    eval_every : int or "auto", default="auto"
+        Steps between evaluations. ``"auto"`` is a twentieth of `n_steps`.
+    convergence_tol : float, default=0.05
+        Largest `remaining_fall_` at which `converged_` is true.
     pad_token_id : int or None, default=None
         Token that stands for padding after the end of a sequence and counts nowhere.
     layer : int, default=-1
         Block whose output `transform` gives, from 0; negative indices count from the last.
     pooling : {"mean", "last", None}, default="mean"
-        What `transform` makes of a sequence: see `ActivationExtractor`.
+        How `transform` pools the positions of a sequence: see `ActivationExtractor`.
     data_seed : int, default=0
         Seed of the order of the sequences. It is apart from `random_state` so that students of several
         seeds can be trained in one pass.
@@ -106,7 +121,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         File that `fit` keeps its state in. If it exists, from the same settings, teacher and data, `fit`
         goes on from there to the result of a run never stopped.
     checkpoint_every : int, default=500
-        Steps between checkpoints.
+        Steps between checkpoints, if there is a `checkpoint_path`.
     random_state : int, RandomState or None, default=None
         Seed of the student's first weights.
     device : str, default="auto"
@@ -118,21 +133,32 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     Attributes
     ----------
     floor_ : float
-        Mean KL on held-out text over the evaluations of the final tenth of the steps, in nats a token, at
-        the temperature and without the factor T².
+        Loss at the end of training: the mean KL on held-out text over the evaluations of the final tenth of the steps,
+        in nats per token, at the temperature and without the factor T². It is the loss after `n_steps_` steps, which
+        more steps can lower: see `remaining_fall_`.
     floor_error_ : float
         Its standard error over held-out sequences; NaN if there is but one.
+    zero_width_loss_ : float
+        Loss on the same text of one distribution for all positions, in nats per token: see `zero_width_kl`. NaN for a
+        `ToyModel`.
+    remaining_fall_ : float
+        Relative fall of the KL on held-out text from a quarter to half of the steps. Twice the steps are not
+        expected to take a larger share off `floor_`; mostly they take less. NaN for a `ToyModel` and where `eval_every`
+        is too large to tell.
+    converged_ : bool
+        Whether `remaining_fall_` is at most `convergence_tol`, or `floor_` at most a thousandth of
+        `zero_width_loss_`. Always false after fewer than 100 steps, where `floor_` is not below `zero_width_loss_`, and
+        where the loss rose again. True says that more steps at the same learning rate are not expected to take
+        off more than that. False proves nothing: wide students seldom show it. A `ToyModel` has its own rule.
     history_ : list of dict
         For each evaluation, the first before training: ``step``, ``train_kl`` (mean since the evaluation before;
-        None at first), ``eval_kl`` and ``learning_rate``; in nats a token.
+        None at first), ``eval_kl`` and ``learning_rate``; in nats per token.
     n_parameters_ : int
         Parameters of the student.
-    converged_ : bool
-        Whether the mean evaluation KL of the final tenth of the steps is less than `convergence_tol`, relatively,
-        below that of the tenth before. It is necessary, not sufficient: the learning rate is small by then, so
-        what tells is another run with twice the steps.
-    n_steps_ : int
-        Steps taken.
+    n_steps_, batch_size_, warmup_steps_, eval_every_ : int
+        Settings that the fit used. Of these a `ToyModel` gives `n_steps_` only.
+    init_ : {"principal", "random"}
+        How the student started.
     model_ : torch.nn.Module or ToyModel
         The student, on the device it was trained on.
     device_ : str
@@ -154,6 +180,13 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     and what is reported is without the :math:`T^2`. The paper's raw figures [1]_ are sums over 512 positions, times
     :math:`T^2`: 2,048 times what is reported here. For either optimizer a factor on the loss changes nothing but the
     size of its epsilon, and weights of other losses count against :math:`T^2`.
+
+    *Convergence.* The learning rate falls to zero, so that every learning curve is flat at its end. The fall from a
+    quarter to half of the steps comes before most of that decay. In 74 pairs of runs of which one has twice the steps
+    of the other (``benchmarks/results``: three teachers, both optimizers and starts), twice the steps took off between
+    0.10 and 1.00 times that fall, 0.41 times in the median. A `sklearn.exceptions.ConvergenceWarning` tells of fewer
+    than 100 steps, of a student no better than one of width 0, of a loss on held-out text that rose again, and of a
+    `remaining_fall_` above 0.5, where twice the steps took off 22 to 55%.
 
     Dropout is off. On a CPU the same seeds, data and number of threads give the same bits.
 
@@ -179,12 +212,12 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     ...     initializer_range=0.2,
     ... )
     >>> teacher = GPTNeoXForCausalLM(config)
-    >>> tokens = np.random.default_rng(0).integers(32, size=(64, 12))
-    >>> student = DistilledStudent(
-    ...     teacher, 8, n_steps=40, warmup=5, batch_size=8, learning_rate=1e-2, random_state=0
-    ... ).fit(tokens)
-    >>> student.floor_ < student.history_[0]["eval_kl"]
-    True
+    >>> tokens = np.random.default_rng(0).integers(32, size=(512, 12))
+    >>> student = DistilledStudent(teacher, 8, n_steps=120, random_state=0).fit(tokens)
+    >>> student.floor_ < student.history_[0]["eval_kl"], student.floor_ < student.zero_width_loss_
+    (True, True)
+    >>> student.init_, student.batch_size_, student.warmup_steps_
+    ('principal', 60, 12)
     >>> student.predict(tokens[:3]).shape, student.transform(tokens[:3]).shape
     ((3, 12), (3, 8))
     """
@@ -196,22 +229,22 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         *,
         n_heads: int | None = None,
         temperature: float = 2.0,
-        n_steps: int = 30_000,
-        batch_size: int = 32,
-        learning_rate: float = 3e-4,
+        n_steps: int | str = AUTO,
+        batch_size: int | str = AUTO,
+        learning_rate: float = 1e-2,
         weight_decay: float = 0.01,
-        warmup: int = 1000,
-        optimizer: str = "adamw",
-        clip_norm: float | None = None,
+        warmup_steps: int | str = AUTO,
+        optimizer: str = "muon",
+        clip_norm: float | None = 1.0,
         gradient_accumulation: int = 1,
         precision: str | None = None,
-        init: str = "random",
+        init: str = AUTO,
         cross_entropy_weight: float = 0.0,
         hidden_weight: float = 0.0,
         validation_fraction: float = 0.05,
         eval_sequences: int = 256,
-        eval_every: int = 500,
-        convergence_tol: float = 0.01,
+        eval_every: int | str = AUTO,
+        convergence_tol: float = 0.05,
         pad_token_id: int | None = None,
         layer: int = -1,
         pooling: str | None = "mean",
@@ -231,7 +264,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
-        self.warmup = warmup
+        self.warmup_steps = warmup_steps
         self.optimizer = optimizer
         self.clip_norm = clip_norm
         self.gradient_accumulation = gradient_accumulation
@@ -253,6 +286,37 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
+
+    @classmethod
+    def paper(cls, teacher: Any, width: int, **changes: Any) -> DistilledStudent:
+        """Make a student with the paper's settings [1]_: AdamW for 30,000 steps, from random weights.
+
+        Parameters
+        ----------
+        teacher : PreTrainedModel, str, path-like or torch.nn.Module
+            As in the constructor.
+        width : int
+            As in the constructor.
+        **changes
+            Other parameters of the constructor, which take precedence.
+
+        Returns
+        -------
+        student : DistilledStudent
+            Not fitted.
+
+        References
+        ----------
+        .. [1] Sarkar and Deka (2026), "Geometric Limits of Knowledge Distillation", arXiv:2604.04037, Appendix E.
+
+        Examples
+        --------
+        >>> from geofloor import DistilledStudent
+        >>> student = DistilledStudent.paper("EleutherAI/pythia-410m", 256, batch_size=16)
+        >>> student.n_steps, student.batch_size, student.optimizer, student.init
+        (30000, 16, 'adamw', 'random')
+        """
+        return cls(teacher, width, **{**PAPER, **changes})
 
     def fit(self, tokens: Any, y: Any = None, *, eval_tokens: Any = None) -> DistilledStudent:
         """Train the student.
@@ -280,7 +344,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             data or teacher or is damaged, or if the teacher's logits or the loss become non-finite.
         """
         if isinstance(self.teacher, ToyModel):
-            return self._fit_toy(tokens)
+            return self._fit_toy(tokens, eval_tokens)
         _fit_together([self], tokens, eval_tokens)
         return self
 
@@ -357,7 +421,7 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         if batch.mask is not None:
             rows = [ids[mask] for ids, mask in zip(batch.ids, batch.mask, strict=True)]
         extractor = ActivationExtractor(
-            self.model_, self.layer, pooling=self.pooling, max_length=None, batch_size=self.batch_size
+            self.model_, self.layer, pooling=self.pooling, max_length=None, batch_size=self._rows_at_once()
         )
         return np.asarray(extractor.transform(rows))
 
@@ -386,7 +450,9 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         if isinstance(self.model_, ToyModel):
             difference = self.teacher.predict(tokens) - self.model_.predict(tokens)
             return -float(np.mean(np.square(difference, dtype=np.float64) @ self.model_.importances_))
-        distillation = _distillation_of([self])
+        settings = plain_settings(self)
+        settings.batch_size = self._rows_at_once()
+        distillation = _distillation_of([self], settings)
         data = distillation.rows_of(tokens, "tokens")
         student = LanguageModel(on_device(self.model_, distillation.device), "the student")
         with evaluating(distillation.teacher.module), evaluating(student.module):
@@ -421,11 +487,12 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
                 "its weights yourself."
             ) from error
         fitted = {name: getattr(self, name) for name in _FITTED}
+        fitted |= {name: None for name in _MAYBE_NAN if np.isnan(fitted[name])}
         metadata = {
             "parameters": plain_parameters(self, without=NOT_SAVED),
             "teacher": os.fspath(self.teacher) if self._by_name() else None,
             "config": config,
-            "fitted": {**fitted, "floor_error_": None if np.isnan(self.floor_error_) else self.floor_error_},
+            "fitted": fitted,
         }
         write_tensors(path, self.model_.state_dict(), kind=_FILE, metadata=metadata)
 
@@ -464,52 +531,25 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
                 "metadata", metadata
             )
             student = cls(teacher, **saved_parameters(content["parameters"], cls), device=device)
-            student._check_parameters()
+            plain_settings(student)
             model = model_of(content["config"], tensors)
             _check_width(model, student.width)
             student._set_model(model.to(exact_device(device)))
+            student.batch_size_ = content["fitted"]["batch_size_"]
             sample = np.full((1, 2), 1 if student.pad_token_id == 0 else 0)
             if np.isnan(student.predict_log_proba(sample)).any() or not np.isfinite(student.transform(sample)).all():
                 raise ValueError("what it gives is not finite")
         for name, value in content["fitted"].items():
-            setattr(student, name, value)
-        if student.floor_error_ is None:
-            student.floor_error_ = float("nan")
+            setattr(student, name, float("nan") if value is None else value)
         student._saved_teacher = content["teacher"]
         return student
 
     # Checks
 
-    def _check_parameters(self) -> None:
-        for name in ("n_steps", "batch_size", "gradient_accumulation", "eval_every", "eval_sequences"):
-            check_range(name, getattr(self, name), 1, whole=True)
-        check_range("checkpoint_every", self.checkpoint_every, 1, whole=True)
-        check_range("width", self.width, 1, whole=True)
-        if self.n_heads is not None:
-            check_range("n_heads", self.n_heads, 1, whole=True)
-        check_range("warmup", self.warmup, 0, whole=True)
-        check_range("data_seed", self.data_seed, 0, whole=True)
-        for name in ("weight_decay", "cross_entropy_weight", "hidden_weight", "convergence_tol"):
-            check_range(name, getattr(self, name), 0)
-        for name in ("temperature", "learning_rate"):
-            check_range(name, getattr(self, name), 0)
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be above 0.")
-        if self.clip_norm is not None:
-            check_range("clip_norm", self.clip_norm, 0)
-        check_range("validation_fraction", self.validation_fraction, 0, high=1)
-        if self.warmup >= self.n_steps:
-            raise ValueError(f"warmup={self.warmup} must be below n_steps={self.n_steps}; shorten it.")
-        if self.gradient_accumulation > self.batch_size:
-            raise ValueError(
-                f"gradient_accumulation={self.gradient_accumulation} divides batches of batch_size={self.batch_size} "
-                "sequences; it can't exceed that."
-            )
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"optimizer={self.optimizer!r} must be 'adamw' or 'muon'.")
-        check_choice("pooling", self.pooling, (None, "mean", "last"))
-        if self.precision not in (None, "bf16"):
-            raise ValueError(f"precision={self.precision!r} must be None or 'bf16'.")
+    def _rows_at_once(self) -> int:
+        if isinstance(self.batch_size, str):
+            return self.batch_size_
+        return check_number("batch_size", self.batch_size, 1, whole=True)
 
     # The teacher
 
@@ -534,13 +574,16 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     # Results
 
-    def _publish(self, run: Run, counts: np.ndarray) -> None:
+    def _publish(self, run: Run, counts: np.ndarray, zero_width_loss: float, settings: SimpleNamespace) -> None:
         self._set_model(run.model.module.requires_grad_(False))
         self.history_ = list(run.history)
-        self.n_steps_ = run.step
-        n_final = sum(is_final(row["step"], self.n_steps) for row in run.history)
+        self.init_, self.n_steps_, self.batch_size_ = settings.init, run.step, settings.batch_size
+        self.warmup_steps_, self.eval_every_ = settings.warmup_steps, settings.eval_every
+        n_final = sum(is_final(row["step"], run.step) for row in run.history)
         self.floor_, self.floor_error_ = mean_and_error(run.final_sums / n_final, counts)
-        self.converged_ = _has_stopped(run.history, self.n_steps, self.convergence_tol)
+        self.zero_width_loss_ = zero_width_loss
+        self.remaining_fall_ = remaining_fall(run.history, run.step)
+        self.converged_ = has_converged(self, settings.convergence_tol)
 
     def _set_model(self, model: torch.nn.Module) -> None:
         self.model_: Any = model.eval()
@@ -550,13 +593,27 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self._n_tokens, self._max_length = student.n_tokens, student.max_length
         self._n_features_out = int(self.width)
 
-    def _fit_toy(self, samples: Any) -> DistilledStudent:
-        toy = make_student(
-            self.teacher, self.width, n_heads=self.n_heads, init=self.init, random_state=self.random_state
-        )
+    def _fit_toy(self, samples: Any, eval_tokens: Any) -> DistilledStudent:
+        used = {"teacher", "width", "n_heads", "init", "random_state", "device", "verbose"}
+        parameters = inspect.signature(DistilledStudent.__init__).parameters
+        ignored = [
+            f"{name}={shown(value)}"
+            for name, value in self.get_params(deep=False).items()
+            if name not in used and not _is_default(value, parameters[name].default)
+        ]
+        if eval_tokens is not None:
+            ignored.append("eval_tokens")
+        if ignored:
+            raise ValueError(
+                f"{', '.join(ignored)} would not be used: students of a ToyModel train as it was; leave them out."
+            )
+        init = "random" if isinstance(self.init, str) and self.init == AUTO else self.init
+        toy = make_student(self.teacher, self.width, n_heads=self.n_heads, init=init, random_state=self.random_state)
         self.model_ = toy.set_params(device=self.device, verbose=self.verbose).fit(samples, teacher=self.teacher)
         self.floor_, self.floor_error_ = toy.floor_, toy.standard_error_
+        self.zero_width_loss_ = self.remaining_fall_ = float("nan")
         self.history_, self.n_steps_, self.converged_ = toy.history_, toy.n_steps_, toy.converged_
+        self.init_ = init
         self.n_parameters_ = toy.components_.size + toy.intercept_.size
         self.device_ = str(exact_device(self.device))
         self._n_features_out = int(self.width)
@@ -571,8 +628,9 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         student = LanguageModel(self.model_, "the student")
         data = self._open(tokens)
         pieces = []
-        for start in range(0, len(data), self.batch_size):
-            ids = torch.from_numpy(data.take(np.arange(start, min(start + self.batch_size, len(data)))).ids)
+        size = self._rows_at_once()
+        for start in range(0, len(data), size):
+            ids = torch.from_numpy(data.take(np.arange(start, min(start + size, len(data)))).ids)
             rows = student.rows(ids.to(student.device))
             found = torch.cat([of_logits(rows.logits(chunk, 1.0)) for chunk in chunks_of(rows)])
             pieces.append(found.view(*ids.shape, *found.shape[1:]).cpu().numpy())
@@ -580,10 +638,8 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     # Files
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__().copy()
-        state.pop("_loaded", None)  # loaded again where it is needed
-        return state
+    def _not_pickled(self) -> Collection[str]:
+        return ("_loaded",)
 
     def __sklearn_clone__(self) -> DistilledStudent:
         # The teacher is shared: it is never changed, and may be large.
@@ -600,10 +656,17 @@ class DistilledStudent(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 _FITTED = {
     "floor_": number(),
     "floor_error_": optional(number(0)),
-    "history_": HISTORY,
+    "zero_width_loss_": number(),
+    "remaining_fall_": optional(number(0, 1)),
     "converged_": flag,
+    "history_": HISTORY,
+    "init_": choice("principal", "random"),
     "n_steps_": number(1, whole=True),
+    "batch_size_": number(1, whole=True),
+    "warmup_steps_": number(0, whole=True),
+    "eval_every_": number(1, whole=True),
 }
+_MAYBE_NAN = ("floor_error_", "remaining_fall_")
 
 
 def _check_width(model: PreTrainedModel, width: int) -> None:
@@ -613,39 +676,45 @@ def _check_width(model: PreTrainedModel, width: int) -> None:
         raise ValueError(f"its width={width} is not that of the model, {found}")
 
 
-def _has_stopped(history: list[dict[str, Any]], n_steps: int, tol: float) -> bool:
-    """Whether the KL of the final evaluations is hardly below that of the tenth of the steps before."""
-    final = [row["eval_kl"] for row in history if is_final(row["step"], n_steps)]
-    earlier = [row for row in history if row["step"] > 0 and not is_final(row["step"], n_steps)]
-    before = [row["eval_kl"] for row in earlier if row["step"] > (1.0 - 2 * FINAL_SHARE) * n_steps]
-    before = before or [row["eval_kl"] for row in earlier[-1:]]
-    return bool(before) and float(np.mean(before)) - float(np.mean(final)) < tol * float(np.mean(before))
+def _is_default(value: Any, default: Any) -> bool:
+    return value is default or (type(value) is type(default) and bool(value == default))
 
 
-def _distillation_of(estimators: list[DistilledStudent], processes: Processes = ALONE) -> Distillation:
+def _distillation_of(
+    estimators: list[DistilledStudent], settings: SimpleNamespace, processes: Processes = ALONE
+) -> Distillation:
     """What trains them, with their teacher, which is loaded once."""
     first = estimators[0]
     device, teacher = first._load_teacher(processes.device)
     for estimator in estimators[1:]:
         estimator._loaded = first._loaded
-    return Distillation(estimators, teacher, device, processes)
+    return Distillation(estimators, settings, teacher, device, processes)
 
 
 def _fit_together(estimators: list[DistilledStudent], tokens: Any, eval_tokens: Any) -> None:
+    settings = plain_settings(estimators[0])  # all but width, seed and path are shared
+    check_choice("pooling", estimators[0].pooling, (None, "mean", "last"))
     for estimator in estimators:
-        estimator._check_parameters()
+        check_number("width", estimator.width, 1, whole=True)
+        if estimator.n_heads is not None:
+            check_number("n_heads", estimator.n_heads, 1, whole=True)
+        check_random_state(estimator.random_state)
     processes = join_processes(estimators[0].device)
     for estimator in estimators:
         processes.on_main(check_files, estimator)
-    distillation = _distillation_of(estimators, processes)
+    distillation = _distillation_of(estimators, settings, processes)
+    for estimator in estimators:
+        check_width(distillation.teacher.module, estimator.width)
     distillation.open(tokens, eval_tokens)
-    first = estimators[0]
-    advice = f"lower batch_size={first.batch_size} or raise gradient_accumulation={first.gradient_accumulation}"
+    advice = f"lower batch_size={settings.batch_size} or raise gradient_accumulation={settings.gradient_accumulation}"
     with evaluating(distillation.teacher.module), memory_advice(advice):
         runs = distillation.train()
+        zero_width_loss = distillation.zero_width_loss()
     counts = distillation.eval_counts()
     for run in runs:
-        run.estimator._publish(run, counts)
+        run.estimator._publish(run, counts, zero_width_loss, settings)
+    if processes.is_main:
+        warn_of_training(estimators)
     distillation.checkpoint_all(runs)  # last, so that students are there even if no more can be written
 
 
@@ -657,9 +726,10 @@ def distill_widths(
     random_state: int | None = 0,
     eval_tokens: Any = None,
     checkpoint_path: str | os.PathLike[str] | None = None,
+    like: DistilledStudent | None = None,
     **settings: Any,
 ) -> list[DistilledStudent]:
-    """Distil students of several widths in one pass over the data, with one forward pass of the teacher a batch.
+    """Distill students of several widths in one pass over the data, with one forward pass of the teacher per batch.
 
     Each student ends where `DistilledStudent.fit` with the same seed and settings would end; on a CPU, with the
     same bits.
@@ -678,6 +748,8 @@ def distill_widths(
         As in `DistilledStudent.fit`.
     checkpoint_path : str, path or None, default=None
         Folder for a checkpoint of each student. The same call resumes from there.
+    like : DistilledStudent, default=None
+        Student whose other parameters are taken where `settings` has none, such as `DistilledStudent.paper` gives.
     **settings
         Other parameters of `DistilledStudent`.
 
@@ -697,18 +769,19 @@ def distill_widths(
     >>> from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
     >>> from geofloor.distillation import distill_widths
     >>> config = GPTNeoXConfig(
-    ...     vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    ...     vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+    ...     initializer_range=0.2,
     ... )
-    >>> tokens = np.random.default_rng(0).integers(32, size=(64, 12))
-    >>> students = distill_widths(
-    ...     GPTNeoXForCausalLM(config), tokens, [8, (8, 1), 16], n_steps=20, warmup=5, batch_size=8
-    ... )
+    >>> tokens = np.random.default_rng(0).integers(32, size=(512, 12))
+    >>> students = distill_widths(GPTNeoXForCausalLM(config), tokens, [8, (8, 1), 12], n_steps=100)
     >>> [(student.width, student.random_state, student.n_steps_) for student in students]
-    [(8, 0, 20), (8, 1, 20), (16, 0, 20)]
+    [(8, 0, 100), (8, 1, 100), (12, 0, 100)]
     """
-    pairs = [tuple(pair) if isinstance(pair, tuple | list) else (pair, random_state) for pair in widths]
-    if not pairs or len(set(pairs)) < len(pairs):
-        raise ValueError(f"widths={list(widths)!r} must hold at least one width and no student twice.")
+    pairs = _pairs(widths, random_state)
+    if like is not None:
+        check_object("like", like, DistilledStudent, "give a DistilledStudent, such as DistilledStudent.paper(...)")
+        own = {"teacher", "width", "random_state", "checkpoint_path"}
+        settings = {name: value for name, value in like.get_params(deep=False).items() if name not in own} | settings
     students = [
         DistilledStudent(
             teacher,
@@ -720,9 +793,25 @@ def distill_widths(
         for width, seed in pairs
     ]
     if isinstance(teacher, ToyModel):
-        return [student.fit(tokens) for student in students]
+        return [student.fit(tokens, eval_tokens=eval_tokens) for student in students]
     _fit_together(students, tokens, eval_tokens)
     return students
+
+
+def _pairs(widths: Any, random_state: Any) -> list[tuple[int, Any]]:
+    """Width and seed of each student, in the order given."""
+    if isinstance(widths, str | bytes) or not isinstance(widths, Iterable):
+        raise ValueError(f"widths={shown(widths)} must be a list of widths, or of pairs of width and seed.")
+    listed = list(widths)
+    pairs = []
+    for each in listed:
+        pair = tuple(each) if isinstance(each, tuple | list | np.ndarray) and np.ndim(each) else (each, random_state)
+        if len(pair) != 2:
+            raise ValueError(f"widths={shown(listed)} holds {shown(each)}; give a width, or a pair of width and seed.")
+        pairs.append((check_number("widths", pair[0], 1, whole=True), pair[1]))
+    if not pairs or any(pair in pairs[:place] for place, pair in enumerate(pairs)):
+        raise ValueError(f"widths={shown(listed)} must hold at least one width and no student twice.")
+    return pairs
 
 
 def zero_width_kl(
@@ -785,26 +874,19 @@ def zero_width_kl(
     True
     """
     batch_size = check_number("batch_size", batch_size, 1, whole=True)
-    temperature = check_number("temperature", temperature, 1e-6)
+    temperature = check_number("temperature", temperature, 0, open_low=True)
     place, module = load_language_model(teacher, teacher_kwargs, device)
     model = LanguageModel(module, f"teacher={type(module).__name__}")
     rows = model.token_rows(tokens, "tokens", pad_token_id)
-    total = torch.zeros(model.n_vocabulary, dtype=torch.float64)
-    negative_entropy, n_positions = 0.0, 0
+    sums = ZeroWidth(model.n_vocabulary)
     with evaluating(module), torch.no_grad(), memory_advice(f"lower batch_size={batch_size}"):
         for start in range(0, len(rows), batch_size):
             batch = rows.take(np.arange(start, min(start + batch_size, len(rows))))
             states = model.rows(to_device(batch.ids, place))
             if batch.mask is not None:
                 states = states._replace(rows=states.rows[to_device(batch.mask.reshape(-1), place)])
-            targets = Targets(states, temperature)
-            for index in range(len(targets.chunks)):
-                probabilities, negative_entropies = targets.chunk(index)
-                total += probabilities.sum(dim=0).cpu().double()
-                negative_entropy += float(negative_entropies.cpu().double().sum())
-            n_positions += len(states.rows)
-    mean = total / n_positions
-    kl = negative_entropy / n_positions - float(torch.xlogy(mean, mean).sum())
+            sums.add(Targets(states, temperature))
+    kl = sums.loss()
     if not np.isfinite(kl):
         raise ValueError("The teacher's logits are not finite; check its weights, or load it with more range.")
     return kl

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from geofloor._causal import building
-from geofloor._principal import project
+from geofloor._principal import is_known, project
 from geofloor._training.seeds import draw_seed
 from geofloor._validation import check_choice, check_number, check_object
 from geofloor.toy import ToyModel
@@ -248,7 +248,7 @@ def make_student(
         A causal language model of ``transformers``, or a toy model. For other classes register a function of
         these parameters with ``make_student.register``; it returns a torch module that gives logits.
     width : int
-        Dimensions d of the student's residual stream, or hidden dimensions of a toy model.
+        Dimensions d of the student's residual stream, or hidden dimensions of a toy model; at most the teacher's.
     n_heads : int or None, default=None
         Attention heads, which divide `width`; by default those of `student_config`'s rule.
     init : {"random", "principal"}, default="random"
@@ -314,11 +314,12 @@ def _(
     if n_heads is not None:
         raise ValueError(f"n_heads={n_heads!r} is not there for a ToyModel, which has no heads; leave it at None.")
     check_is_fitted(teacher)
+    check_width(teacher, width)
     return clone(teacher).set_params(n_hidden=width, random_state=random_state)
 
 
 @make_student.register
-def _(
+def _make_language_model(
     teacher: PreTrainedModel,
     width: int,
     *,
@@ -328,6 +329,7 @@ def _(
     tokens: Any = None,
 ) -> PreTrainedModel:
     check_choice("init", init, _INITS)
+    check_width(teacher, width)
     config = student_config(teacher.config, width, **({} if n_heads is None else {"n_heads": n_heads}))
     with building(draw_seed(random_state)), torch.device("cpu"):
         student = type(teacher)(config).eval()
@@ -335,3 +337,68 @@ def _(
         with torch.no_grad():
             project(teacher, student, tokens)
     return student
+
+
+def default_init(teacher: Any) -> str:
+    """Tell how students of a teacher start unless told otherwise.
+
+    Parameters
+    ----------
+    teacher : PreTrainedModel, torch.nn.Module or ToyModel
+        The teacher.
+
+    Returns
+    -------
+    init : {"principal", "random"}
+        ``"principal"`` where the teacher's family has such a start, else ``"random"``.
+
+    Examples
+    --------
+    >>> from geofloor.datasets import load_teacher
+    >>> from geofloor.students import default_init
+    >>> default_init(load_teacher().model)
+    'principal'
+    """
+    own = isinstance(teacher, PreTrainedModel) and make_student.dispatch(type(teacher)) is _make_language_model
+    return "principal" if own and is_known(teacher) else "random"
+
+
+def check_width(teacher: Any, width: Any) -> int:
+    """Check a student's width, which is at most that of its teacher where that is known.
+
+    Parameters
+    ----------
+    teacher : PreTrainedModel, torch.nn.Module or ToyModel
+        The teacher.
+    width : int
+        The student's width.
+
+    Returns
+    -------
+    width : int
+        The same as a plain number.
+
+    Raises
+    ------
+    ValueError
+        If it is no whole number of at least 1, or above the teacher's width.
+
+    Examples
+    --------
+    >>> from geofloor.datasets import load_teacher
+    >>> from geofloor.students import check_width
+    >>> check_width(load_teacher().model, 64)
+    64
+    """
+    width = check_number("width", width, 1, whole=True)
+    own = None
+    if isinstance(teacher, ToyModel):
+        own = teacher.n_hidden
+    elif isinstance(teacher, PreTrainedModel):
+        own = getattr(teacher.config.get_text_config(), "hidden_size", None)
+    if own is not None and width > own:
+        raise ValueError(
+            f"width={width} exceeds the teacher's width of {own}: a student is no wider than its teacher; use at most "
+            f"width={own}."
+        )
+    return width

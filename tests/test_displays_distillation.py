@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_hex
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
@@ -52,11 +52,12 @@ def students():
         )
         teacher = GPTNeoXForCausalLM(config).eval()
     tokens = np.random.default_rng(0).integers(32, size=(20, 6))
-    settings = {"n_steps": 4, "warmup": 1, "batch_size": 4, "eval_every": 2, "device": "cpu"}
-    return [
-        DistilledStudent(teacher, width, random_state=seed, **settings).fit(tokens)
-        for width, seed in ((16, 3), (8, None), (16, 0))
-    ]
+    settings = {"n_steps": 4, "warmup_steps": 1, "batch_size": 4, "eval_every": 2, "device": "cpu"}
+    with pytest.warns(ConvergenceWarning, match="n_steps=4 are too few"):
+        return [
+            DistilledStudent(teacher, width, random_state=seed, **settings).fit(tokens)
+            for width, seed in ((16, 3), (8, None), (16, 0))
+        ]
 
 
 def texts(legend):

@@ -2,27 +2,49 @@ import copy
 import errno
 import json
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import warnings
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils import estimator_checks as checks
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
-from geofloor import ActivationExtractor, ToyModel, _distilling, _divergence, _saved_students, _token_rows, distillation
+from geofloor import (
+    AblationPredictor,
+    ActivationExtractor,
+    BottleneckPredictor,
+    ToyModel,
+    _distilling,
+    _divergence,
+    _saved_students,
+    _token_rows,
+)
 from geofloor._causal import LanguageModel
+from geofloor._student_progress import remaining_fall, warn_of_training
+from geofloor._student_settings import choose, plain_settings
 from geofloor._training.checkpoints import write_tensors
 from geofloor._training.devices import one_thread
 from geofloor._training.muon import Muon
@@ -31,10 +53,12 @@ from geofloor._training.schedules import warmup_cosine
 from geofloor._training.seeds import OwnDraws, draw_seed, torch_generator
 from geofloor.distillation import DistilledStudent, distill_widths, distillation_kl, zero_width_kl
 from geofloor.language_models import token_blocks
-from geofloor.students import make_student, student_config
+from geofloor.students import default_init, make_student, student_config
 from geofloor.toy import SparseFeatures
 
 N_VOCABULARY = 64
+# Most fits here take a few steps, since what they test is not how far training comes.
+pytestmark = pytest.mark.filterwarnings("ignore:.*too few to learn from:sklearn.exceptions.ConvergenceWarning")
 
 
 def new_teacher(**changes):
@@ -77,9 +101,11 @@ def tokens(rng):
 
 SETTINGS = {
     "n_steps": 20,
-    "warmup": 3,
+    "warmup_steps": 3,
     "batch_size": 8,
-    "learning_rate": 1e-2,
+    "optimizer": "adamw",
+    "clip_norm": None,
+    "init": "random",
     "eval_every": 5,
     "validation_fraction": 0.1,
     "device": "cpu",
@@ -301,7 +327,14 @@ def test_students_learn_from_a_teacher_with_a_padded_vocabulary(teacher, tokens)
             return type(teacher.model)(config)
 
     student = DistilledStudent(
-        Padded(teacher, 5), 8, n_steps=40, warmup=4, batch_size=8, learning_rate=1e-2, random_state=0, device="cpu"
+        Padded(teacher, 5),
+        8,
+        n_steps=40,
+        warmup_steps=4,
+        batch_size=8,
+        learning_rate=1e-2,
+        random_state=0,
+        device="cpu",
     ).fit(tokens)
     assert np.isfinite(student.floor_)
     assert student.floor_ < student.history_[0]["eval_kl"]
@@ -451,20 +484,205 @@ def test_the_floor_is_the_mean_of_the_last_tenth_of_evaluations(teacher, tokens)
     assert fitted.n_steps_ == 20
 
 
-def test_convergence_is_told_from_the_last_two_tenths():
-    def history(before, final):
-        curve = [(0, 9.0), (50, 5.0), (85, before), (90, before), (95, final), (100, final)]
-        return [{"step": step, "eval_kl": kl} for step, kl in curve]
-
-    assert distillation._has_stopped(history(1.0, 0.995), 100, 0.01)
-    assert not distillation._has_stopped(history(1.0, 0.98), 100, 0.01)
-    assert not distillation._has_stopped(history(1.0, 1.0)[-2:], 100, 0.01)  # nothing to compare with
-
-
 def test_a_student_can_start_from_the_teachers_principal_directions(teacher, tokens, tmp_path):
     fitted = student(teacher, width=16, init="principal", checkpoint_path=tmp_path / "checkpoint").fit(tokens)
     assert fitted.history_[0]["eval_kl"] == pytest.approx(0, abs=1e-5)  # at the teacher's own width it is the teacher
     assert_same(clone(fitted).fit(tokens), fitted)
+
+
+# Settings that are chosen
+
+
+@pytest.mark.parametrize(
+    ("n_sequences", "length", "batch_size", "n_steps"),
+    [
+        (1, 256, 1, 600),
+        (60, 12, 7, 600),  # an eighth of the sequences
+        (300, 256, 8, 600),
+        (5545, 256, 8, 693),  # one pass
+        (1000, 4096, 1, 1000),
+        (16_384, 512, 5, 3276),  # larger batches, to see all of the text
+        (2_000_000, 512, 32, 4000),  # a billion tokens: a part of it
+    ],
+)
+def test_steps_and_batches_follow_from_the_size_of_the_text(teacher, n_sequences, length, batch_size, n_steps):
+    settings = plain_settings(DistilledStudent(teacher, 8))
+    choose(settings, n_sequences=n_sequences, length=length, principal=True)
+    assert (settings.batch_size, settings.n_steps) == (batch_size, n_steps)
+    assert settings.warmup_steps == n_steps // 10
+    assert settings.eval_every == n_steps // 20
+
+
+def test_the_default_is_what_the_guide_advises(teacher, tokens):
+    default = DistilledStudent(teacher, 8, n_steps=40, device="cpu").fit(tokens)
+    spelled_out = DistilledStudent(
+        teacher, 8, n_steps=40, batch_size=7, learning_rate=1e-2, warmup_steps=4, optimizer="muon", clip_norm=1.0,
+        init="principal", eval_every=2, device="cpu",
+    ).fit(tokens)  # fmt: skip
+    assert_same(default, spelled_out)
+    assert (default.init_, default.batch_size_, default.warmup_steps_, default.eval_every_) == ("principal", 7, 4, 2)
+    assert default.get_params()["init"] == "auto"
+
+
+def test_students_start_at_random_where_the_family_has_no_other_start(tokens):
+    no_biases = new_teacher(attention_bias=False)
+    assert DistilledStudent(no_biases, 8, n_steps=2, device="cpu").fit(tokens).init_ == "random"
+    qwen = Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    )
+    assert default_init(qwen) == "random"
+    assert default_init(torch.nn.Linear(2, 2)) == "random"
+    assert [default_init(each) for each in (new_teacher(), GPT2LMHeadModel(GPT2Config(n_layer=1)))] == 2 * ["principal"]
+
+
+def test_the_papers_settings_are_a_preset(teacher):
+    paper = DistilledStudent.paper(teacher, 8, n_steps=20)
+    assert paper.get_params() == DistilledStudent(
+        teacher, 8, n_steps=20, batch_size=32, learning_rate=3e-4, weight_decay=0.01, warmup_steps=1000,
+        optimizer="adamw", clip_norm=None, init="random", eval_every=500, temperature=2.0,
+    ).get_params()  # fmt: skip
+    assert DistilledStudent.paper(teacher, 8).n_steps == 30_000
+
+
+def test_numbers_of_any_type_train_as_plain_ones(teacher, tokens):
+    odd = {
+        "n_steps": np.uint64(20), "batch_size": np.int8(7), "warmup_steps": np.uint8(3), "eval_every": np.uint64(5),
+        "temperature": np.float32(2), "learning_rate": np.float64(1e-2), "clip_norm": np.float32(0.5),
+        "gradient_accumulation": np.int8(2), "eval_sequences": np.uint16(5), "weight_decay": torch.tensor(0.5),
+    }  # fmt: skip
+    plain = {name: value.item() if hasattr(value, "item") else float(value) for name, value in odd.items()}
+    expected = student(teacher, 8, n_heads=2, **plain).fit(tokens)
+    found = student(teacher, np.int8(8), n_heads=np.int8(2), **odd).fit(tokens)
+    assert_same(found, expected)
+    assert type(found.n_steps_) is type(found.batch_size_) is type(found.converged_).__mro__[1] is int
+    np.testing.assert_array_equal(found.predict(tokens), expected.predict(tokens))
+    assert found.score(tokens) == expected.score(tokens)
+
+
+# How far training came
+
+
+def curve(*points):
+    return [{"step": step, "eval_kl": kl} for step, kl in points]
+
+
+def test_what_twice_the_steps_may_take_off_is_the_fall_before_the_decay():
+    falling = curve((0, 9.0), (25, 2.0), (50, 1.5), (75, 0.2), (100, 0.1))
+    assert remaining_fall(falling, 100) == pytest.approx(0.25)
+    assert remaining_fall(curve((0, 9.0), (20, 2.0), (60, 1.0), (100, 0.1)), 100) == pytest.approx(0.5)
+    assert remaining_fall(curve((0, 9.0), (25, 1.0), (50, 1.5), (100, 0.1)), 100) == 0.0
+    assert remaining_fall(curve((0, 0.0), (25, 0.0), (50, 0.0), (100, 0.0)), 100) == 0.0
+    for sparse in (curve((0, 9.0), (100, 1.0)), curve((0, 9.0), (50, 1.0), (100, 1.0))):
+        assert np.isnan(remaining_fall(sparse, 100))
+
+
+def test_twice_the_steps_took_off_no_more_in_the_runs_on_record():
+    ratios = []
+    for path in (Path(__file__).parents[1] / "benchmarks" / "results").glob("*_floors*.json"):
+        runs = {(run["width"], run["seed"], run["n_steps"]): run for run in json.loads(path.read_text())["runs"]}
+        for (width, seed, n_steps), run in runs.items():
+            longer = runs.get((width, seed, 2 * n_steps))
+            if longer is not None:
+                fall = remaining_fall(curve(*run["history"]), n_steps)
+                ratios.append((1 - longer["floor"] / run["floor"]) / fall)
+    assert len(ratios) > 40
+    assert max(ratios) < 1.0
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A student of a teacher with one block and little to learn, trained to the end."""
+    simple = new_teacher(num_hidden_layers=1, vocab_size=16, intermediate_size=16)
+    text = np.random.default_rng(0).integers(16, size=(400, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return DistilledStudent(simple, 8, n_steps=1500, random_state=0, device="cpu").fit(text)
+
+
+def test_a_student_that_more_steps_would_not_lower_has_converged(trained):
+    assert trained.converged_ is True
+    assert 0 <= trained.remaining_fall_ <= 0.05
+    assert trained.zero_width_loss_ > 2 * trained.floor_ > 0
+
+
+def test_a_student_that_is_its_teacher_has_converged(teacher, tokens):
+    fitted = DistilledStudent(teacher, 16, n_steps=100, learning_rate=1e-6, device="cpu").fit(tokens)
+    assert fitted.floor_ < 1e-3 * fitted.zero_width_loss_
+    assert fitted.converged_ is True
+
+
+def test_ten_steps_converge_nowhere_and_say_so(teacher, tokens):
+    with pytest.warns(ConvergenceWarning, match="width 16: n_steps=10 are too few to learn from") as record:
+        fitted = DistilledStudent(teacher, 16, n_steps=10, learning_rate=1e-6, device="cpu").fit(tokens)
+    assert fitted.converged_ is False
+    assert [each.filename for each in record] == [__file__]
+
+
+def test_the_zero_width_loss_is_that_of_the_held_out_text(teacher, tokens):
+    tokens = np.minimum(tokens, 62)
+    tokens[-3:, 8:] = 63
+    fitted = student(teacher, pad_token_id=63).fit(tokens)
+    assert fitted.zero_width_loss_ == pytest.approx(
+        zero_width_kl(teacher, tokens[-6:], pad_token_id=63, device="cpu"), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 16, "learning_rate": 3e-2}, r"at step 0 and rose to floor_=[\d.]+; lower learning_rate=0.03"),
+        ({"init": "random", "learning_rate": 3e-4, "optimizer": "adamw"}, "no better than one distribution for all"),
+    ],
+)
+def test_students_that_learned_badly_are_named_once_with_a_remedy(teacher, tokens, changes, message):
+    settings = {"width": 8, "n_steps": 100, "random_state": 0, "device": "cpu", **changes}
+    with pytest.warns(ConvergenceWarning, match=message) as record:
+        fitted = DistilledStudent(teacher, **settings).fit(tokens)
+    assert fitted.converged_ is False
+    assert [each.filename for each in record] == [__file__]
+
+
+def test_several_students_give_one_warning(teacher, tokens):
+    with pytest.warns(ConvergenceWarning) as record:
+        distill_widths(teacher, tokens, [8, 16], n_steps=10, device="cpu")
+    assert [each.filename for each in record] == [__file__]
+    assert str(record[0].message).startswith("Students of widths 8, 16: n_steps=10 are too few")
+
+
+def lesson(**changes):
+    values = {
+        "width": 8, "n_steps_": 400, "learning_rate": 0.01, "floor_": 0.2, "zero_width_loss_": 1.0,
+        "remaining_fall_": 0.3, "history_": curve((0, 0.9), (200, 0.4), (400, 0.2)),
+    }  # fmt: skip
+    return SimpleNamespace(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, None),
+        ({"remaining_fall_": 0.6}, "still falling, by 60% .* loss after n_steps=400, not the floor. Set n_steps=800"),
+        ({"remaining_fall_": float("nan")}, None),
+        (
+            {"floor_": 1.1, "history_": curve((0, 1.2), (400, 1.1))},
+            "which loses 1 nats per token. Change learning_rate",
+        ),
+        (
+            {"history_": curve((0, 0.9), (200, 0.1), (400, 0.2))},
+            "0.1 at step 200 and rose to floor_=0.2; give more text",
+        ),
+        ({"history_": curve((0, 0.9), (200, 0.195), (400, 0.2))}, None),
+        ({"n_steps_": 99}, "n_steps=99 are too few"),
+    ],
+)
+def test_each_fault_of_a_learning_curve_has_its_remedy(changes, message):
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        warn_of_training([lesson(**changes)])
+    if message is None:
+        assert record == []
+    else:
+        assert re.search(message, str(record[0].message))
 
 
 def test_evaluation_tokens_can_be_given(teacher, tokens):
@@ -576,10 +794,40 @@ def test_probabilities_that_are_not_kept_are_computed_again_to_the_same_bits(tea
         assert_same(a, b)
 
 
-@pytest.mark.parametrize("widths", [[], [8, 8], [8, (8, 0)]])
-def test_widths_must_be_there_and_differ(teacher, tokens, widths):
-    with pytest.raises(ValueError, match="at least one width and no student twice"):
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ([], "at least one width and no student twice"),
+        ([8, 8], "no student twice"),
+        ([8, (8, 0)], "no student twice"),
+        ([np.int8(8), np.int64(8)], "no student twice"),
+        ([8, (8, 0, 1)], "a pair of width and seed"),
+        ([8, 4.5], "widths=4.5 must be a whole number"),
+        (8, "widths=8 must be a list"),
+        ("88", "widths='88' must be a list"),
+        ([8, 32], "width=32 exceeds the teacher's width of 16"),
+    ],
+)
+def test_widths_must_be_there_and_differ(teacher, tokens, widths, message, monkeypatch):
+    monkeypatch.delattr(_distilling.Distillation, "train_step")
+    with pytest.raises(ValueError, match=message):
         distill_widths(teacher, tokens, widths, **SETTINGS)
+
+
+def test_students_come_in_the_order_of_widths(teacher, tokens):
+    asked = [16, (8, 3), np.int16(8)]
+    found = distill_widths(teacher, tokens, asked, **{**SETTINGS, "n_steps": 1, "warmup_steps": 0})
+    assert [(each.width, each.random_state) for each in found] == [(16, 0), (8, 3), (8, 0)]
+
+
+def test_settings_are_taken_from_a_student_unless_given(teacher, tokens):
+    like = student(teacher, weight_decay=0.3, random_state=7, checkpoint_path="unused")
+    [found] = distill_widths(teacher, tokens, [16], like=like, n_steps=5)
+    assert found.get_params() == {
+        **like.get_params(), "width": 16, "n_steps": 5, "random_state": 0, "checkpoint_path": None,
+    }  # fmt: skip
+    with pytest.raises(TypeError, match="like='paper' is a str; give a DistilledStudent"):
+        distill_widths(teacher, tokens, [16], like="paper")
 
 
 # Checkpoints
@@ -647,7 +895,7 @@ def announced(self, runs):
 _distilling.Distillation.evaluate = announced
 tokens = np.random.default_rng(0).integers(64, size=(60, 12))
 students = distillation.distill_widths(
-    sys.argv[1], tokens, [8, 16], n_steps=60, warmup=3, batch_size=8, learning_rate=1e-2, eval_every=2,
+    sys.argv[1], tokens, [8, 16], n_steps=60, warmup_steps=3, batch_size=8, learning_rate=1e-2, eval_every=2,
     checkpoint_every=3, checkpoint_path=sys.argv[2], device="cpu",
 )
 for student in students:
@@ -670,7 +918,14 @@ def test_sigkill_loses_nothing(teacher_path, tmp_path):
     with start("killed") as process:
         steps = process.communicate()[0].split()
     assert int(steps[0]) >= 42  # it went on, and did not start anew
-    settings = {"n_steps": 60, "warmup": 3, "batch_size": 8, "learning_rate": 1e-2, "eval_every": 2, "device": "cpu"}
+    settings = {
+        "n_steps": 60,
+        "warmup_steps": 3,
+        "batch_size": 8,
+        "learning_rate": 1e-2,
+        "eval_every": 2,
+        "device": "cpu",
+    }
     tokens = np.random.default_rng(0).integers(64, size=(60, 12))
     for never_stopped in distill_widths(teacher_path, tokens, [8, 16], **settings):
         path = tmp_path / "killed" / f"{never_stopped.width}.safetensors"
@@ -857,6 +1112,87 @@ def test_a_clone_shares_the_teacher(teacher, tokens):
     assert original.teacher is teacher
 
 
+class Faraway(torch.Tensor):
+    """A tensor that says it is on a GPU, where there may be none; its numbers are on the CPU."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        made = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device="cuda:0")
+        made.inner = inner
+        return made
+
+    def __reduce_ex__(self, protocol):
+        raise AssertionError("A tensor on a GPU was pickled.")
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, arguments=(), options=None):
+        inner = [each.inner if isinstance(each, cls) else each for each in arguments]
+        if function is torch.ops.aten._to_copy.default:
+            return inner[0].clone()
+        return cls(function(*inner, **(options or {})))
+
+
+def far_away(module):
+    """A copy of a module whose tensors say that they are on a GPU."""
+    module = copy.deepcopy(module)
+    for part in module.modules():
+        for name, value in part.named_parameters(recurse=False):
+            setattr(part, name, torch.nn.Parameter(Faraway(value.detach()), requires_grad=False))
+        for name, value in part.named_buffers(recurse=False):
+            setattr(part, name, Faraway(value))
+    return module
+
+
+def test_a_student_pickled_on_a_gpu_is_read_on_a_cpu(tokens):
+    teacher = new_teacher()
+    fitted = student(teacher).fit(tokens)
+    expected = fitted.predict(tokens), fitted.score(tokens)
+    fitted.model_, fitted.device_ = far_away(fitted.model_), "cuda:0"
+    fitted.teacher = far_away(teacher)
+    shared = copy.copy(fitted)
+    assert (shared.model_, shared.device_) == (fitted.model_, "cuda:0")
+    assert clone(fitted).teacher is fitted.teacher
+    restored = pickle.loads(pickle.dumps(fitted))
+    tensors = [*restored.model_.state_dict().values(), *restored.teacher.state_dict().values()]
+    assert {str(tensor.device) for tensor in tensors} == {restored.device_} == {"cpu"}
+    np.testing.assert_array_equal(restored.predict(tokens), expected[0])
+    assert restored.score(tokens) == expected[1]
+    assert fitted.device_ == str(next(fitted.model_.parameters()).device) == "cuda:0"  # as it was
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda teacher: ActivationExtractor(teacher, 0),
+        lambda teacher: AblationPredictor(teacher, 0),
+        BottleneckPredictor,
+    ],
+)
+def test_estimators_that_hold_a_teacher_on_a_gpu_are_read_on_a_cpu(make):
+    teacher = new_teacher()
+    estimator = make(teacher)
+    if isinstance(estimator, ActivationExtractor):
+        estimator.fit()
+        estimator.model_ = far_away(estimator.model_)
+    parameter = "model" if hasattr(estimator, "model") else "teacher"
+    estimator.set_params(**{parameter: far_away(teacher)})
+    restored = pickle.loads(pickle.dumps(estimator))
+    held = getattr(restored, parameter)
+    assert {str(tensor.device) for tensor in held.state_dict().values()} == {"cpu"}
+
+
+def test_copies_in_memory_hold_the_same_model(teacher, tokens):
+    fitted = student(teacher).fit(tokens)
+    assert copy.copy(fitted).model_ is fitted.model_
+    deep = copy.deepcopy(fitted)
+    assert deep.model_ is not fitted.model_
+    assert_same(deep, fitted)
+
+
+def test_a_student_prints_the_class_of_its_teacher(teacher):
+    assert repr(DistilledStudent(teacher, 8)) == "DistilledStudent(teacher=GPTNeoXForCausalLM(...), width=8)"
+
+
 def test_a_teacher_by_name_is_left_out_of_pickles(teacher, teacher_path, tokens):
     fitted = student(teacher_path).fit(tokens)
     names = {name for name, _ in fitted._load_teacher()[1].named_parameters()}
@@ -898,6 +1234,28 @@ def test_a_toy_teacher_is_distilled_as_toy_models_are():
         fitted.save("student")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_weight": 0.5}, "hidden_weight=0.5 would not be used"),
+        ({"n_steps": 10, "layer": 0}, "layer=0, n_steps=10 would not be used"),
+        ({"clip_norm": None}, "clip_norm=None would not be used"),
+        ({"checkpoint_path": "file"}, "checkpoint_path='file' would not be used"),
+        ({"teacher_kwargs": {}}, "teacher_kwargs={} would not be used"),
+        ({"n_heads": 2}, "n_heads=2 is not there for a ToyModel"),
+        ({"init": "principal"}, "init='principal' is not there for a ToyModel"),
+        ({"width": 5}, "width=5 exceeds the teacher's width of 4"),
+    ],
+)
+def test_what_students_of_toy_models_would_not_use_is_refused(changes, message):
+    features = SparseFeatures(6, alpha=0.9)
+    teacher = ToyModel(4, random_state=0, n_steps=200, max_rounds=20, n_eval_samples=4096).fit(features)
+    with pytest.raises(ValueError, match=message):
+        DistilledStudent(teacher, **{"width": 2, "device": "cpu", **changes}).fit(features)
+    with pytest.raises(ValueError, match="eval_tokens would not be used"):
+        distill_widths(teacher, features, [2], eval_tokens=np.zeros((2, 2), int), device="cpu")
+
+
 # Bad input
 
 
@@ -931,15 +1289,24 @@ def test_padding_before_tokens_is_refused(teacher, tokens):
     ("changes", "message"),
     [
         ({"width": 0}, "width=0"),
-        ({"width": 37}, "width=37 can't be divided"),
-        ({"temperature": 0}, "temperature=0 must be above 0"),
+        ({"width": 17}, "width=17 exceeds the teacher's width of 16"),
+        ({"width": 8.5}, "width=8.5 must be a whole number"),
+        ({"temperature": 0}, "temperature=0 must be a finite number above 0"),
         ({"temperature": np.nan}, "temperature=nan"),
         ({"n_steps": 0}, "n_steps=0"),
-        ({"n_steps": 3}, "warmup=3 must be below n_steps=3"),
+        ({"n_steps": 3}, "warmup_steps=3 must be below n_steps=3"),
         ({"learning_rate": np.inf}, "learning_rate=inf"),
         ({"gradient_accumulation": 9}, "gradient_accumulation=9"),
         ({"precision": "fp16"}, "precision='fp16'"),
         ({"optimizer": "sgd"}, "optimizer='sgd'"),
+        ({"n_steps": "all"}, "n_steps='all' must be a whole number"),
+        ({"batch_size": True}, "batch_size=True"),
+        ({"batch_size": "auto", "gradient_accumulation": 0}, "gradient_accumulation=0"),
+        ({"layer": 2}, "layer=2 is not there"),
+        ({"layer": "last"}, "layer='last' must be a whole number"),
+        ({"pooling": "max"}, "pooling='max' is unknown"),
+        ({"pad_token_id": "x"}, "pad_token_id='x' must be a whole number"),
+        ({"random_state": "x"}, "'x' cannot be used to seed"),
         ({"init": "zeros"}, "init='zeros'"),
         ({"validation_fraction": 1.5}, "validation_fraction=1.5"),
         ({"device": "abacus"}, "device='abacus'"),

@@ -14,9 +14,10 @@ from geofloor import DistilledStudent, SparseAutoencoder
 from geofloor._training.checkpoints import sign
 from geofloor._training.devices import one_thread
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*too few to learn from:sklearn.exceptions.ConvergenceWarning")
 N_VOCABULARY = 16
 SAE = {"n_latents": 6, "batch_size": 16, "n_epochs": 2, "random_state": 0, "device": "cpu", "checkpoint_every": 4}
-STUDENT = {"n_steps": 6, "warmup": 1, "batch_size": 4, "eval_every": 2, "device": "cpu", "random_state": 0}
+STUDENT = {"n_steps": 6, "warmup_steps": 1, "batch_size": 4, "eval_every": 2, "device": "cpu", "random_state": 0}
 KINDS = ("autoencoder", "autoencoder checkpoint", "student", "student checkpoint")
 
 

@@ -19,6 +19,10 @@ LEVELS = [
     [
         "_token_rows",
         "_causal",
+        "_portable",
+        "_saved_students",
+        "_student_settings",
+        "_student_progress",
         "_principal",
         "tokens",
         "language_models",

@@ -223,9 +223,9 @@ def test_tokens_of_a_principal_start_are_checked():
 
 def test_small_integers_of_numpy_do_not_wrap_in_sizes():
     teacher = next(small_teachers())
-    small = make_student(teacher, np.int8(64), n_heads=np.int8(2), random_state=0)
-    assert small.config.intermediate_size == 256
-    assert small.config.to_dict() == make_student(teacher, 64, n_heads=2, random_state=0).config.to_dict()
+    small = make_student(teacher, np.int8(32), n_heads=np.int8(2), random_state=0)
+    assert small.config.intermediate_size == 128
+    assert small.config.to_dict() == make_student(teacher, 32, n_heads=2, random_state=0).config.to_dict()
 
 
 def test_an_unknown_start_is_refused():

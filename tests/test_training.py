@@ -439,4 +439,4 @@ def test_estimators_without_memory_say_which_parameters_to_lower():
         return torch.nn.Sequential(torch.nn.Embedding(8, width), torch.nn.Linear(width, 8))
 
     with pytest.raises(MemoryError, match="lower batch_size=2 or raise gradient_accumulation=1"):
-        DistilledStudent(Hungry(), 2, batch_size=2, n_steps=4, warmup=1).fit(tokens)
+        DistilledStudent(Hungry(), 2, batch_size=2, n_steps=4, warmup_steps=1).fit(tokens)

@@ -58,6 +58,17 @@ def text(name: str, value: Any) -> str:
     return value
 
 
+def choice(*allowed: str) -> Field:
+    """Allow some texts."""
+
+    def check(name: str, value: Any) -> str:
+        if text(name, value) not in allowed:
+            raise ValueError(f"{name}={value!r:.40} is none of {allowed}")
+        return value
+
+    return check
+
+
 def texts(name: str, value: Any) -> list[str]:
     """Allow a list of texts."""
     if not isinstance(value, list):
