@@ -334,7 +334,7 @@ class BottleneckPredictor(ShortReprMixin, PortablePickleMixin, WidthPredictorMix
         ValueError
             If a target is negative or not finite.
         """
-        target = read_targets(loss)
+        target = read_targets(loss, "loss")
         _, ends = self.predict(np.arange(self.rank_ + 1), return_interval=True)
         # The lower end falls to 0, so that some width always does.
         found = len(ends) - np.searchsorted(ends[::-1, 0], target, side="right")

@@ -125,6 +125,8 @@ def test_both_ends_of_the_curve(make, tokens):
     low = bound.predict(np.arange(bound.rank_ + 1), return_interval=True)[1][:, 0]
     assert (bound.min_width(low[3]), bound.min_width(0.99 * low[3]), bound.min_width(0.0)) == (3, 4, bound.rank_)
     assert bound.min_width([low[0], low[2]]).tolist() == [0, 2]
+    with pytest.raises(ValueError, match="loss contains NaN"):
+        bound.min_width(np.nan)
     # Dimensions that the unembedding does not read are none.
     with torch.no_grad():
         model.get_output_embeddings().weight[:, 4:] = 0
