@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 _SHOWN = 60  # characters of a value in a message
+_LARGEST = int(np.finfo(np.float64).max)
 _INNER = ("geofloor", "sklearn", "joblib", "functools")  # packages whose own lines no user wrote
 
 
@@ -189,6 +190,37 @@ def _check_dtype(dtype: np.dtype, name: str) -> None:
         raise ValueError(f"{name} has dtype {dtype}: dates and durations are no numbers; convert them first.")
     if dtype.kind == "c":
         raise ValueError(f"{name} has dtype {dtype}. Complex data not supported; give real numbers.")
+
+
+def check_numeric(values: Any, name: str) -> Any:
+    """Return what `plain_array` does, for scikit-learn's `validate_data` to read as numbers.
+
+    scikit-learn reads ``"3"`` as 3 and None in a target as NaN, and names no argument where an integer
+    is beyond float64. Other faults, such as NaN or a wrong shape, are left to it.
+
+    Raises
+    ------
+    ValueError
+        As `plain_array`, or if `values` holds text, nothing, or integers beyond float64.
+    """
+    plain = plain_array(values, name)
+    if plain is None or hasattr(plain, "nnz"):
+        return plain
+    try:
+        array = np.asarray(plain)
+    except ValueError:  # ragged
+        return plain
+    _check_dtype(array.dtype, name)
+    if array.dtype.kind in "USV":
+        raise ValueError(f"{name}={shown(values)} holds text, not numbers; convert it first.")
+    for value in array.ravel() if array.dtype.kind == "O" else ():
+        if isinstance(value, str | bytes):
+            raise ValueError(f"{name} holds {shown(value)}, which is text, not a number; convert it first.")
+        if value is None or type(value).__name__ in ("NAType", "NaTType"):
+            raise ValueError(f"{name} holds {value!r} and so contains NaN; drop or replace values that are missing.")
+        if isinstance(value, numbers.Integral) and abs(int(value)) > _LARGEST:
+            raise ValueError(f"{name} holds {shown(value)}, which float64 can't; give finite numbers.")
+    return plain
 
 
 def check_array_of_numbers(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,13 @@ from scipy.optimize import minimize_scalar, nnls
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
+from statsmodels.regression.linear_model import OLSResults, RegressionResultsWrapper
+from statsmodels.tools.tools import pinv_extended
+
+from geofloor._runs import as_column, read_runs, read_widths, warn_of_rise
+from geofloor._validation import check_flag, check_number, check_numeric, warn_caller
+
+_SEEDS_DIFFER = 0.05  # share by which losses of two runs of one width may differ
 
 
 class AffineCalibrator(RegressorMixin, BaseEstimator):
@@ -95,30 +101,36 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
             If values are not finite, lengths differ, the baseline is not finite, or a free baseline
             is to be fitted to one run.
         """
-        floors, observed = validate_data(self, _as_columns(X), y, dtype=np.float64, y_numeric=True)
-        observed = observed.astype(np.float64)
         free = self.baseline is None
-        if self.baseline is not None and not np.isfinite(self.baseline):
-            raise ValueError(f"baseline={self.baseline!r} must be a finite loss in nats per token, or None to fit it.")
+        known = 0.0 if free else check_number("baseline", self.baseline)
+        floors, observed = self._read_runs(X, y, reset=True)
         if free and len(observed) < 2:
             raise ValueError(
                 "baseline=None is fitted with the slope and needs two runs, but n_samples = 1; "
                 "give a second run or a baseline."
             )
-        response = observed - (self.baseline or 0.0)
+        response = observed - known
         if free:  # the baseline takes up the means
             slopes, _ = nnls(floors - floors.mean(axis=0), response - response.mean())
         else:
             slopes, _ = nnls(floors, response)
-        # Terms held at zero stay in the design as zeros, so that parameters keep their places and
-        # statsmodels, which warns of it, finds the rank that remains.
+        # Terms held at zero stay in the design as zeros, so that parameters keep their places.
         self._active = slopes > 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.results_ = sm.OLS(response, self._design(floors)).fit()
+        self.results_ = _least_squares(response, self._design(floors))
+        if not np.isfinite(self.results_.params).all():
+            raise ValueError(
+                f"X holds floors of at most {np.abs(floors).max():.3g} for losses up to {np.abs(observed).max():.3g}, "
+                "so that the slope overflows; give floors in a larger unit."
+            )
         slopes = self.results_.params[1:] if free else self.results_.params
         self.slope_ = float(slopes[0]) if len(slopes) == 1 else np.asarray(slopes)
-        self.baseline_ = float(self.results_.params[0] if self.baseline is None else self.baseline)
+        self.baseline_ = float(self.results_.params[0]) if free else known
+        if not self._active.any() and len(observed) > 1 and np.ptp(floors) > 0:
+            warn_caller(
+                "The losses do not rise with the floors, so the slope is held at 0 and every forecast is the baseline; "
+                "check that X has the floors and y the losses of the same runs.",
+                UserWarning,
+            )
         residual = np.square(observed - self._line(floors)).sum()
         total = np.square(observed - observed.mean()).sum()
         self.r2_ = float(1.0 - residual / total) if total > 0 else float("nan")
@@ -151,16 +163,17 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
             outside (0, 1).
         """
         check_is_fitted(self)
-        floors = validate_data(self, self._columns(X), dtype=np.float64, reset=False)
+        level = check_number("level", level, 0, 1, open_low=True, open_high=True)
+        floors = validate_data(self, self._columns(check_numeric(X, "X")), dtype=np.float64, reset=False)
         predicted = self._line(floors)
-        if not return_interval:
+        if not check_flag("return_interval", return_interval):
             return predicted
-        if not 0 < level < 1:
-            raise ValueError(f"level={level!r} must be a probability between 0 and 1.")
         if self.results_.df_resid < 1:
             return predicted, np.tile([-np.inf, np.inf], (len(predicted), 1))
         forecast = self.results_.get_prediction(self._design(floors))
-        return predicted, forecast.conf_int(obs=True, alpha=1 - level) + (self.baseline or 0.0)
+        return predicted, forecast.conf_int(obs=True, alpha=1 - level) + (
+            0.0 if self.baseline is None else self.baseline_
+        )
 
     def decompose(self, X: ArrayLike, y: ArrayLike) -> pd.DataFrame:
         """Split observed losses into what width explains and the baseline, as in Table 5.
@@ -185,7 +198,7 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
             As `fit` does.
         """
         check_is_fitted(self)
-        floors, observed = validate_data(self, self._columns(X), y, dtype=np.float64, reset=False, y_numeric=True)
+        floors, observed = self._read_runs(X, y, reset=False)
         predicted = self._line(floors)
         return pd.DataFrame(
             {
@@ -197,8 +210,16 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
             }
         )
 
+    def _read_runs(self, X: Any, y: Any, *, reset: bool) -> tuple[np.ndarray, np.ndarray]:
+        X = check_numeric(X, "X")
+        columns = as_column(X) if reset else self._columns(X)
+        floors, observed = validate_data(
+            self, columns, check_numeric(y, "y"), dtype=np.float64, reset=reset, y_numeric=True
+        )
+        return floors, observed.astype(np.float64)
+
     def _columns(self, X: Any) -> Any:
-        return _as_columns(X) if self.n_features_in_ == 1 else X
+        return as_column(X) if self.n_features_in_ == 1 else X
 
     def _design(self, floors: np.ndarray) -> np.ndarray:
         active = floors * self._active
@@ -265,14 +286,15 @@ class PowerLawCalibrator(RegressorMixin, BaseEstimator):
         ValueError
             If widths are not positive, values are not finite, or there are fewer than three widths.
         """
-        widths, observed = validate_data(self, _as_columns(X), y, dtype=np.float64, y_numeric=True)
-        observed = observed.astype(np.float64)
-        logs = self._log_widths(widths)
+        widths, observed = read_runs(self, X, y)
+        logs = np.log(widths)
         if len(np.unique(logs)) < 3:
             raise ValueError(
                 f"X has {len(np.unique(logs))} different widths (n_samples = {len(logs)}), "
                 "but a power law with an offset has 3 parameters; give at least 3 widths."
             )
+
+        warn_of_rise(widths, observed, _SEEDS_DIFFER)
 
         def solve(log_exponent: float) -> tuple[float, float, float]:
             return _scale_and_offset(logs, observed, np.exp(log_exponent))
@@ -309,15 +331,7 @@ class PowerLawCalibrator(RegressorMixin, BaseEstimator):
             If a width is not positive.
         """
         check_is_fitted(self)
-        widths = validate_data(self, _as_columns(X), dtype=np.float64, reset=False)
-        return self.scale_ * np.exp(-self.exponent_ * self._log_widths(widths)) + self.offset_
-
-    def _log_widths(self, widths: np.ndarray) -> np.ndarray:
-        if widths.shape[1] != 1:
-            raise ValueError(f"X has {widths.shape[1]} columns; a power law of width takes one column of widths.")
-        if not (widths > 0).all():
-            raise ValueError(f"X holds the width {widths.min():g}; widths must be above 0.")
-        return np.log(widths[:, 0])
+        return self.scale_ * np.exp(-self.exponent_ * np.log(read_widths(self, X))) + self.offset_
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -327,11 +341,20 @@ class PowerLawCalibrator(RegressorMixin, BaseEstimator):
         return tags
 
 
-def _as_columns(X: Any) -> Any:
-    """Turn a vector into one column; everything else is left to scikit-learn's validation."""
-    if isinstance(X, list | tuple | np.ndarray | pd.Series) and np.ndim(X) == 1:
-        return np.asarray(X).reshape(-1, 1)
-    return X
+def _least_squares(response: np.ndarray, design: np.ndarray) -> RegressionResultsWrapper:
+    """Fit as `sm.OLS.fit` does, but for its warning of a rank that is not full.
+
+    Silencing that warning would change the filters of the whole process, so that a fit in one thread could
+    leave every thread without warnings.
+    """
+    model = sm.OLS(response, design)
+    with np.errstate(over="ignore"):
+        inverse, singular_values = pinv_extended(design)
+    model.pinv_wexog, model.wexog_singular_values = inverse, singular_values
+    model.normalized_cov_params = inverse @ inverse.T
+    model.rank = np.linalg.matrix_rank(np.diag(singular_values))
+    results = OLSResults(model, inverse @ response, normalized_cov_params=model.normalized_cov_params)
+    return RegressionResultsWrapper(results)
 
 
 def _scale_and_offset(logs: np.ndarray, observed: np.ndarray, exponent: float) -> tuple[float, float, float]:

@@ -1,9 +1,15 @@
+import warnings
+
+import joblib
 import numpy as np
 import pytest
+import statsmodels.api as sm
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.optimize import curve_fit, nnls
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from geofloor import AffineCalibrator, PowerLawCalibrator
@@ -39,13 +45,15 @@ def test_a_line_through_the_origin_fails_as_the_paper_says():
 
 @pytest.mark.parametrize("baseline", [None, 2.0])
 def test_a_falling_line_has_slope_zero(baseline):
-    fitted = AffineCalibrator(baseline=baseline).fit([1.0, 2.0, 3.0], [3.0, 2.0, 1.5])
+    with pytest.warns(UserWarning, match="losses do not rise with the floors, so the slope is held at 0"):
+        fitted = AffineCalibrator(baseline=baseline).fit([1.0, 2.0, 3.0], [3.0, 2.0, 1.5])
     assert fitted.slope_ == 0
     assert fitted.baseline_ == pytest.approx(np.mean([3.0, 2.0, 1.5]) if baseline is None else baseline)
     _, interval = fitted.predict([1.0, 9.0], return_interval=True)
     assert np.isfinite(interval).all()
 
 
+@pytest.mark.filterwarnings("ignore:The losses do not rise")
 @given(st.integers(0, 10_000))
 def test_several_terms_are_non_negative_least_squares(seed):
     rng = np.random.default_rng(seed)
@@ -122,7 +130,8 @@ def test_power_law_finds_the_law_it_is_shown(scale, exponent, offset):
 
 
 def test_power_law_of_rising_losses_is_flat():
-    law = PowerLawCalibrator().fit(WIDTHS, OBSERVED[::-1])
+    with pytest.warns(UserWarning, match=r"rises with width: 0.586 at width 128, 1.32 at width 1024"):
+        law = PowerLawCalibrator().fit(WIDTHS, OBSERVED[::-1])
     np.testing.assert_allclose(law.predict(WIDTHS), OBSERVED.mean())
 
 
@@ -133,3 +142,73 @@ def test_power_law_bad_arguments_are_named():
         PowerLawCalibrator().fit([0, 1, 2], [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="2 columns"):
         PowerLawCalibrator().fit(np.ones((4, 2)), np.ones(4))
+
+
+def fit_with_a_slope_of_zero():
+    return AffineCalibrator(baseline=2.0).fit([1.0, 2.0, 3.0], [1.5, 1.0, 1.5])
+
+
+@pytest.mark.filterwarnings("ignore:The losses do not rise")
+def test_fitting_in_threads_leaves_the_warning_filters_alone():
+    before = list(warnings.filters)
+    joblib.Parallel(n_jobs=8, backend="threading")(joblib.delayed(fit_with_a_slope_of_zero)() for _ in range(200))
+    assert warnings.filters == before
+
+
+def test_a_rank_that_is_not_full_is_no_warning():
+    with pytest.warns(UserWarning, match="The losses do not rise") as caught:
+        fit_with_a_slope_of_zero()
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("baseline", [None, 0.3])
+def test_results_are_those_of_statsmodels(baseline, rng):
+    floors, observed = rng.random((12, 3)), rng.random(12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted = AffineCalibrator(baseline=baseline).fit(floors, observed)
+        expected = sm.OLS(observed - (baseline or 0.0), fitted.results_.model.exog).fit()
+    np.testing.assert_array_equal(fitted.results_.params, expected.params)
+    np.testing.assert_array_equal(fitted.results_.bse, expected.bse)
+    assert (fitted.results_.df_resid, fitted.results_.rsquared) == (expected.df_resid, expected.rsquared)
+
+
+@pytest.mark.parametrize(
+    ("calibrator", "X"), [(AffineCalibrator(), [3.0, 2.0, 1.0, 0.5]), (PowerLawCalibrator(), [8, 16, 32, 64])]
+)
+def test_what_is_no_number_is_named(calibrator, X):
+    y = [4.0, 3.0, 2.5, 2.2]
+    for values, message in [
+        (["1", "2", "3", "4"], "holds text"),
+        ([10**400, 2, 3, 4], "float64"),
+        (np.ma.masked_greater(np.arange(4.0), 2), "masked"),
+        (np.arange(4).astype("datetime64[D]"), "dates"),
+        (np.arange(4) + 1j, "Complex data not supported"),
+        ({1.0, 2.0}, "is a set"),
+        (iter([1.0]), "list_iterator"),
+        (np.array([None, 1.0, 0.8, 0.7], dtype=object), "NaN"),
+    ]:
+        with pytest.raises(ValueError, match=f"^X.*{message}"):
+            calibrator.fit(values, y)
+        with pytest.raises(ValueError, match=f"^y.*{message}"):
+            calibrator.fit(X, values)
+        with pytest.raises(ValueError, match=f"^X.*{message}"):
+            clone(calibrator).fit(X, y).predict(values)
+
+
+def test_tensors_are_read():
+    X, y = torch.tensor([64, 32, 16, 8]), torch.tensor([2.25, 2.5, 3.0, 4.0], requires_grad=True)
+    expected = PowerLawCalibrator().fit(X.numpy(), y.detach().numpy()).predict([10.0])
+    assert PowerLawCalibrator().fit(X.bfloat16(), y.bfloat16()).predict(torch.tensor([10.0])) == expected
+    expected = AffineCalibrator().fit(-y.detach().numpy(), X.numpy()).predict([10.0])
+    assert AffineCalibrator().fit(-y.bfloat16(), X.bfloat16()).predict(torch.tensor([10.0])) == expected
+
+
+def test_floors_too_small_for_a_slope_are_named():
+    with pytest.raises(ValueError, match=r"X holds floors of at most .*e-3.*, so that the slope overflows"):
+        AffineCalibrator(0.5).fit(FLOORS * 1e-310, OBSERVED)
+
+
+def test_losses_in_the_place_of_widths_are_named():
+    with pytest.raises(ValueError, match="widths come first, then losses in nats per token; exchange X and y"):
+        PowerLawCalibrator().fit(OBSERVED, WIDTHS)

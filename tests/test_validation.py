@@ -16,6 +16,7 @@ from geofloor._validation import (
     check_csr,
     check_flag,
     check_number,
+    check_numeric,
     check_object,
     plain_array,
     shown,
@@ -111,6 +112,29 @@ def test_a_tensor_that_requires_grad_is_read():
 def test_what_is_no_array_of_numbers_is_refused_by_name(values, message):
     with pytest.raises(ValueError, match=rf"^x.*{message}"):
         check_array_of_numbers(values, "x")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["3", "4"], "holds text"),
+        (np.array([1.0, "4"], dtype=object), "'4', which is text"),
+        ([None, 1.0], "None and so contains NaN"),
+        (pd.Series([pd.NA, 1.0], dtype=object), "<NA> and so contains NaN"),
+        ([10**400, 1], "float64 can't"),
+        ("3", "is text"),
+        ([1j], "Complex data not supported"),
+    ],
+)
+def test_what_scikit_learn_misreads_is_refused_by_name(values, message):
+    with pytest.raises(ValueError, match=rf"^x.*{message}"):
+        check_numeric(values, "x")
+
+
+def test_data_for_scikit_learn_stay_as_they_are():
+    sparse, frame = sp.dok_array((2, 2)), pd.DataFrame({"a": [1]})
+    for values in (None, sparse, frame, np.eye(2), [1.0, 2.0], [[1.0], [1.0, 2.0]], [np.nan], [{"a": 1}]):
+        assert check_numeric(values, "x") is values
 
 
 def test_numbers_are_copied_and_limited():

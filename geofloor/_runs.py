@@ -1,0 +1,104 @@
+"""Runs: widths of distilled students and their losses, and what makes them doubtful."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.utils.validation import validate_data
+
+from geofloor._validation import check_numeric, warn_caller
+
+# Beyond it not every whole width is a float64.
+WIDEST = 2.0**53
+# A loss in nats per token is below the logarithm of the vocabulary's size, and rarely whole.
+_LEAST_WIDTH = 8
+
+
+def read_runs(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Read the widths and losses that an estimator is fitted to.
+
+    Returns
+    -------
+    widths : ndarray of shape (n_runs,), float64
+        Above 0.
+    losses : ndarray of shape (n_runs,), float64
+        Finite.
+
+    Raises
+    ------
+    ValueError
+        If they are anything else, differ in length, or look like losses and widths.
+    """
+    column, losses = validate_data(
+        estimator, as_column(check_numeric(X, "X")), check_numeric(y, "y"), dtype=np.float64, y_numeric=True
+    )
+    widths, losses = _one_column(column), losses.astype(np.float64)
+    check_order(widths, losses)
+    return widths, losses
+
+
+def read_widths(estimator: Any, X: Any) -> np.ndarray:
+    """Read the widths, (n_widths,) float64, that an estimator predicts at; all are above 0."""
+    return _one_column(validate_data(estimator, as_column(check_numeric(X, "X")), dtype=np.float64, reset=False))
+
+
+def as_column(X: Any) -> Any:
+    """Turn one dimension into a column; everything else is left to scikit-learn's validation."""
+    if isinstance(X, list | tuple | range):
+        try:
+            X = np.asarray(X)
+        except ValueError:  # ragged
+            return X
+    return np.asarray(X).reshape(-1, 1) if len(getattr(X, "shape", ())) == 1 else X
+
+
+def _one_column(column: np.ndarray) -> np.ndarray:
+    if column.shape[1] != 1:
+        raise ValueError(f"X has {column.shape[1]} columns; give one column of widths.")
+    if not column.min() > 0:
+        raise ValueError(f"X holds the width {column.min():g}; widths must be above 0.")
+    if column.max() > WIDEST:
+        raise ValueError(f"X holds the width {column.max():g}; widths must be at most 2**53 dimensions.")
+    return column[:, 0]
+
+
+def check_order(widths: np.ndarray, losses: np.ndarray, names: tuple[str, str] = ("X", "y")) -> None:
+    """Refuse widths in the place of losses.
+
+    Raises
+    ------
+    ValueError
+        If all losses are whole numbers of at least 8, and no width is whole or all are below every loss.
+    """
+    whole = losses.min() >= _LEAST_WIDTH and (losses == np.rint(losses)).all()
+    if whole and ((widths != np.rint(widths)).any() or widths.max() < losses.min()):
+        raise ValueError(
+            f"{names[1]} holds {losses.min():g} to {losses.max():g}, all whole like widths, and {names[0]} "
+            f"{widths.min():g} to {widths.max():g}: widths come first, then losses in nats per token; "
+            f"exchange {names[0]} and {names[1]}."
+        )
+
+
+def warn_of_rise(widths: np.ndarray, losses: np.ndarray, tolerance: float) -> None:
+    """Warn if a run has a higher loss than a narrower one, by more than a share `tolerance` of it.
+
+    Warns
+    -----
+    UserWarning
+        Names the two runs that are farthest apart.
+    """
+    order = np.lexsort((losses, widths))
+    widths, losses = widths[order], losses[order]
+    n_narrower = np.searchsorted(widths, widths)
+    lowest = np.minimum.accumulate(losses)[n_narrower - 1]
+    rise = np.where(n_narrower > 0, losses - lowest, 0.0)
+    high = int(np.argmax(rise))
+    if rise[high] > tolerance * abs(lowest[high]):
+        low = int(np.argmin(losses[: n_narrower[high]]))
+        warn_caller(
+            f"The loss rises with width: {losses[low]:.3g} at width {widths[low]:g}, {losses[high]:.3g} at width "
+            f"{widths[high]:g}. Wider students lose less when all are trained alike, so a forecast from these runs "
+            "is not to be trusted; train the wider one for longer, or check which loss belongs to which width.",
+            UserWarning,
+        )
