@@ -9,6 +9,7 @@ from sklearn.utils.validation import validate_data
 
 from geofloor._validation import check_numeric, warn_caller
 
+SEEDS_DIFFER = 0.05  # share by which losses of two runs of one width may differ
 # Beyond it not every whole width is a float64.
 WIDEST = 2.0**53
 # A loss in nats per token is below the logarithm of the vocabulary's size, and rarely whole.

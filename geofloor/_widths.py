@@ -162,9 +162,3 @@ def _checked_table(table: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None
                 "firing rate P(z != 0) and mean E[z], in this order."
             )
     return weights, rates, means
-
-
-def as_column(X: Any) -> Any:
-    """Turn one dimension into a column, and leave all else as it is."""
-    X = plain_array(X, "X")
-    return np.reshape(X, (-1, 1)) if np.ndim(X) == 1 else X

@@ -15,10 +15,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from statsmodels.regression.linear_model import OLSResults, RegressionResultsWrapper
 from statsmodels.tools.tools import pinv_extended
 
-from geofloor._runs import as_column, read_runs, read_widths, warn_of_rise
+from geofloor._runs import SEEDS_DIFFER, as_column, read_runs, read_widths, warn_of_rise
 from geofloor._validation import check_flag, check_number, check_numeric, warn_caller
-
-_SEEDS_DIFFER = 0.05  # share by which losses of two runs of one width may differ
 
 
 class AffineCalibrator(RegressorMixin, BaseEstimator):
@@ -294,7 +292,7 @@ class PowerLawCalibrator(RegressorMixin, BaseEstimator):
                 "but a power law with an offset has 3 parameters; give at least 3 widths."
             )
 
-        warn_of_rise(widths, observed, _SEEDS_DIFFER)
+        warn_of_rise(widths, observed, SEEDS_DIFFER)
 
         def solve(log_exponent: float) -> tuple[float, float, float]:
             return _scale_and_offset(logs, observed, np.exp(log_exponent))

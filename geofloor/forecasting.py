@@ -11,10 +11,13 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar, nnls
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.metrics import r2_score
-from sklearn.utils import Tags, check_array
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
 
-from geofloor._widths import as_column
+from geofloor._runs import SEEDS_DIFFER, check_order, read_runs, read_widths, warn_of_rise
+from geofloor._validation import check_array_of_numbers, check_number, check_object, shown
+
+_LARGEST_MULTIPLIER = 1e6  # of a capacity; beyond it no student drops anything
 
 
 class ForecastErrors(NamedTuple):
@@ -59,6 +62,7 @@ def forecast_errors(estimator: Any, widths: ArrayLike, losses: ArrayLike) -> For
     >>> bool((abs(errors.left_out) < 1e-6).all()), bool(np.isnan(errors.two_runs).all())
     (True, True)
     """
+    _check_estimator("estimator", estimator)
     at, observed = _read_runs(widths, losses)
     n_widths = len(at)
     left_out = np.empty(n_widths)
@@ -122,8 +126,11 @@ def forecast_table(estimators: Mapping[str, Any], widths: ArrayLike, losses: Arr
     >>> bool(table.left_out["Eq. 2"] < 1e-6 < table.left_out["power law"])
     True
     """
+    check_object("estimators", estimators, Mapping, "give a dict of estimators by name")
     if not estimators:
         raise ValueError("estimators is empty; give at least one estimator by name.")
+    for name, estimator in estimators.items():
+        _check_estimator(f"estimators[{name!r}]", estimator)
     at, observed = _read_runs(widths, losses)
     rows = {}
     for name, estimator in estimators.items():
@@ -219,24 +226,31 @@ class CapacityCalibrator(RegressorMixin, BaseEstimator):
         ValueError
             If values are not finite, there are fewer than four different widths, or the range of κ is empty.
         """
-        if not 0.0 < self.smallest < self.largest < np.inf:
-            raise ValueError(
-                f"smallest={self.smallest!r} and largest={self.largest!r} must be finite, above 0 and ascending."
+        smallest, largest = (
+            check_number(name, getattr(self, name), 0, _LARGEST_MULTIPLIER, open_low=True)
+            for name in ("smallest", "largest")
+        )
+        if not smallest < largest:
+            raise ValueError(f"smallest={smallest!r} must be below largest={largest!r}.")
+        if not hasattr(self.predictor, "predict"):
+            raise TypeError(
+                f"predictor={shown(self.predictor)} has no predict; give a fitted FloorPredictor in a FrozenEstimator."
             )
-        widths, observed = validate_data(self, as_column(X), y, dtype=np.float64, y_numeric=True)
-        observed = observed.astype(np.float64)
+        widths, observed = read_runs(self, X, y)
         if len(np.unique(widths)) < 4:
             raise ValueError(
                 f"X has {len(np.unique(widths))} different widths (n_samples = {len(widths)}); a multiplier, a slope "
                 "and a baseline need at least 4. For fewer, use AffineCalibrator."
             )
 
+        warn_of_rise(widths, observed, SEEDS_DIFFER)
+
         def solve(log_multiplier: float) -> tuple[np.ndarray, float]:
             floors = self._floors(widths, np.exp(log_multiplier))
             return nnls(np.column_stack([floors, np.ones(len(floors))]), observed)
 
         # The residual has a step at each feature and may have more than one minimum: a grid brackets the search.
-        grid = np.linspace(np.log(self.smallest), np.log(self.largest), 64)
+        grid = np.linspace(np.log(smallest), np.log(largest), 64)
         residuals = [solve(point)[1] for point in grid]
         best = int(np.argmin(residuals))
         bracket = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
@@ -263,11 +277,10 @@ class CapacityCalibrator(RegressorMixin, BaseEstimator):
             Predicted loss, in nats per token.
         """
         check_is_fitted(self)
-        widths = validate_data(self, as_column(X), dtype=np.float64, reset=False)
-        return self.slope_ * self._floors(widths, self.multiplier_) + self.baseline_
+        return self.slope_ * self._floors(read_widths(self, X), self.multiplier_) + self.baseline_
 
     def _floors(self, widths: np.ndarray, multiplier: float) -> np.ndarray:
-        return self.predictor.predict(multiplier * widths[:, 0])
+        return check_array_of_numbers(self.predictor.predict(multiplier * widths), "predictor.predict(widths)")
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -281,15 +294,20 @@ def _errors(fitted: Any, widths: np.ndarray, losses: np.ndarray) -> np.ndarray:
     return np.asarray(fitted.predict(widths)) / losses - 1.0
 
 
+def _check_estimator(name: str, estimator: Any) -> None:
+    if not (hasattr(estimator, "fit") and hasattr(estimator, "predict")):
+        raise TypeError(f"{name}={shown(estimator)} has no fit and predict; give a regressor of losses on widths.")
+
+
 def _read_runs(widths: ArrayLike, losses: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Widths as a column, and losses."""
-    at = check_array(widths, ensure_2d=False, input_name="widths")
-    observed = check_array(losses, dtype=np.float64, ensure_2d=False, input_name="losses")
-    if at.ndim != 1 or at.shape != observed.shape:
+    """Read widths, as a column, and losses."""
+    at, observed = check_array_of_numbers(widths, "widths", low=0), check_array_of_numbers(losses, "losses")
+    if at.shape != observed.shape:
         raise ValueError(f"widths has shape {at.shape} and losses {observed.shape}; give one loss for each width.")
+    check_order(at, observed, ("widths", "losses"))
     if len(at) < 3 or not (np.diff(at) > 0).all():
         raise ValueError(
-            f"widths={at.tolist()} must be at least 3 different widths in ascending order; average repeated runs."
+            f"widths={shown(at.tolist())} must be 3 or more different widths, ascending; average repeated runs."
         )
     if not observed.min() > 0:
         raise ValueError(f"losses holds {observed.min():g}; relative errors need losses above 0.")

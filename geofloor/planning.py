@@ -11,21 +11,24 @@ from scipy.optimize import lsq_linear
 from scipy.stats import norm
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import Tags
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from geofloor._widths import as_column
+from geofloor._runs import read_runs, read_widths, warn_of_rise
+from geofloor._validation import check_array_of_numbers, check_flag, check_number, shown, warn_caller
 
 _RANGE = 3.0  # octaves of width over which a calibrated predictor's error stays alike
 _WIDEST = 2**20  # dimensions up to which a width is looked for
+_LARGEST_ERROR = 100.0  # as a share of the loss; squares of it must not overflow
+_SAMPLING = 3.0  # standard errors that a run may lie below the bound, which is measured on a sample
 
 
 class Decision(NamedTuple):
     """Whether students of a width reach a loss. As text it is a sentence."""
 
     width: int
-    target: float  # nats a token
+    target: float  # nats per token
     answer: str  # "go", "no-go", or "uncertain" where the target is within the interval
-    loss: float  # forecast, nats a token
+    loss: float  # forecast, nats per token
     low: float  # its interval
     high: float
     level: float  # the probability of the interval
@@ -34,15 +37,24 @@ class Decision(NamedTuple):
     least: float | None = None  # what no student of the width gets below; None where it wasn't measured
 
     def __str__(self) -> str:
-        verb = {"go": "reaches", "no-go": "can't reach", "uncertain": "may or may not reach"}[self.answer]
-        smallest = "no width is forecast to"
+        student, target = f"a student of width {self.width:g}", f"{self.target:.3g} nats per token"
+        least = "" if self.least is None else f"no student of this width gets below {self.least:.3g}"
+        if self.least is not None and self.target < self.least:
+            verdict = f"{student} can't reach {target}, however it is trained: {least}"
+        else:
+            verb = {
+                "go": "is forecast to reach",
+                "no-go": "is not forecast to reach",
+                "uncertain": "may or may not reach",
+            }[self.answer]
+            verdict = f"{student} {verb} {target} when trained as these runs" + (f", and {least}" if least else "")
+        smallest = "no width is forecast to reach it"
         if self.min_width is not None:
             safe = "no width does so safely" if self.safe_width is None else f"{self.safe_width} does so safely"
-            smallest = f"the smallest width forecast to is {self.min_width}, and {safe}"
-        least = "" if self.least is None else f", and no student of it gets below {self.least:.3g}"
+            smallest = f"the smallest width forecast to reach it is {self.min_width}, and {safe}"
         return (
-            f"{self.answer}: a student of width {self.width} {verb} {self.target:.3g} nats a token: forecast "
-            f"{self.loss:.3g}, {self.low:.3g} to {self.high:.3g} at {self.level:.0%}{least}; {smallest}."
+            f"{self.answer}: {verdict}. Its forecast is {self.loss:.3g}, {self.low:.3g} to {self.high:.3g} at "
+            f"{100 * self.level:g}%; {smallest}."
         )
 
 
@@ -144,8 +156,8 @@ class LossForecaster(RegressorMixin, BaseEstimator):
     >>> LossForecaster(zero_width_loss=4.0).fit([128, 1024], [1.32, 0.586]).predict([256, 512]).round(2)
     array([1.08, 0.84])
     >>> both_ends = LossForecaster(zero_width_loss=1.38, teacher_width=128).fit([32, 96], [0.381, 0.05])
-    >>> both_ends.predict([16, 64, 128]).round(2)
-    array([0.63, 0.15, 0.  ])
+    >>> both_ends.predict([16, 64]).round(2)
+    array([0.63, 0.15])
     >>> decision = forecast.decide(256, 0.7)
     >>> decision.answer, decision.min_width, decision.safe_width
     ('no-go', 535, 775)
@@ -191,13 +203,16 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         ------
         ValueError
             If values are not finite, a width or loss is not above 0, an error is not a share above 0, a loss is
-            not below that of width 0, a width is not below the teacher's, there are fewer different widths than
-            parameters, or parameters don't go together.
+            not below that of width 0 or is below the bound, a width is not below the teacher's, widths and losses
+            are exchanged, there are fewer different widths than parameters, or parameters don't go together.
+
+        Warns
+        -----
+        UserWarning
+            If a run has a higher loss than a narrower one, by more than two runs of one width differ.
         """
         self._check_parameters()
-        column, losses = validate_data(self, as_column(X), y, dtype=np.float64, y_numeric=True)
-        if not column.min() > 0:
-            raise ValueError(f"X holds the width {column.min():g}; widths must be above 0.")
+        widths, losses = read_runs(self, X, y)
         if not losses.min() > 0:
             raise ValueError(f"y holds the loss {losses.min():g}; losses must be above 0, in nats per token.")
         anchor = self._anchor()
@@ -206,36 +221,43 @@ class LossForecaster(RegressorMixin, BaseEstimator):
                 f"y holds the loss {losses.max():g}, which is not below {self._name_of_anchor()}={anchor:g}, that "
                 "of one distribution for all positions; measure both at one temperature, or train for longer."
             )
-        if not column.max() < self._end():
+        if not widths.max() < self._end():
             name, parameter = ("teacher_width",) * 2 if self.bound is None else ("bound.critical_width_", "bound")
             raise ValueError(
-                f"X holds the width {column.max():g}, which is not below {name}={self._end():g}, where a "
+                f"X holds the width {widths.max():g}, which is not below {name}={self._end():g}, where a "
                 f"student can be the teacher and lose nothing; leave it out, or give no {parameter}."
             )
+        if self.bound is not None:
+            self._check_above_bound(widths, losses)
         n_parameters = 2 if self.baseline is None and self.bound is None else 1
-        if len(np.unique(column)) < n_parameters:
+        if len(np.unique(widths)) < n_parameters:
             raise ValueError(
                 "baseline=None is fitted with the slope and needs runs of two widths, and X has one (n_samples = "
-                f"{len(column)}); give another run, or a predictor with a baseline such as 0."
+                f"{len(widths)}); give another run, or a predictor with a baseline such as 0."
             )
-        self.widths_, self.losses_ = column[:, 0], losses.astype(np.float64)
+        warn_of_rise(widths, losses, 2.0**0.5 * self._run_error)
+        self.widths_, self.losses_ = widths, losses
         self.form_error_ = float(self.form_error)
         residuals = self._solve()
         free = len(losses) - n_parameters
         if free > 0:
-            expected = 4.0 * self.form_error**2
-            self.form_error_ = float(np.sqrt((expected + self.form_error**2 * residuals @ residuals) / (4.0 + free)))
+            expected = 4.0 * self.form_error_**2
+            self.form_error_ = float(np.sqrt((expected + self.form_error_**2 * residuals @ residuals) / (4.0 + free)))
             self._solve()
         return self
 
     def _check_parameters(self) -> None:
         for name in ("run_error", "form_error"):
-            if not 0.0 < getattr(self, name) < np.inf:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a finite share above 0.")
-        if self.baseline is not None and not np.isfinite(self.baseline):
-            raise ValueError(f"baseline={self.baseline!r} must be a finite loss in nats per token, or None to fit it.")
+            check_number(name, getattr(self, name), 0, _LARGEST_ERROR, open_low=True)
+        self._run_error = float(self.run_error)
+        if self.baseline is not None:
+            check_number("baseline", self.baseline)
         if self.bound is not None:
             self._check_bound()
+        if self.predictor is not None and not hasattr(self.predictor, "predict"):
+            raise TypeError(
+                f"predictor={shown(self.predictor)} has no predict; give a fitted predictor of floors over widths."
+            )
         if self.predictor is None and self.baseline is not None:
             raise ValueError(
                 f"baseline={self.baseline!r} is that of a predictor's floors, and predictor=None; give both."
@@ -243,20 +265,34 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         anchor = self.zero_width_loss
         if anchor is not None and self.predictor is not None:
             raise ValueError(f"zero_width_loss={anchor!r} is for the law of the width; give it or a predictor.")
-        if anchor is not None and not 0.0 < anchor < np.inf:
-            raise ValueError(f"zero_width_loss={anchor!r} must be a finite loss above 0, in nats per token.")
+        if anchor is not None:
+            check_number("zero_width_loss", anchor, 0, open_low=True)
         if self.teacher_width is not None and anchor is None:
             raise ValueError(f"teacher_width={self.teacher_width!r} is for a law with a zero_width_loss; give both.")
-        if self.teacher_width is not None and not 0.0 < self.teacher_width < np.inf:
-            raise ValueError(f"teacher_width={self.teacher_width!r} must be a finite width above 0, in dimensions.")
+        if self.teacher_width is not None:
+            check_number("teacher_width", self.teacher_width, 0, open_low=True)
 
     def _check_bound(self) -> None:
         for name in ("predictor", "zero_width_loss", "teacher_width"):
             if getattr(self, name) is not None:
-                raise ValueError(f"{name}={getattr(self, name)!r:.60} does not go with a bound; give one of the two.")
+                raise ValueError(f"{name}={shown(getattr(self, name))} does not go with a bound; give one of the two.")
+        if not (hasattr(self.bound, "fit") and hasattr(self.bound, "min_width")):
+            raise TypeError(f"bound={shown(self.bound)} is no bound; give a fitted BottleneckPredictor.")
         check_is_fitted(self.bound)
-        if not 0.0 < self.bound_exponent < np.inf:
-            raise ValueError(f"bound_exponent={self.bound_exponent!r} must be a finite number above 0.")
+        check_number("bound_exponent", self.bound_exponent, 0, _LARGEST_ERROR, open_low=True)
+
+    def _check_above_bound(self, widths: np.ndarray, losses: np.ndarray) -> None:
+        least, curve = self._least(widths), self.bound.curve_
+        error = np.interp(widths, curve["width"], curve["standard_error"])
+        below = np.flatnonzero(losses < least - _SAMPLING * error)
+        if below.size:
+            run = below[np.argmax(least[below] / losses[below])]
+            raise ValueError(
+                f"y holds the loss {losses[run]:.3g} at width {widths[run]:g}, where no student of this teacher gets "
+                f"below {least[run]:.3g}. The bound is a KL divergence in nats per token at temperature="
+                f"{getattr(self.bound, 'temperature', None)!r}: measure the runs at that temperature, as a divergence "
+                "from the teacher and not as a cross-entropy with the text, and on text like the bound's."
+            )
 
     def _anchor(self) -> float | None:
         """Loss of width 0, if it is known."""
@@ -274,8 +310,14 @@ class LossForecaster(RegressorMixin, BaseEstimator):
     def _solve(self) -> np.ndarray:
         """The curve's parameters by generalised least squares; return the standardised residuals."""
         design = self._design(self.widths_)
-        covariance = self._covariance(self.widths_, self.widths_) + self.run_error**2 * np.eye(len(self.widths_))
-        self._factor = cho_factor(covariance, lower=True)
+        covariance = self._covariance(self.widths_, self.widths_) + self._run_error**2 * np.eye(len(self.widths_))
+        try:
+            self._factor = cho_factor(covariance, lower=True)
+        except np.linalg.LinAlgError as error:
+            raise ValueError(
+                f"run_error={self.run_error!r} is too small beside form_error={self.form_error!r} to tell runs at "
+                "almost the same widths apart; give a larger one, or average those runs."
+            ) from error
         # Errors are shares of the loss: of the losses as such after scaling, of their logarithms as they are.
         logarithmic = self.predictor is None
         scale = np.ones(len(design)) if logarithmic else self.losses_
@@ -330,14 +372,29 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         ------
         ValueError
             If a width is not above 0 or not finite, or `level` is outside (0, 1).
+
+        Warns
+        -----
+        UserWarning
+            If a width is not below the teacher's, where the law is 0 and says nothing of a trained student.
         """
         check_is_fitted(self)
-        if not 0.0 < level < 1.0:
-            raise ValueError(f"level={level!r} must be a probability between 0 and 1.")
-        column = validate_data(self, as_column(X), dtype=np.float64, reset=False)
-        if not column.min() > 0:
-            raise ValueError(f"X holds the width {column.min():g}; widths must be above 0.")
-        widths = column[:, 0]
+        level = check_number("level", level, 0, 1, open_low=True, open_high=True)
+        return_interval = check_flag("return_interval", return_interval)
+        widths = read_widths(self, X)
+        if not widths.max() < self._end():
+            name = "teacher_width" if self.bound is None else "bound.critical_width_"
+            warn_caller(
+                f"X holds the width {widths.max():g}, which is not below {name}={self._end():g}. From there on the law "
+                "is 0, since a student can be the teacher; one that is trained ends above 0, and above the interval. "
+                "Ask for narrower students.",
+                UserWarning,
+            )
+        losses, ends = self._forecast(widths, level)
+        return (losses, ends) if return_interval else losses
+
+    def _forecast(self, widths: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """Losses (n_widths,) and ends of their intervals (n_widths, 2), at any width above 0."""
         losses, ends = np.zeros(len(widths)), np.zeros((len(widths), 2))
         short = widths < self._end()
         if short.any():
@@ -345,10 +402,10 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         if self.bound is not None:
             least = self._least(widths)
             losses, ends = np.maximum(losses, least), np.maximum(ends, least[:, np.newaxis])
-        return (losses, ends) if return_interval else losses
+        return losses, ends
 
     def _predict(self, widths: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Losses (n_widths,) and ends of their intervals (n_widths, 2)."""
+        """The same, at widths where the law is above 0."""
         design = self._design(widths)
         between = self._covariance(self.widths_, widths)
         curve, correction = design @ self._parameters, between.T @ self._weights
@@ -361,12 +418,16 @@ class LossForecaster(RegressorMixin, BaseEstimator):
             losses = scale * factor
         # In the unit of the curve, so that where it has come down to zero its parameters are still uncertain.
         whitened = self._whiten(between)
-        variance = scale**2 * (self.form_error_**2 + self.run_error**2 - np.square(whitened).sum(axis=0))
+        variance = scale**2 * (self.form_error_**2 + self._run_error**2 - np.square(whitened).sum(axis=0))
         drift = design[:, self._estimated] - scale[:, np.newaxis] * (whitened.T @ self._whitened)
         variance = variance + np.einsum("ij,jk,ik->i", drift, self._information, drift)
         half = norm.ppf(0.5 + level / 2.0) * np.sqrt(np.maximum(variance, 0.0))
         if logarithmic:
-            return losses, losses[:, np.newaxis] * np.exp(half[:, np.newaxis] * [-1.0, 1.0])
+            ends = half[:, np.newaxis] * [-1.0, 1.0]
+            with np.errstate(over="ignore", invalid="ignore"):
+                # Far away the loss is 0 in float64, and the upper end may still be anything.
+                whole = np.exp((curve + self._known() + correction)[:, np.newaxis] + ends)
+                return losses, np.where(losses[:, np.newaxis] > 0.0, losses[:, np.newaxis] * np.exp(ends), whole)
         return losses, np.maximum(losses[:, np.newaxis] + (factor * half)[:, np.newaxis] * [-1.0, 1.0], 0.0)
 
     def min_width(self, target: float, *, safe: bool = False, level: float = 0.9) -> int | None:
@@ -393,8 +454,8 @@ class LossForecaster(RegressorMixin, BaseEstimator):
             If the target is not a finite number of at least 0, or `level` is outside (0, 1).
         """
         check_is_fitted(self)
-        if not 0.0 <= target < np.inf:
-            raise ValueError(f"target={target!r} must be a finite loss of at least 0, in nats per token.")
+        target, safe = check_number("target", target, 0), check_flag("safe", safe)
+        level = check_number("level", level, 0, 1, open_low=True, open_high=True)
         # Blocks of widths, each twice as wide as the one before: forecasts need not be monotone.
         end = self._end()
         reach = max(getattr(self.predictor, "critical_width_", 0.0), end if end < np.inf else 0.0)
@@ -402,8 +463,8 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         start = 1
         while start <= last:
             widths = np.arange(start, min(2 * start, int(last) + 1))
-            reached = self.predict(widths, return_interval=True, level=level)
-            reached = reached[1][:, 1] if safe else reached[0]
+            losses, ends = self._forecast(widths.astype(np.float64), level)
+            reached = ends[:, 1] if safe else losses
             if (reached <= target).any():
                 return int(widths[np.argmax(reached <= target)])
             start *= 2
@@ -432,8 +493,16 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         ------
         ValueError
             As `predict` and `min_width`.
+
+        Warns
+        -----
+        UserWarning
+            As `predict`.
         """
+        number, target = check_number("width", width, 0, open_low=True), check_number("target", target, 0)
+        width = int(number) if number.is_integer() else number
         losses, interval = self.predict([width], return_interval=True, level=level)
+        level = float(level)
         low, high = interval[0]
         answer = "go" if high <= target else "no-go" if low > target else "uncertain"
         smallest, safe = (self.min_width(target, safe=each, level=level) for each in (False, True))
@@ -461,7 +530,7 @@ class LossForecaster(RegressorMixin, BaseEstimator):
             else:
                 second = np.log1p(-np.log1p(widths) / np.log1p(self.teacher_width))
             return np.column_stack([-widths, second])
-        floors = np.asarray(self.predictor.predict(widths), dtype=np.float64)
+        floors = check_array_of_numbers(self.predictor.predict(widths), "predictor.predict(widths)")
         return floors[:, np.newaxis] if self.baseline is not None else np.column_stack([floors, np.ones(len(floors))])
 
     def _covariance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:

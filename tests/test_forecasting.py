@@ -111,7 +111,49 @@ def test_bad_input(floor):
         forecast_table({}, WIDTHS, OBSERVED)
     with pytest.raises(ValueError, match="at least 4"):
         CapacityCalibrator(frozen).fit([1, 2, 3], [3.0, 2.0, 1.0])
-    with pytest.raises(ValueError, match="smallest=2"):
+    with pytest.raises(ValueError, match="smallest=2.0 must be below largest=1.0"):
         CapacityCalibrator(frozen, smallest=2, largest=1).fit(WIDTHS, OBSERVED)
     with pytest.raises(ValueError, match="NaN"):
         CapacityCalibrator(frozen).fit(WIDTHS, [np.nan, 2, 3, 4, 5])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["1", "2", "3"], "text"),
+        ([1, 2, 10**400], "float64"),
+        (np.ma.masked_greater(np.arange(3.0), 1), "masked"),
+        (np.arange(3).astype("datetime64[D]"), "dates"),
+        (np.array([None, 2.0, 1.0], dtype=object), "NaN"),
+        ({1.0, 2.0}, "is a set"),
+    ],
+)
+def test_what_is_no_number_is_named(values, message, floor):
+    calibrator = CapacityCalibrator(FrozenEstimator(floor))
+    for call, x, y in [
+        (lambda a, b: forecast_errors(LOGARITHMIC, a, b), "widths", "losses"),
+        (lambda a, b: forecast_table({"log": LOGARITHMIC}, a, b), "widths", "losses"),
+        (calibrator.fit, "X", "y"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{x}.*{message}"):
+            call(values, [3.0, 2.0, 1.0])
+        with pytest.raises(ValueError, match=f"^{y}.*{message}"):
+            call([1, 2, 3], values)
+
+
+def test_a_wrong_kind_of_object_is_named():
+    with pytest.raises(TypeError, match="estimator=3 has no fit and predict"):
+        forecast_errors(3, WIDTHS, OBSERVED)
+    with pytest.raises(TypeError, match=r"estimators\['law'\]=3 has no fit and predict"):
+        forecast_table({"law": 3}, WIDTHS, OBSERVED)
+    with pytest.raises(TypeError, match="(?s)estimators=.* is a list; give a dict of estimators by name"):
+        forecast_table([LOGARITHMIC], WIDTHS, OBSERVED)
+    with pytest.raises(TypeError, match="predictor=3 has no predict"):
+        CapacityCalibrator(3).fit(WIDTHS, OBSERVED)
+
+
+def test_losses_in_the_place_of_widths_and_losses_that_rise_are_named(floor):
+    with pytest.raises(ValueError, match="exchange widths and losses"):
+        forecast_errors(LOGARITHMIC, OBSERVED[::-1], WIDTHS)
+    with pytest.warns(UserWarning, match="rises with width: 0.586 at width 128, 1.32 at width 1024"):
+        CapacityCalibrator(FrozenEstimator(floor)).fit(WIDTHS, OBSERVED[::-1])

@@ -1,5 +1,8 @@
+import warnings
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
@@ -111,6 +114,7 @@ def test_two_runs_fix_the_law():
     assert (fitted.exponent_, fitted.decay_) == pytest.approx((0.2, 0.02))
 
 
+@pytest.mark.filterwarnings("ignore:.*not below teacher_width")
 def test_a_law_that_is_known_at_both_ends():
     widths = np.array([3, 17, 100])
     losses = 1.4 * (1 - np.log(1 + widths) / np.log(1 + 128)) ** 0.7 * np.exp(-0.01 * widths)
@@ -133,6 +137,7 @@ def test_a_law_that_is_known_at_both_ends():
     np.testing.assert_allclose(far.predict([8, 50]), near.predict([8, 50]), rtol=0.01)
 
 
+@pytest.mark.filterwarnings("ignore:The loss rises")
 def test_laws_never_rise():
     assert LossForecaster().fit([8, 128], [0.2, 0.8]).decay_ == 0.0
     held = LossForecaster(zero_width_loss=1.4).fit([8, 128], [1.3, 0.1])  # falls faster than any exponential
@@ -164,6 +169,7 @@ def test_intervals_widen_away_from_the_runs_and_with_every_doubt(floor):
     assert share(128, run_error=0.01) < share(128) < share(128, run_error=0.1)
 
 
+@pytest.mark.filterwarnings("ignore:The loss rises")
 def test_runs_that_agree_or_disagree_with_the_curve_move_the_form_error(forecaster, floor):
     curve = 2e-4 * floor.predict(WIDTHS) + 0.5
     assert clone(forecaster).fit(WIDTHS, curve).form_error_ < 0.15
@@ -190,6 +196,7 @@ def test_one_run_is_enough_with_a_baseline(floor):
     np.testing.assert_allclose(fitted.predict([512]), floor.predict([512]) / floor.predict([256]))
 
 
+@pytest.mark.filterwarnings("ignore:The loss rises")
 def test_a_slope_below_zero_is_held_at_zero(forecaster):
     fitted = forecaster.fit([128, 1024], [0.5, 0.7])
     assert fitted.slope_ == 0.0
@@ -236,12 +243,23 @@ def test_decisions_agree_with_the_interval(floor, target, width):
     assert str(decision).startswith(f"{decision.answer}: a student of width {width} ")
 
 
-def test_decisions_read_as_sentences():
+def test_decisions_read_as_sentences_that_claim_no_more_than_is_known():
     assert str(Decision(256, 0.8, "no-go", 1.0, 0.95, 1.05, 0.9, 410, 450)) == (
-        "no-go: a student of width 256 can't reach 0.8 nats a token: forecast 1, 0.95 to 1.05 at 90%; the smallest "
-        "width forecast to is 410, and 450 does so safely."
+        "no-go: a student of width 256 is not forecast to reach 0.8 nats per token when trained as these runs. Its "
+        "forecast is 1, 0.95 to 1.05 at 90%; the smallest width forecast to reach it is 410, and 450 does so safely."
     )
-    assert "no width is forecast to" in str(Decision(256, 0.01, "no-go", 1.0, 0.95, 1.05, 0.9, None, None))
+    assert "no width is forecast to reach it." in str(Decision(256, 0.01, "no-go", 1.0, 0.95, 1.05, 0.9, None, None))
+    bounded = Decision(48, 0.2, "no-go", 0.251, 0.222, 0.285, 0.999, 60, None, least=0.054)
+    assert str(bounded) == (
+        "no-go: a student of width 48 is not forecast to reach 0.2 nats per token when trained as these runs, and no "
+        "student of this width gets below 0.054. Its forecast is 0.251, 0.222 to 0.285 at 99.9%; the smallest width "
+        "forecast to reach it is 60, and no width does so safely."
+    )
+    assert "width 48 can't reach 0.05 nats per token, however it is trained: no student of this width gets" in str(
+        bounded._replace(target=0.05)
+    )
+    assert "go: a student of width 8 is forecast to reach 2 nats" in str(Decision(8, 2.0, "go", 1, 1, 1, 0.9, 4, 5))
+    assert "may or may not reach 2 nats" in str(Decision(8, 2.0, "uncertain", 2, 1, 3, 0.9, 4, 5))
 
 
 def test_forecasters_stand_in_comparisons(forecaster):
@@ -257,11 +275,16 @@ def test_clones_share_the_predictor(forecaster, floor):
 @pytest.mark.parametrize(
     ("settings", "X", "y", "message"),
     [
-        ({"run_error": 0.0}, WIDTHS, OBSERVED, "run_error=0.0 must be a finite share above 0"),
+        ({"run_error": 0.0}, WIDTHS, OBSERVED, "run_error=0.0 must be a finite number above 0"),
         ({"form_error": np.nan}, WIDTHS, OBSERVED, "form_error=nan"),
         ({"predictor": None, "baseline": 0.0}, WIDTHS, OBSERVED, "baseline=0.0 is that of a predictor's floors"),
         ({"zero_width_loss": 4.0}, WIDTHS, OBSERVED, "zero_width_loss=4.0 is for the law"),
-        ({"predictor": None, "zero_width_loss": 0.0}, WIDTHS, OBSERVED, "zero_width_loss=0.0 must be a finite loss"),
+        (
+            {"predictor": None, "zero_width_loss": 0.0},
+            WIDTHS,
+            OBSERVED,
+            "zero_width_loss=0.0 must be a finite number above 0",
+        ),
         (
             {"predictor": None, "zero_width_loss": 1.2},
             WIDTHS,
@@ -269,18 +292,31 @@ def test_clones_share_the_predictor(forecaster, floor):
             "loss 1.32, which is not below zero_width_loss",
         ),
         ({"predictor": None, "teacher_width": 128}, WIDTHS, OBSERVED, "teacher_width=128 is for a law with a zero"),
-        ({"predictor": None, "zero_width_loss": 4.0, "teacher_width": 0}, WIDTHS, OBSERVED, "must be a finite width"),
+        (
+            {"predictor": None, "zero_width_loss": 4.0, "teacher_width": 0},
+            WIDTHS,
+            OBSERVED,
+            "teacher_width=0 must be a finite number above 0",
+        ),
         (
             {"predictor": None, "zero_width_loss": 4.0, "teacher_width": 1024},
             WIDTHS,
             OBSERVED,
             "width 1024, which is not below teacher_width=1024",
         ),
-        ({"baseline": np.inf}, WIDTHS, OBSERVED, "baseline=inf must be a finite loss"),
+        ({"baseline": np.inf}, WIDTHS, OBSERVED, "baseline=inf must be a finite number"),
         ({}, [0, 2], [1, 2], "width 0; widths must be above 0"),
         ({}, [1, 2], [1, 0], "loss 0; losses must be above 0"),
         ({}, [128, 128], [1, 1], "needs runs of two widths"),
         ({}, [128, np.nan], [1, 1], "NaN"),
+        ({}, [[1, 2], [3, 4]], [1, 1], "X has 2 columns; give one column of widths"),
+        ({}, [1, 1e30], [1, 1], "X holds the width 1e.30; widths must be at most"),
+        ({}, [1, 10**400], [1, 1], "X holds 1000.* which float64 can't"),
+        ({}, WIDTHS, [None, 1, 1, 1, 1], "y holds None"),
+        ({"form_error": 1e200}, WIDTHS, OBSERVED, "form_error=1e.200 must be a finite number above 0 and at most 100"),
+        ({"run_error": 1e-200}, [8, 8, 9], [1, 1, 1], "run_error=1e-200 is too small beside form_error=0.15"),
+        ({"predictor": None}, OBSERVED, WIDTHS, "y holds 128 to 1024, all whole like widths, .* exchange X and y"),
+        ({"predictor": None, "zero_width_loss": 4.0}, [0.5], [64], "exchange X and y"),
     ],
 )
 def test_bad_input_is_named(floor, settings, X, y, message):
@@ -288,11 +324,64 @@ def test_bad_input_is_named(floor, settings, X, y, message):
         LossForecaster(**{"predictor": floor, **settings}).fit(X, y)
 
 
+@pytest.mark.parametrize("settings", [{"predictor": 3}, {"predictor": None, "bound": 3}])
+def test_a_wrong_kind_of_object_is_named(floor, settings):
+    with pytest.raises(TypeError, match="=3 (has no predict|is no bound); give a fitted "):
+        LossForecaster(**{"predictor": floor, **settings}).fit(WIDTHS, OBSERVED)
+
+
+def test_runs_whose_losses_rise_with_width_are_named(floor):
+    for forecaster in (LossForecaster(), LossForecaster(floor)):
+        with pytest.warns(UserWarning, match=r"rises with width: 0.2 at width 16, 0.3 at width 128\. Wider") as caught:
+            forecaster.fit([128, 8, 16, 64, 16], [0.3, 0.25, 0.2, 0.21, 0.22])
+        assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LossForecaster().fit([8, 16, 16, 128], [0.3, 0.2, 0.21, 0.205])  # no more than seeds differ
+
+
+def test_a_student_as_wide_as_its_teacher_is_not_forecast_in_silence():
+    fitted = LossForecaster(zero_width_loss=1.4, teacher_width=128).fit([32, 96], [0.4, 0.06])
+    with pytest.warns(
+        UserWarning, match=r"width 256, which is not below teacher_width=128\. .* ends above 0"
+    ) as caught:
+        assert fitted.decide(256, 0.01).loss == 0
+    assert [each.filename for each in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted.decide(127, 0.01)
+
+
+@pytest.mark.parametrize("settings", [{}, {"zero_width_loss": 1.4}])
+def test_intervals_hold_no_nan_however_wide_the_student(settings):
+    fitted = LossForecaster(**settings).fit([8, 64, 128], [0.8, 0.16, 0.035])
+    losses, interval = fitted.predict([1e5, 1e10, 2.0**53], return_interval=True)
+    assert losses.tolist() == [0, 0, 0]
+    assert not np.isnan(interval).any()
+    assert (interval[:, 0] <= losses).all()
+    assert (losses <= interval[:, 1]).all()
+
+
+def test_numbers_of_other_libraries_are_read(floor):
+    plain = LossForecaster(floor, run_error=0.03125).fit([8, 64, 128], [0.75, 0.25, 0.125])
+    X, y = torch.tensor([8, 64, 128]), torch.tensor([0.75, 0.25, 0.125], requires_grad=True)
+    other = LossForecaster(floor, run_error=np.float32(0.03125)).fit(X.bfloat16(), y.bfloat16())
+    assert other.decide(np.int8(9), torch.tensor(0.5), level=np.float64(0.9)) == plain.decide(9, 0.5)
+    for width in ("64", 10**400, [64], None, True, -3):
+        with pytest.raises(ValueError, match="^width="):
+            plain.decide(width, 0.5)
+    for target in ("0.5", 10**400, np.ma.masked, 1j):
+        with pytest.raises(ValueError, match="^target="):
+            plain.decide(64, target)
+        with pytest.raises(ValueError, match="^target="):
+            plain.min_width(target)
+
+
 def test_bad_questions_are_named(forecaster):
     fitted = forecaster.fit(WIDTHS, OBSERVED)
-    with pytest.raises(ValueError, match=r"target=-1.* must be a finite loss"):
+    with pytest.raises(ValueError, match=r"target=-1 must be a finite number of at least 0"):
         fitted.min_width(-1)
-    with pytest.raises(ValueError, match="level=1.0 must be a probability"):
+    with pytest.raises(ValueError, match="level=1.0 must be a finite number above 0 and below 1"):
         fitted.predict([3], return_interval=True, level=1.0)
     with pytest.raises(ValueError, match="width 0; widths must be above 0"):
         fitted.predict([0])
