@@ -10,7 +10,11 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import pearsonr
 from sklearn.metrics import r2_score
-from sklearn.utils import check_array
+
+from geofloor._validation import check_array_of_numbers, check_number, check_object, plain_array
+
+_WHOLE = "all"
+_LARGEST = 1e150  # squares of floors must not overflow
 
 
 def agreement_table(
@@ -30,7 +34,7 @@ def agreement_table(
         Predicted floors by the name of the predictor.
     strata : array-like of shape (n_points,), default=None
         Stratum of each point, such as a range of d/d*; a row is added for each. Points whose stratum is
-        missing count only in the whole.
+        missing count only in the whole. None may be named ``"all"``.
     relative_above : float, default=0.0
         Relative errors and the share below are taken over points whose measured floor is above this;
         where a floor is zero they mean nothing.
@@ -53,8 +57,8 @@ def agreement_table(
     Raises
     ------
     ValueError
-        If arrays are empty, not finite or of different lengths, a measured floor is negative, or there
-        is no prediction.
+        If arrays are empty, not finite or of different lengths, a measured floor is negative, there
+        is no prediction, or a stratum is named ``"all"``.
 
     Notes
     -----
@@ -68,22 +72,24 @@ def agreement_table(
     >>> table.round(3).to_dict("records")[0]["pearson_r"], table.median_error[0], table.below[0]
     (1.0, np.float64(0.5), np.float64(1.0))
     """
-    observed = _vector(measured, "measured")
-    if observed.min() < 0.0:
-        raise ValueError(f"measured holds {observed.min():g}; a floor is at least zero.")
+    observed = check_array_of_numbers(measured, "measured", low=0, high=_LARGEST)
+    relative_above = check_number("relative_above", relative_above)
+    check_object("predictions", predictions, Mapping, "give a dict of predicted floors by predictor")
     if not predictions:
         raise ValueError("predictions is empty; give at least one predictor.")
-    labels = None if strata is None else np.asarray(strata, dtype=object)
+    labels = None if strata is None else np.asarray(plain_array(strata, "strata"), dtype=object)
     if labels is not None and labels.shape != observed.shape:
         raise ValueError(f"strata has shape {labels.shape} for {len(observed)} measured floors.")
-    groups: dict[Any, np.ndarray] = {"all": np.ones(len(observed), dtype=bool)}
+    groups: dict[Any, np.ndarray] = {_WHOLE: np.ones(len(observed), dtype=bool)}
+    if labels is not None and any(isinstance(label, str) and label == _WHOLE for label in labels):
+        raise ValueError(f"strata holds {_WHOLE!r}, which is the row of the whole; name that stratum otherwise.")
     if labels is not None:
         groups |= {label: labels == label for label in pd.unique(labels[~pd.isna(labels)])}
     rows = []
     for name, values in predictions.items():
-        predicted = _vector(values, name)
+        predicted = check_array_of_numbers(values, f"predictions[{name!r}]", low=-_LARGEST, high=_LARGEST)
         if predicted.shape != observed.shape:
-            raise ValueError(f"{name} has {len(predicted)} predictions for {len(observed)} measured floors.")
+            raise ValueError(f"predictions[{name!r}] has {len(predicted)} values for {len(observed)} measured floors.")
         rows += [
             {"predictor": name, "stratum": label} | _agreement(observed[chosen], predicted[chosen], relative_above)
             for label, chosen in groups.items()
@@ -93,7 +99,13 @@ def agreement_table(
 
 def _agreement(measured: np.ndarray, predicted: np.ndarray, relative_above: float) -> dict[str, float]:
     above = measured > relative_above
-    relative = predicted[above] / measured[above] - 1.0 if above.any() else np.array([np.nan])
+    with np.errstate(over="ignore"):
+        relative = predicted[above] / measured[above] - 1.0 if above.any() else np.array([np.nan])
+    if np.isinf(relative).any():
+        raise ValueError(
+            f"relative_above={relative_above!r} lets measured floors of {measured[above].min():.3g} count, relative to "
+            "which errors overflow; raise it."
+        )
     varies = len(measured) > 1 and np.ptp(measured) > 0.0
     return {
         "n_points": len(measured),
@@ -105,10 +117,3 @@ def _agreement(measured: np.ndarray, predicted: np.ndarray, relative_above: floa
         "bias": float(np.mean(relative)),
         "below": float(np.mean(relative < 0.0)) if above.any() else np.nan,
     }
-
-
-def _vector(values: ArrayLike, name: str) -> np.ndarray:
-    array = check_array(values, dtype=np.float64, ensure_2d=False, input_name=name)
-    if array.ndim != 1:
-        raise ValueError(f"{name} has shape {array.shape}; give one dimension.")
-    return array

@@ -58,11 +58,15 @@ def test_floors_of_zero_count_in_r2_but_not_in_relative_errors():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([0.1, -0.1], {"p": [1, 1]}), "measured holds -0.1"),
+        (([0.1, -0.1], {"p": [1, 1]}), "measured: -0.1 is below 0"),
         (([0.1, 0.2], {}), "predictions is empty"),
-        (([0.1, 0.2], {"p": [1, 1, 1]}), "p has 3 predictions for 2"),
-        (([0.1, 0.2], {"p": [1, np.nan]}), "p contains NaN"),
+        (([0.1, 0.2], {"p": [1, 1, 1]}), "has 3 values for 2 measured"),
+        (([0.1, 0.2], {"p": [1, np.nan]}), "predictions.*p.* contains NaN"),
         (([[0.1, 0.2]], {"p": [1, 1]}), "one dimension"),
+        ((["0.1", "0.2"], {"p": [1, 1]}), "measured=.* text"),
+        (([0.1, 10**400], {"p": [1, 1]}), "measured=.* float64"),
+        (([0.1, 0.2], {"p": np.ma.masked_less(np.array([0.0, 1.0]), 0.5)}), "predictions.*p.* is a masked array"),
+        (([0.1, 0.2], {"p": np.arange(2).astype("timedelta64[s]")}), "predictions.*p.* has dtype timedelta"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
@@ -70,3 +74,21 @@ def test_bad_input_is_named(arguments, message):
         agreement_table(*arguments)
     with pytest.raises(ValueError, match="strata has shape"):
         agreement_table([0.1, 0.2], {"p": [1, 1]}, strata=["a"])
+
+
+def test_a_stratum_named_like_the_whole_is_refused_and_not_put_in_its_place():
+    with pytest.raises(ValueError, match="strata holds 'all', which is the row of the whole"):
+        agreement_table(MEASURED[:4], {"p": PREDICTED[:4]}, strata=["all", "b", "b", "b"])
+
+
+def test_a_wrong_kind_of_predictions_is_named():
+    with pytest.raises(TypeError, match="predictions=.* is a list; give a dict"):
+        agreement_table(MEASURED, [PREDICTED])
+
+
+def test_floors_near_the_largest_float_do_not_overflow_to_a_number():
+    with pytest.raises(ValueError, match="measured: 1e.300 is above"):
+        agreement_table([1e300, 1.0], {"p": [1.0, 1.0]})
+    with pytest.raises(ValueError, match="relative_above=0.0 lets measured floors of 1e-320 count"):
+        agreement_table([1e-320, 1.0], {"p": [1.0, 1.0]})
+    assert agreement_table([1e-320, 1.0], {"p": [1.0, 1.0]}, relative_above=1e-9).n_relative[0] == 1
