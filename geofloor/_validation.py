@@ -22,11 +22,12 @@ _INNER = ("geofloor", "sklearn", "joblib", "functools")  # packages whose own li
 
 
 def shown(value: Any) -> str:
-    """Return the start of a value's repr, for a message."""
+    """Return the start of a value's repr on one line, for a message."""
     try:
         text = repr(value)
     except Exception:  # a foreign repr may raise anything, and the message must still be made
         text = f"<{type(value).__name__}>"
+    text = " ".join(text.split()) if "\n" in text else text
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

@@ -17,13 +17,25 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit, check_cv
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils import Tags, check_array, check_consistent_length, check_random_state, gen_batches
+from sklearn.utils import Tags, check_array, check_random_state, gen_batches
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
+from geofloor._validation import (
+    check_array_of_numbers,
+    check_csr,
+    check_flag,
+    check_number,
+    check_numeric,
+    check_object,
+    plain_array,
+    shown,
+)
+
 _BATCH_ROWS = 8192
+_LARGEST = 1e150  # of a state; squares must not overflow
 _RANKED_VALUES = 2**22  # predictions of firing that are ranked at a time
 _MIN_FIRINGS = 10  # in the training and in the validation rows, for a feature to have a say in the strength
 _LARGEST_SEED = 2**31 - 1
@@ -146,7 +158,10 @@ class ConceptProbe(ClassifierMixin, BaseEstimator):
             small to be split, or an example is in two test sets.
         """
         self._check_parameters()
-        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32])
+        X, y = validate_data(
+            self, _checked_rows(X, "X"), plain_array(y, "y"), accept_sparse="csr", dtype=[np.float64, np.float32]
+        )
+        _check_squares(X, "X")
         check_classification_targets(y)
         self.classes_ = np.unique(y)
         if len(self.classes_) < 2:
@@ -189,10 +204,12 @@ class ConceptProbe(ClassifierMixin, BaseEstimator):
         ValueError
             If a class, or the number of groups, is too small to be split.
         """
-        y = np.asarray(y)
+        self._check_parameters()
+        y = np.asarray(plain_array(y, "y"))
         if groups is not None:
-            groups = np.asarray(groups)
-            check_consistent_length(y, groups)
+            groups = np.asarray(plain_array(groups, "groups"))
+            if groups.shape[:1] != y.shape[:1]:
+                raise ValueError(f"groups has shape {groups.shape} for {len(y)} labels; give one value for each.")
         splitter = self.cv
         if splitter is None and groups is None:
             splitter = StratifiedShuffleSplit(1, test_size=self.test_size, random_state=self.random_state)
@@ -241,20 +258,20 @@ class ConceptProbe(ClassifierMixin, BaseEstimator):
 
     def _checked(self, X: Any) -> Any:
         check_is_fitted(self)
+        X = _checked_rows(X, "X")
         return validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
 
     def _pipeline(self, X: Any) -> Pipeline:
         return make_pipeline(
             StandardScaler(with_mean=not sp.issparse(X)),
-            LogisticRegression(C=self.C, class_weight="balanced", max_iter=self.max_iter),
+            LogisticRegression(C=float(self.C), class_weight="balanced", max_iter=int(self.max_iter)),
         )
 
     def _check_parameters(self) -> None:
-        if not self.C > 0:
-            raise ValueError(f"C={self.C!r} must be above 0.")
-        for name, value in (("test_size", self.test_size), ("confidence_level", self.confidence_level)):
-            if not 0 < value < 1:
-                raise ValueError(f"{name}={value!r} must be between 0 and 1.")
+        check_number("C", self.C, 0, open_low=True)
+        check_number("max_iter", self.max_iter, 1, whole=True)
+        for name in ("test_size", "confidence_level"):
+            check_number(name, getattr(self, name), 0, 1, open_low=True, open_high=True)
         if isinstance(self.cv, Integral) and self.cv < 2:
             raise ValueError(f"cv={self.cv!r} must be at least 2 folds, a splitter, or None for one split.")
 
@@ -262,6 +279,18 @@ class ConceptProbe(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def _checked_rows(values: Any, name: str) -> Any:
+    """Refuse what scikit-learn would misread or follow out of its memory."""
+    check_csr(values, name)
+    return check_numeric(values, name)
+
+
+def _check_squares(values: Any, name: str) -> None:
+    largest = float(np.abs(values.data if hasattr(values, "nnz") else values).max(initial=0.0))
+    if largest > _LARGEST:
+        raise ValueError(f"{name} holds {largest:.3g}, which is too large to square; scale it.")
 
 
 def _wilson(correct: np.ndarray, level: float) -> tuple[float, float]:
@@ -334,7 +363,8 @@ def compare_probes(probe: ConceptProbe, reference: ConceptProbe) -> ProbeCompari
     >>> bool(comparison.change < 0), comparison.n_lost - comparison.n_gained == round(-40 * comparison.change)
     (True, True)
     """
-    for each in (probe, reference):
+    for name, each in (("probe", probe), ("reference", reference)):
+        check_object(name, each, ConceptProbe, "give a fitted ConceptProbe")
         check_is_fitted(each)
     if not np.array_equal(probe.test_indices_, reference.test_indices_):
         raise ValueError(
@@ -368,7 +398,7 @@ def probe_table(
         examples.
     concepts : mapping of str to array-like of shape (n_examples,)
         Labels for each concept; or a tuple of indices and labels, where a concept has labels for those
-        rows of the states only; or what `load_concepts` and `pile_concepts` return, a mapping with
+        rows of the states only, counted from 0; or what `load_concepts` and `pile_concepts` return, a mapping with
         ``labels`` and perhaps ``groups``.
     reference : str or None, default="teacher"
         The model that the others are compared with; None compares none.
@@ -391,8 +421,8 @@ def probe_table(
     Raises
     ------
     ValueError
-        If there is no model or concept, the reference is not among the models, a model lacks a concept, or
-        numbers of examples differ; and as `ConceptProbe.fit`.
+        If there is no model or concept, the reference is not among the models, a model lacks a concept,
+        numbers of examples differ, or an index is no row of the states; and as `ConceptProbe.fit`.
 
     See Also
     --------
@@ -411,10 +441,15 @@ def probe_table(
     0  is odd  teacher      8      40
     1  is odd  student      2      40
     """
+    check_object("states", states, Mapping, "give a dict of states by model")
+    check_object("concepts", concepts, Mapping, "give a dict of labels by concept")
+    check_object("probe", probe, (ConceptProbe, type(None)), "give a ConceptProbe, or None for the default")
+    if n_jobs is not None:
+        n_jobs = check_number("n_jobs", n_jobs, whole=True)
     if not states or not concepts:
         raise ValueError(f"states has {len(states)} models and concepts {len(concepts)} concepts; give at least one.")
-    if reference is not None and reference not in states:
-        raise ValueError(f"reference={reference!r} is not among the models {list(states)}; name one, or None.")
+    if reference is not None and reference not in list(states):
+        raise ValueError(f"reference={shown(reference)} is not among the models {list(states)}; name one, or None.")
     template = ConceptProbe(random_state=0) if probe is None else probe
     tasks = [
         (concept, model, X, y, splits)
@@ -440,17 +475,31 @@ def _labelled(
 ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]], np.ndarray | None]:
     """Labels, splits and rows of a concept; the splits are drawn once, so that all models share them."""
     groups = rows = None
+    name = f"concepts[{concept!r}]"
     if isinstance(given, Mapping):
+        if "labels" not in given:
+            raise ValueError(f"{name} has no labels, only {list(given)}; give them under 'labels'.")
         given, groups = given["labels"], given.get("groups")
     elif isinstance(given, tuple):
         if len(given) != 2:
-            raise ValueError(f"concepts[{concept!r}] is a tuple of {len(given)}; give (indices, labels).")
-        rows, given = np.asarray(given[0]), given[1]
-        check_consistent_length(rows, given)
-    y = np.asarray(given)
+            raise ValueError(f"{name} is a tuple of {len(given)}; give (indices, labels).")
+        rows, given = _indices(given[0], f"the indices of {name}"), given[1]
+    y = np.asarray(plain_array(given, name))
     if y.ndim != 1:
-        raise ValueError(f"concepts[{concept!r}] has labels of shape {y.shape}; give one dimension.")
+        raise ValueError(f"{name} has labels of shape {y.shape}; give one dimension.")
+    if rows is not None and len(rows) != len(y):
+        raise ValueError(f"{name} has {len(rows)} indices for {len(y)} labels; give one for each.")
     return y, probe.split(y, groups=groups), rows
+
+
+def _indices(values: Any, name: str) -> np.ndarray:
+    """Read row or column numbers, counted from 0."""
+    numbers = np.asarray(plain_array(values, name))
+    if numbers.ndim != 1 or not numbers.size or numbers.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be a vector of whole numbers; those of a mask are numpy.flatnonzero(mask).")
+    if numbers.min() < 0 or numbers.max() > np.iinfo(np.intp).max:
+        raise ValueError(f"{name} reach from {numbers.min()} to {numbers.max()}; count from 0.")
+    return numbers.astype(np.intp)
 
 
 def _states_of(given: Any, model: str, concept: str, rows: np.ndarray | None, n_examples: int) -> Any:
@@ -458,11 +507,28 @@ def _states_of(given: Any, model: str, concept: str, rows: np.ndarray | None, n_
         if concept not in given:
             raise ValueError(f"states[{model!r}] has no concept {concept!r}, only {list(given)}.")
         given = given[concept]
-    X = given if hasattr(given, "shape") else np.asarray(given)
+    X = _states(given, f"states[{model!r}]")
+    if rows is not None and rows.max() >= X.shape[0]:
+        raise ValueError(f"concepts[{concept!r}] has the index {rows.max()}, and states[{model!r}] {X.shape[0]} rows.")
     X = X if rows is None else X[rows]
     if X.shape[0] != n_examples:
         raise ValueError(f"states[{model!r}] has {X.shape[0]} rows for {n_examples} labels of {concept!r}.")
     return X
+
+
+def _states(given: Any, name: str) -> Any:
+    """Take states whose rows can be read by number: arrays, memory maps and stores as they are, all else as arrays."""
+    if sp.issparse(given):
+        check_csr(given, name)
+        rows: Any = given
+        return rows.tocsr()
+    plain = plain_array(given, name)
+    if hasattr(plain, "shape") and not (isinstance(plain, np.ndarray) or hasattr(plain, "columns")):
+        return plain
+    array = np.asarray(check_numeric(plain, name))
+    if array.ndim != 2:
+        raise ValueError(f"{name} has shape {array.shape}; give two dimensions, one row for each example.")
+    return array if array.dtype.kind in "biuf" else check_array_of_numbers(array, name, ndim=2)
 
 
 def _probe_row(concept: str, model: str, probe: ConceptProbe, reference: ConceptProbe | None) -> dict[str, Any]:
@@ -635,15 +701,22 @@ def feature_probes(
     >>> (table.r2 > 0.99).tolist()
     [True, True, False]
     """
-    _check_sizes(test_size, validation_size, ridges)
+    test_size, validation_size, strengths = _checked_sizes(test_size, validation_size, ridges)
+    auc = check_flag("auc", auc)
     codes = _checked_codes(codes)
-    models = {None: states} if not isinstance(states, Mapping) else dict(states)
-    if not models:
+    if isinstance(states, Mapping) and not states:
         raise ValueError("states has no model; give at least one.")
+    models = {
+        name: _states(each, _name_of(name))
+        for name, each in (states.items() if isinstance(states, Mapping) else [(None, states)])
+    }
     for name, each in models.items():
-        if np.shape(each)[:1] != codes.shape[:1] or len(np.shape(each)) != 2:
-            of = "states" if name is None else f"states[{name!r}]"
-            raise ValueError(f"{of} has shape {np.shape(each)}; give (n_tokens, width) for codes of {codes.shape}.")
+        if sp.issparse(each):
+            raise ValueError(f"{_name_of(name)} is sparse; give a dense array, such as {_name_of(name)}.toarray().")
+        if each.shape[:1] != codes.shape[:1] or len(each.shape) != 2:
+            raise ValueError(
+                f"{_name_of(name)} has shape {tuple(each.shape)}; give (n_tokens, width) for codes of {codes.shape}."
+            )
     latents = _latents(codes, features)
     codes = codes[:, latents]
     parts = _parts(codes.shape[0], groups, test_size, validation_size, random_state)
@@ -651,8 +724,8 @@ def feature_probes(
     order = np.argsort(-about["importance"].to_numpy(), kind="stable")
     tables = []
     for name, each in models.items():
-        of = "states" if name is None else f"states[{name!r}]"
-        table = about.assign(width=np.shape(each)[1], **_probe_features(each, codes, parts, ridges, auc=auc, name=of))
+        of = _name_of(name)
+        table = about.assign(width=each.shape[1], **_probe_features(each, codes, parts, strengths, auc=auc, name=of))
         table = table.iloc[order].reset_index(drop=True)
         table.insert(1, "rank", np.arange(1, len(table) + 1))
         if name is not None:
@@ -661,10 +734,13 @@ def feature_probes(
     return pd.concat(tables, ignore_index=True)
 
 
+def _name_of(model: Any) -> str:
+    return "states" if model is None else f"states[{model!r}]"
+
+
 def _probe_features(
     states: Any, codes: Any, parts: Sequence[np.ndarray], ridges: Sequence[float], *, auc: bool, name: str
 ) -> dict[str, Any]:
-    states = states if hasattr(states, "shape") else np.asarray(states)
     shift = np.asarray(states[parts[0][:_BATCH_ROWS]], dtype=np.float64).mean(axis=0)  # keeps the sums of squares small
     train, validation, test = (_moments(states, codes, rows, shift) for rows in parts)
     if not all(np.isfinite(each.xx).all() for each in (train, validation, test)):
@@ -700,7 +776,8 @@ def _moments(states: Any, codes: Any, rows: np.ndarray, shift: np.ndarray) -> _M
     for x, z in _batches(states, codes, rows, shift):
         square = z.copy()
         square.data **= 2
-        totals += _Moments(len(x), x.sum(axis=0), x.T @ x, _column_sums(z), _column_sums(square), (z.T @ x).T)
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
+            totals += _Moments(len(x), x.sum(axis=0), x.T @ x, _column_sums(z), _column_sums(square), (z.T @ x).T)
     return totals
 
 
@@ -725,7 +802,9 @@ def _areas(states: Any, codes: Any, rows: np.ndarray, mean: np.ndarray, weights:
 
 
 def _checked_codes(codes: Any) -> Any:
+    codes = _checked_rows(codes, "codes")
     checked = sp.csr_array(check_array(codes, accept_sparse="csr", dtype=[np.float32, np.float64], input_name="codes"))
+    _check_squares(checked, "codes")
     if not checked.has_canonical_format or (checked.data == 0).any():
         checked = checked.copy()
         checked.sum_duplicates()
@@ -739,12 +818,10 @@ def _latents(codes: Any, features: ArrayLike | None) -> np.ndarray:
         if not latents.size:
             raise ValueError("codes: no latent fires; there is nothing to predict.")
         return latents
-    latents = np.asarray(features)
-    if latents.ndim != 1 or not latents.size or latents.dtype.kind not in "iu":
-        raise ValueError("features must be a vector of latents' numbers, such as FeatureStatistics.alive_.")
-    if latents.min() < 0 or latents.max() >= codes.shape[1] or len(np.unique(latents)) < len(latents):
+    latents = _indices(features, "features")
+    if latents.max() >= codes.shape[1] or len(np.unique(latents)) < len(latents):
         raise ValueError(f"features must be different numbers from 0 to {codes.shape[1] - 1}, the latents of codes.")
-    return latents.astype(np.intp)
+    return latents
 
 
 def _feature_columns(codes: Any, latents: np.ndarray, test: np.ndarray) -> pd.DataFrame:
@@ -776,10 +853,14 @@ def _parts(
     if groups is None:
         of_row, n_units = np.arange(n_tokens), n_tokens
     else:
-        names, of_row = np.unique(np.asarray(groups), return_inverse=True)
+        given = np.asarray(plain_array(groups, "groups"))
+        if given.shape != (n_tokens,):
+            raise ValueError(f"groups has shape {given.shape} for {n_tokens} tokens; give one value for each token.")
+        try:
+            names, of_row = np.unique(given, return_inverse=True)
+        except TypeError as error:
+            raise ValueError(f"groups={shown(groups)} can't be sorted: {error}; give numbers or text.") from error
         n_units = len(names)
-        if of_row.shape != (n_tokens,):
-            raise ValueError(f"groups has shape {of_row.shape} for {n_tokens} tokens; give one value a token.")
     n_test, n_validation = round(test_size * n_units), round(validation_size * n_units)
     if min(n_test, n_validation, n_units - n_test - n_validation) < 1:
         raise ValueError(
@@ -793,10 +874,14 @@ def _parts(
     return train, validation, test
 
 
-def _check_sizes(test_size: float, validation_size: float, ridges: Sequence[float]) -> None:
-    if not (test_size > 0 and validation_size > 0 and test_size + validation_size < 1):
-        raise ValueError(
-            f"test_size={test_size!r} and validation_size={validation_size!r} must be above 0, and below 1 together."
-        )
-    if not len(ridges) or not all(ridge > 0 and np.isfinite(ridge) for ridge in ridges):
-        raise ValueError(f"ridges={ridges!r} must be one or more finite numbers above 0.")
+def _checked_sizes(
+    test_size: float, validation_size: float, ridges: Sequence[float]
+) -> tuple[float, float, tuple[float, ...]]:
+    test_size = check_number("test_size", test_size, 0, 1, open_low=True, open_high=True)
+    validation_size = check_number("validation_size", validation_size, 0, 1, open_low=True, open_high=True)
+    if not test_size + validation_size < 1:
+        raise ValueError(f"test_size={test_size!r} and validation_size={validation_size!r} must be below 1 together.")
+    strengths = check_array_of_numbers(ridges, "ridges", low=0)
+    if not strengths.min() > 0:
+        raise ValueError(f"ridges={shown(ridges)} must be one or more finite numbers above 0.")
+    return test_size, validation_size, tuple(strengths.tolist())

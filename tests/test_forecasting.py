@@ -146,7 +146,7 @@ def test_a_wrong_kind_of_object_is_named():
         forecast_errors(3, WIDTHS, OBSERVED)
     with pytest.raises(TypeError, match=r"estimators\['law'\]=3 has no fit and predict"):
         forecast_table({"law": 3}, WIDTHS, OBSERVED)
-    with pytest.raises(TypeError, match="(?s)estimators=.* is a list; give a dict of estimators by name"):
+    with pytest.raises(TypeError, match="estimators=.* is a list; give a dict of estimators by name"):
         forecast_table([LOGARITHMIC], WIDTHS, OBSERVED)
     with pytest.raises(TypeError, match="predictor=3 has no predict"):
         CapacityCalibrator(3).fit(WIDTHS, OBSERVED)

@@ -1,6 +1,8 @@
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import r2_score, roc_auc_score
@@ -84,6 +86,9 @@ def test_sparse_states_are_scaled_alike(examples):
     ("parameters", "message"),
     [
         ({"C": 0.0}, "C=0.0"),
+        ({"C": "1"}, "C='1' must be a finite number"),
+        ({"max_iter": 0}, "max_iter=0 must be a whole number"),
+        ({"test_size": np.ma.masked}, "test_size="),
         ({"test_size": 1.0}, "test_size=1.0"),
         ({"confidence_level": 0.0}, "confidence_level=0.0"),
         ({"cv": 1}, "cv=1"),
@@ -255,11 +260,21 @@ def test_several_models_share_the_split_and_features_can_be_chosen(superposition
     ("arguments", "message"),
     [
         ({"ridges": [0.0]}, "ridges="),
-        ({"ridges": []}, "ridges="),
+        ({"ridges": []}, "ridges is empty"),
+        ({"ridges": ["1"]}, "ridges=.* text"),
+        ({"ridges": 3}, r"ridges has shape \(\)"),
+        ({"test_size": "0.2"}, "test_size='0.2' must be"),
+        ({"validation_size": np.ma.masked}, "validation_size=.* must be"),
+        ({"auc": "yes"}, "auc='yes' must be True or False"),
+        ({"features": [-1]}, "features reach from -1 to -1; count from 0"),
+        ({"features": np.array([2**64 - 1], dtype=np.uint64)}, "features reach from"),
+        ({"features": {1, 2}}, "features is a set"),
+        ({"groups": [None, "a", 1] * 1000}, "groups=.* can't be sorted"),
+        ({"groups": np.ma.masked_less(np.arange(3000), 3)}, "groups is a masked array"),
         ({"test_size": 0.95}, "test_size=0.95"),
         ({"features": [0, 0]}, "different numbers"),
         ({"features": [12]}, "different numbers"),
-        ({"features": [0.5]}, "vector of latents"),
+        ({"features": [0.5]}, "features must be a vector of whole numbers"),
         ({"groups": np.zeros(3000)}, "1 groups are too few"),
         ({"groups": np.zeros(10)}, "groups has shape"),
     ],
@@ -279,5 +294,111 @@ def test_feature_probes_refuse_data_that_are_not_finite_or_do_not_match(superpos
         feature_probes({"a": states, "b": broken}, codes)
     with pytest.raises(ValueError, match="codes"):
         feature_probes(states, np.where(codes > 0, np.nan, 0.0))
+    with pytest.raises(ValueError, match="codes holds 1e.200, which is too large to square"):
+        feature_probes(states, np.where(codes > 0, 1e200, 0.0))
     with pytest.raises(ValueError, match="no latent fires"):
         feature_probes(states, np.zeros_like(codes))
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        pd.DataFrame,
+        lambda a: pd.DataFrame(a).convert_dtypes(),
+        lambda a: pd.DataFrame(a, columns=list("abcde")),
+        lambda a: pd.DataFrame(a, index=np.arange(len(a))[::-1]),
+        torch.tensor,
+        lambda a: torch.tensor(a, requires_grad=True),
+        np.ndarray.tolist,
+        np.ma.masked_array,
+    ],
+)
+def test_states_in_any_container_give_what_arrays_give(superposition, container):
+    states, codes = superposition
+    expected = feature_probes(states, codes, random_state=0)
+    pd.testing.assert_frame_equal(feature_probes(container(states), codes, random_state=0), expected)
+    rows, labels = np.arange(0, 3000, 10), (codes[::10, 0] > 0).astype(int)
+    expected = probe_table({"t": states}, {"c": (rows, labels)}, reference=None)
+    table = probe_table({"t": container(states)}, {"c": (rows.tolist(), labels)}, reference=None)
+    pd.testing.assert_frame_equal(table, expected)
+
+
+@pytest.mark.parametrize("container", [sp.csr_array, sp.coo_matrix])
+def test_a_table_of_sparse_states_is_that_of_dense_ones(superposition, container):
+    _, codes = superposition
+    rows, labels = np.arange(300), np.arange(300) % 2
+    dense, sparse = (
+        probe_table({"t": each}, {"c": (rows, labels)}, reference=None, probe=ConceptProbe(C=1e-3, random_state=0))
+        for each in (codes, container(codes))
+    )
+    assert dense.accuracy[0] == pytest.approx(sparse.accuracy[0], abs=0.1)
+    with pytest.raises(ValueError, match=r"states is sparse; give a dense array, such as states.toarray\(\)"):
+        feature_probes(container(codes), codes)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (([0, -1] * 10, [0, 1] * 10), r"indices of concepts\['c'\] reach from -1 to 0; count from 0"),
+        (([0, 30] * 10, [0, 1] * 10), r"concepts\['c'\] has the index 30, and states\['t'\] 30 rows"),
+        (([0.5, 1] * 10, [0, 1] * 10), "must be a vector of whole numbers"),
+        (([True, False] * 10, [0, 1] * 10), "must be a vector of whole numbers"),
+        (([0, 1, 2], [0, 1]), "has 3 indices for 2 labels"),
+        (([0, 1],), "is a tuple of 1"),
+        ({"texts": []}, "has no labels"),
+        (iter([0, 1]), "is a list_iterator"),
+    ],
+)
+def test_rows_that_are_not_there_are_refused_and_not_taken_from_elsewhere(given, message):
+    with pytest.raises(ValueError, match=message):
+        probe_table({"t": np.zeros((30, 1))}, {"c": given}, reference=None)
+
+
+@pytest.mark.parametrize("container", [sp.csr_array, sp.csc_matrix])
+def test_a_sparse_matrix_that_points_outside_itself_does_not_end_the_interpreter(examples, container):
+    X, y = examples
+    broken = container(X)
+    broken.indices[0] = 10**6
+    with pytest.raises(ValueError, match="X is a malformed"):
+        ConceptProbe().fit(broken, y)
+    with pytest.raises(ValueError, match="X is a malformed"):
+        ConceptProbe().fit(X, y).predict(broken)
+    with pytest.raises(ValueError, match=r"states\['teacher'\] is a malformed"):
+        probe_table({"teacher": broken}, {"c": y})
+    with pytest.raises(ValueError, match="codes is a malformed"):
+        feature_probes(X, broken)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (lambda a: np.ma.masked_less(a, 0.0), "masked"),
+        (lambda a: a + 1j, "Complex"),
+        (lambda a: a.astype(str), "text"),
+        (lambda a: {1.0, 2.0}, "is a set"),
+        (iter, "iterator"),
+        (lambda a: "states.npy", "is text"),
+        (lambda a: 1e300 * a, "too large to square"),
+        (lambda a: np.full(a.shape, 10**400), "float64"),
+    ],
+)
+def test_states_that_are_no_numbers_are_named(examples, values, message):
+    X, y = examples
+    with pytest.raises(ValueError, match=f"^X.*{message}"):
+        ConceptProbe().fit(values(X), y)
+    with pytest.raises(ValueError, match=f"states.*{message}"):
+        feature_probes(values(X), np.abs(X))
+
+
+def test_wrong_kinds_of_objects_are_named(examples):
+    X, y = examples
+    with pytest.raises(TypeError, match="probe=3 is a int; give a fitted ConceptProbe"):
+        compare_probes(3, ConceptProbe().fit(X, y))
+    with pytest.raises(TypeError, match="states=.* is a ndarray; give a dict of states by model"):
+        probe_table(X, {"c": y})
+    with pytest.raises(TypeError, match="concepts=.* is a ndarray; give a dict of labels"):
+        probe_table({"teacher": X}, y)
+    with pytest.raises(TypeError, match="probe=3 is a int; give a ConceptProbe"):
+        probe_table({"teacher": X}, {"c": y}, probe=3)
+    with pytest.raises(ValueError, match="n_jobs='2' must be a whole number"):
+        probe_table({"teacher": X}, {"c": y}, n_jobs="2")

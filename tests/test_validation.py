@@ -156,6 +156,7 @@ def test_a_repr_that_raises_does_not_hide_the_message():
 
     assert shown(Odd()) == "<Odd>"
     assert len(shown("x" * 1000)) < 70
+    assert shown(np.eye(2)) == "array([[1., 0.], [0., 1.]])"
 
 
 def test_a_warning_points_at_the_users_line():
