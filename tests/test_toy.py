@@ -404,19 +404,34 @@ def test_summary_and_predictions(sweep):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"alphas": (0.9, 1.0)}, "alpha=1"),
-        ({"alphas": -0.1}, "alpha=-0.1"),
+        ({"alphas": (0.9, 1.0)}, "alphas=1.0 must be"),
+        ({"alphas": -0.1}, "alphas=-0.1 must be"),
         ({"alphas": ()}, "alphas is empty"),
         ({"n_features": ()}, "n_features is empty"),
         ({"widths": ()}, "widths is empty"),
-        ({"n_features": 5}, "width=8 exceeds the number of features, 5"),
-        ({"widths": [0]}, "width=0 must be an integer"),
-        ({"widths": [20], "n_features": 40}, "grid is empty"),
-        ({"importance": [1.0, -1.0] * 20, "n_features": 40}, "importance holds -1"),
+        ({"n_features": 5}, "teacher_widths=8 exceeds the number of features, 5"),
+        ({"widths": [0]}, "widths=0 must be a whole number"),
+        ({"widths": (2, 4, 12)}, "widths=12 exceeds the number of features, 10"),
+        (
+            {"widths": (2, 4, 12), "n_features": 40},
+            r"widths holds 12, which is above every teacher's width of \[3, 5, 8",
+        ),
+        ({"widths": (2, "4")}, "widths='4' must be a whole number"),
+        ({"widths": np.ma.masked_less(np.arange(3), 1)}, "widths is a masked array"),
+        ({"widths": {2, 4}}, "widths is a set"),
+        ({"n_features": iter([10])}, "n_features is a list_iterator"),
+        ({"teacher_widths": 10**400}, "teacher_widths=.* must be a whole number"),
+        ({"alphas": "0.9"}, "alphas='0.9' is text"),
+        ({"n_steps": True}, "n_steps=True must be a whole number"),
+        ({"importance": {1: 2}}, "importance is a dict"),
+        ({"importance": "zipf ", "n_features": 40}, "importance='zipf '"),
+        ({"target": ["data"]}, "target="),
+        ({"amplitude": 3}, "amplitude=3 is unknown"),
+        ({"importance": [1.0, -1.0] * 20, "n_features": 40}, "importance: -1 is below 0"),
         ({"importance": np.zeros(40), "n_features": 40}, "importance is all zero"),
         ({"importance": np.ones(3)}, "importance has shape"),
         ({"importance": "pareto"}, "importance='pareto'"),
-        ({"importance": -1.0}, "importance=-1.0"),
+        ({"importance": -1.0}, "importance=-1.0 must be a finite number of at least 0"),
         ({"amplitude": "gamma"}, "amplitude='gamma'"),
         ({"target": "labels"}, "target='labels'"),
         ({"teacher_widths": None}, "teacher_widths=None with widths=None"),
@@ -437,7 +452,12 @@ def test_sweep_names_bad_input_before_any_work(arguments, message):
     [
         ((0, 0.9), "n_features=0"),
         ((3, [0.9, 0.8]), "alpha has shape"),
-        ((3, [0.9, 0.8, np.nan]), "alpha=nan"),
+        ((3, [0.9, 0.8, np.nan]), "alpha contains NaN"),
+        ((3, "0.9"), "alpha='0.9' is text"),
+        ((3, 1.0), "alpha=1: a sparsity"),
+        ((3.0, 0.9), "n_features=3.0 must be a whole number"),
+        ((3, 0.5, 7), "amplitude=7 is unknown"),
+        ((3, 0.5, "uniform", {0, 1, 2}), "groups is a set"),
         ((3, 0.5, "uniform", [0, 0, 0]), "add up to 1.5"),
         ((3, 0.5, "uniform", [0, 0]), "groups has shape"),
     ],
@@ -451,7 +471,7 @@ def test_model_names_bad_input():
     features = SparseFeatures(5, 0.9)
     with pytest.raises(ValueError, match="n_hidden=6 exceeds the number of features, 5"):
         ToyModel(6).fit(features)
-    with pytest.raises(ValueError, match="n_hidden=2.5 must be an integer"):
+    with pytest.raises(ValueError, match="n_hidden=2.5 must be a whole number"):
         ToyModel(2.5).fit(features)
     with pytest.raises(ValueError, match="n_init=0"):
         ToyModel(2, n_init=0).fit(features)
@@ -462,3 +482,56 @@ def test_model_names_bad_input():
     fitted = ToyModel(2, random_state=0, **QUICK).fit(features)
     with pytest.raises(ValueError, match="X has 3 dimensions, but the model has n_hidden=2"):
         fitted.inverse_transform(np.ones((1, 3)))
+    with pytest.raises(TypeError, match="teacher=3 is a int; give a fitted ToyModel"):
+        ToyModel(2).fit(features, teacher=3)
+    with pytest.raises(ValueError, match="n_samples='3' must be a whole number"):
+        features.sample("3")
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [(1e300, "X holds .*e.299, which is above 1e.30 and too large to square"), (1e-200, "too small to square")],
+)
+def test_samples_whose_squares_are_no_numbers_are_refused(factor, message):
+    X = SparseFeatures(4, 0.5).sample(50, random_state=0).astype(np.float64)
+    with pytest.raises(ValueError, match=message):
+        ToyModel(1).fit(factor * X)
+    if factor > 1:
+        fitted = ToyModel(1, random_state=0, **QUICK).fit(X)
+        for method in (fitted.transform, fitted.predict, fitted.score):
+            with pytest.raises(ValueError, match=message):
+                method(factor * X)
+
+
+@pytest.mark.filterwarnings("ignore:.*still falling")
+def test_small_integers_of_numpy_count_like_pythons():
+    settings = {"n_steps": 200, "max_rounds": 1, "n_eval_samples": 1024, "batch_size": 16}
+    plain = ToyModel(2, n_init=2, random_state=0, **settings).fit(SparseFeatures(5, 0.8))
+    small = {name: np.uint64(value) for name, value in settings.items()} | {"batch_size": np.int8(16)}
+    other = ToyModel(np.int8(2), n_init=np.uint64(2), random_state=0, **small).fit(SparseFeatures(np.uint64(5), 0.8))
+    assert other.floor_ == plain.floor_
+    arguments = {"teacher_widths": None, "n_seeds": 2, "models_per_batch": 1}
+    expected = toy_sweep(5, [2], 0.8, **arguments, **settings)
+    arguments = {"teacher_widths": None, "n_seeds": np.int8(2), "models_per_batch": np.uint64(1)}
+    found = toy_sweep(np.uint64(5), np.array([2], dtype=np.int8), np.float64(0.8), **arguments, **small)
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_a_distribution_keeps_nothing_of_the_callers():
+    alpha, groups = np.full(4, 0.9), np.array([0, 0, 1, 1])
+    features = SparseFeatures(4, alpha, groups=groups)
+    alpha[:], groups[:] = 0.0, 0
+    assert features.means.tolist() == SparseFeatures(4, 0.9, groups=[0, 0, 1, 1]).means.tolist()
+    assert features.empty_probability == pytest.approx(0.8**2)
+
+
+def test_wrong_kinds_of_tables_are_named(sweep):
+    with pytest.raises(TypeError, match="sweep=3 is a int; give what toy_sweep returned"):
+        summarize_sweep(3)
+    summary = summarize_sweep(sweep)
+    with pytest.raises(TypeError, match="predictors=.* is a list; give a dict"):
+        predict_sweep(summary, [])
+    with pytest.raises(TypeError, match=r"predictors\['a'\]=3 is no function"):
+        predict_sweep(summary, {"a": 3})
+    with pytest.raises(ValueError, match=r"summary has no column \['alpha'\]"):
+        predict_sweep(summary.drop(columns="alpha"), {})

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
+from geofloor._validation import check_array_of_numbers, check_number, plain_array, shown
 from geofloor.distortion import AMPLITUDES, check_amplitude
 
 
@@ -71,9 +72,9 @@ class SparseFeatures:
     groups: ArrayLike | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n_features, numbers.Integral) or self.n_features < 1:
-            raise ValueError(f"n_features={self.n_features!r} must be an integer of at least 1.")
-        alpha = np.asarray(self.alpha, dtype=np.float64)
+        # What is kept is plain and this object's own: nobody can change it afterwards.
+        self._keep("n_features", check_number("n_features", self.n_features, 1, whole=True))
+        alpha = check_array_of_numbers(self.alpha, "alpha", ndim=None)
         if alpha.shape not in {(), (self.n_features,)}:
             raise ValueError(
                 f"alpha has shape {alpha.shape}; give one sparsity, or {self.n_features}, one for each feature."
@@ -81,17 +82,27 @@ class SparseFeatures:
         outside = alpha[~((alpha >= 0.0) & (alpha < 1.0))]
         if outside.size:
             raise ValueError(f"alpha={outside.flat[0]:g}: a sparsity must be at least 0 and below 1.")
+        self._keep("alpha", alpha if alpha.ndim else float(alpha))
+        if not isinstance(self.amplitude, str):
+            raise ValueError(
+                f"amplitude={shown(self.amplitude)} is unknown; use one of {', '.join(map(repr, AMPLITUDES))}."
+            )
         check_amplitude(self.amplitude)
         if self.groups is not None:
-            if np.shape(self.groups) != (self.n_features,):
+            groups = np.array(plain_array(self.groups, "groups"))
+            if groups.shape != (self.n_features,):
                 raise ValueError(
-                    f"groups has shape {np.shape(self.groups)}; give {self.n_features} labels, one for each feature."
+                    f"groups has shape {groups.shape}; give {self.n_features} labels, one for each feature."
                 )
+            self._keep("groups", groups)
             if self._unit_rates.max() > 1.0 + 1e-9:
                 raise ValueError(
                     f"The firing rates of a group add up to {self._unit_rates.max():g}; mutually exclusive "
                     "features need at most 1, so give a larger alpha or smaller groups."
                 )
+
+    def _keep(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     @cached_property
     def firing_rates(self) -> np.ndarray:
@@ -128,6 +139,7 @@ class SparseFeatures:
         X : ndarray of shape (n_samples, n_features), float32
             Features.
         """
+        n_samples = check_number("n_samples", n_samples, 0, whole=True)
         rng = np.random.default_rng(check_random_state(random_state).randint(np.iinfo(np.int32).max))
         return self._amplitudes(rng, self._unit_is_active(rng, n_samples), n_samples)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from geofloor._training.devices import one_thread, resolve_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.seeds import draw_seed
+from geofloor._validation import (
+    check_array_of_numbers,
+    check_number,
+    check_numeric,
+    check_object,
+    shown,
+    warn_caller,
+)
 from geofloor.toy._engine import (
     ArrayStream,
     DistributionStream,
@@ -30,6 +37,8 @@ from geofloor.toy._engine import (
 )
 from geofloor.toy._features import SparseFeatures
 
+# Of samples; biases are float32, and losses squares on the scale of the data.
+_SMALLEST, _LARGEST = 1e-30, 1e30
 KEPT_NORM = 0.5  # ||W_i||^2 from which on a feature counts as kept: between Elhage et al.'s 0 and 1
 Importance = str | float | ArrayLike | Callable[[int], ArrayLike]
 
@@ -201,7 +210,8 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ConvergenceWarning
             If the loss was still falling after `max_rounds`.
         """
-        check_settings(
+        check_object("teacher", teacher, (ToyModel, type(None)), "give a fitted ToyModel, or None to learn the samples")
+        settings = check_settings(
             n_init=self.n_init,
             n_steps=self.n_steps,
             max_rounds=self.max_rounds,
@@ -214,38 +224,34 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         seed = draw_seed(self.random_state)
         stream = self._stream(X, seed)
         n_features = stream.n_features
-        check_width("n_hidden", self.n_hidden, n_features)
+        n_hidden, n_init = check_width("n_hidden", self.n_hidden, n_features), settings.pop("n_init")
+        n_eval_samples = settings.pop("n_eval_samples")
         self.importances_ = resolve_importances(self.importance, n_features)
         unit = self.importances_.max()  # weights of training are relative, so that Adam's epsilon is small beside them
-        shape = (1 + self.n_hidden, n_features)
+        shape = (1 + n_hidden, n_features)
         starts = [
-            initial_parameters(n_features, self.n_hidden, np.random.default_rng((seed, start)))
-            for start in range(self.n_init)
+            initial_parameters(n_features, n_hidden, np.random.default_rng((seed, start))) for start in range(n_init)
         ]
         stack = Stack(
             parameters=stacked(starts, shape, device),
-            importances=stacked([self.importances_ / unit] * self.n_init, shape[1:], device),
-            source=torch.zeros(self.n_init, dtype=torch.long, device=device),
-            empty_probability=torch.full((self.n_init,), stream.empty_probability, device=device),
-            teacher=None if teacher is None else self._teacher(teacher, stream, device),
+            importances=stacked([self.importances_ / unit] * n_init, shape[1:], device),
+            source=torch.zeros(n_init, dtype=torch.long, device=device),
+            empty_probability=torch.full((n_init,), stream.empty_probability, device=device),
+            teacher=None if teacher is None else self._teacher(teacher, stream, n_init, device),
         )
-        steps = np.unique(np.geomspace(1, self.n_steps, 32).astype(int)).tolist()
+        steps = np.unique(np.geomspace(1, settings["n_steps"], 32).astype(int)).tolist()
         with (
             one_thread(),
-            progress_bar("toy model", total=self.n_steps * self.max_rounds, verbose=self.verbose) as bar,
+            progress_bar("toy model", total=settings["n_steps"] * settings["max_rounds"], verbose=self.verbose) as bar,
         ):
             trained = train(
                 stack,
                 [stream],
-                n_steps=self.n_steps,
-                max_rounds=self.max_rounds,
-                tol=self.tol,
-                batch_size=self.batch_size,
-                learning_rate=self.learning_rate,
+                **settings,
                 history_steps=[0, *steps],
                 on_step=bar.update,
             )
-            evaluations = evaluate(stack._replace(parameters=trained.parameters), [stream], self.n_eval_samples)
+            evaluations = evaluate(stack._replace(parameters=trained.parameters), [stream], n_eval_samples)
         evaluation, on_data = evaluations[0], evaluations[1] or evaluations[0]
 
         best = int(np.argmin(trained.selection_loss))
@@ -264,14 +270,13 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             for step, losses in trained.history
             if np.isfinite(losses[best])
         ]
-        self._n_features_out = self.n_hidden
+        self._n_features_out = n_hidden
         self._measure_geometry()
         if not self.converged_:
-            warnings.warn(
+            warn_caller(
                 f"The loss was still falling by more than tol={self.tol:g} a round after {self.n_steps_} steps; "
                 "raise max_rounds or n_steps.",
                 ConvergenceWarning,
-                stacklevel=2,
             )
         return self
 
@@ -281,9 +286,18 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             if hasattr(self, "feature_names_in_"):
                 del self.feature_names_in_
             return DistributionStream(X, (seed,))
-        return ArrayStream(validate_data(self, X, dtype=[np.float64, np.float32]), (seed,))
+        samples = self._read(X, reset=True)
+        active = np.abs(samples[samples != 0.0])
+        if active.size and active.max() < _SMALLEST:
+            raise ValueError(f"X holds nothing above {active.max():.3g}, which is too small to square; scale it.")
+        return ArrayStream(samples, (seed,))
 
-    def _teacher(self, teacher: ToyModel, stream: SampleStream, device: torch.device) -> torch.Tensor:
+    def _read(self, X: Any, *, reset: bool = False) -> np.ndarray:
+        samples = validate_data(self, check_numeric(X, "X"), dtype=[np.float64, np.float32], reset=reset)
+        _check_largest(samples)
+        return samples
+
+    def _teacher(self, teacher: ToyModel, stream: SampleStream, n_init: int, device: torch.device) -> torch.Tensor:
         check_is_fitted(teacher)
         if teacher.n_features_in_ != stream.n_features:
             raise ValueError(
@@ -291,7 +305,7 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
                 "train both on the same features."
             )
         parameters = np.vstack([teacher.intercept_ / stream.scale, teacher.components_])
-        return stacked([parameters] * self.n_init, parameters.shape, device)
+        return stacked([parameters] * n_init, parameters.shape, device)
 
     def _measure_geometry(self) -> None:
         directions = self.components_.astype(np.float64)
@@ -326,7 +340,7 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             If values are not finite or the number of features differs from the fit's.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        X = self._read(X)
         return X @ self.components_.T.astype(X.dtype)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
@@ -348,7 +362,8 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             If values are not finite or the number of dimensions is not the model's.
         """
         check_is_fitted(self)
-        hidden = check_array(X, dtype=[np.float64, np.float32])
+        hidden = check_array(check_numeric(X, "X"), dtype=[np.float64, np.float32], input_name="X")
+        _check_largest(hidden)
         if hidden.shape[1] != len(self.components_):
             raise ValueError(f"X has {hidden.shape[1]} dimensions, but the model has n_hidden={len(self.components_)}.")
         return np.maximum(hidden @ self.components_.astype(hidden.dtype) + self.intercept_.astype(hidden.dtype), 0.0)
@@ -393,9 +408,17 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ValueError
             If values are not finite or the number of features differs from the fit's.
         """
-        output = self.predict(X)
-        error = np.asarray(check_array(X, dtype=np.float64)) - output
+        check_is_fitted(self)
+        samples = self._read(X)
+        output = self.inverse_transform(samples @ self.components_.T.astype(samples.dtype))
+        error = samples.astype(np.float64) - output
         return -float(np.mean(error**2 @ self.importances_))
+
+
+def _check_largest(X: np.ndarray) -> None:
+    largest = float(np.abs(X).max(initial=0.0))
+    if largest > _LARGEST:
+        raise ValueError(f"X holds {largest:.3g}, which is above {_LARGEST:g} and too large to square; scale it.")
 
 
 def is_kept(directions: np.ndarray) -> np.ndarray:
@@ -408,41 +431,47 @@ def resolve_importances(importance: Importance, n_features: int) -> np.ndarray:
     ranks = np.arange(1, n_features + 1, dtype=np.float64)
     if isinstance(importance, str):
         if importance not in {"zipf", "uniform"}:
-            raise ValueError(f"importance={importance!r} is not a law; use 'zipf', 'uniform', a number or an array.")
+            raise ValueError(
+                f"importance={shown(importance)} is not a law; use 'zipf', 'uniform', a number or an array."
+            )
         return 1.0 / ranks if importance == "zipf" else np.ones(n_features)
     if isinstance(importance, numbers.Real):
-        if not 0.0 <= importance < np.inf:
-            raise ValueError(f"importance={importance!r}: an exponent of Zipf's law must be finite and at least 0.")
-        return ranks ** -float(importance)
+        return ranks ** -check_number("importance", importance, 0)
     values = importance(n_features) if callable(importance) else importance
-    values = check_array(values, dtype=np.float64, ensure_2d=False, input_name="importance")
+    values = check_array_of_numbers(values, "importance", low=0, high=_LARGEST)
     if values.shape != (n_features,):
         raise ValueError(f"importance has shape {values.shape} for {n_features} features; give one weight for each.")
-    if values.min() < 0.0:
-        raise ValueError(f"importance holds {values.min():g}; weights must not be negative.")
-    if values.max() == 0.0:
+    if not values.max() > 0.0:
         raise ValueError("importance is all zero, so that nothing can be lost; give at least one positive weight.")
     return values
 
 
-def check_width(name: str, width: Any, n_features: int) -> None:
-    """An error if a width is no integer from 1 to the number of features."""
-    if not _is_count(width):
-        raise ValueError(f"{name}={width!r} must be an integer of at least 1.")
-    if width > n_features:
-        raise ValueError(f"{name}={width} exceeds the number of features, {n_features}; a model as wide loses nothing.")
+def check_width(name: str, width: Any, n_features: int) -> int:
+    """Return a width from 1 to the number of features.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
+    """
+    number: int = check_number(name, width, 1, whole=True)
+    if number > n_features:
+        raise ValueError(
+            f"{name}={number} exceeds the number of features, {n_features}; a model as wide loses nothing."
+        )
+    return number
 
 
-def check_settings(*, tol: Any, learning_rate: Any, **counts: Any) -> None:
-    """An error if a setting of training is out of range."""
-    for name, value in counts.items():
-        if not _is_count(value):
-            raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
-    if not (isinstance(tol, numbers.Real) and 0.0 <= float(tol) < 1.0):
-        raise ValueError(f"tol={tol!r} must be at least 0 and below 1.")
-    if not (isinstance(learning_rate, numbers.Real) and 0.0 < float(learning_rate) < np.inf):
-        raise ValueError(f"learning_rate={learning_rate!r} must be positive and finite.")
+def check_settings(*, tol: Any, learning_rate: Any, **counts: Any) -> dict[str, Any]:
+    """Return settings of training as plain numbers, by name.
 
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and int(value) >= 1
+    Raises
+    ------
+    ValueError
+        If one is out of range.
+    """
+    return {
+        **{name: check_number(name, value, 1, whole=True) for name, value in counts.items()},
+        "tol": check_number("tol", tol, 0, 1, open_high=True),
+        "learning_rate": check_number("learning_rate", learning_rate, 0, open_low=True),
+    }

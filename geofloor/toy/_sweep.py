@@ -23,6 +23,7 @@ from geofloor._training.checkpoints import read_tensors, write_tensors
 from geofloor._training.devices import one_thread, resolve_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.seeds import draw_seed
+from geofloor._validation import check_choice, check_number, check_object, plain_array, shown
 from geofloor.toy._engine import DistributionStream, Stack, evaluate, initial_parameters, stacked, train
 from geofloor.toy._features import SparseFeatures
 from geofloor.toy._model import Importance, check_settings, check_width, is_kept, resolve_importances
@@ -132,8 +133,8 @@ def toy_sweep(
     Raises
     ------
     ValueError
-        If the grid is empty, a parameter is out of range, a width exceeds the number of features, or a
-        file in `checkpoint_dir` is damaged.
+        If the grid is empty, a parameter is out of range, a width exceeds the number of features or is
+        wider than every teacher, or a file in `checkpoint_dir` is damaged.
     SweepError
         If parts of the sweep failed; it has the rows of the parts that are finished.
 
@@ -167,31 +168,21 @@ def toy_sweep(
     >>> sweep.groupby("width").floor.mean().diff().iloc[1] < 0
     np.True_
     """
-    check_settings(
-        n_seeds=n_seeds,
+    numbers = check_settings(
         n_steps=n_steps,
         max_rounds=max_rounds,
-        batch_size=batch_size,
-        n_eval_samples=n_eval_samples,
-        models_per_batch=models_per_batch,
         tol=tol,
+        batch_size=batch_size,
         learning_rate=learning_rate,
+        n_eval_samples=n_eval_samples,
     )
-    if target not in _TARGETS:
-        raise ValueError(f"target={target!r} is unknown; use 'data' or 'teacher'.")
+    n_seeds = check_number("n_seeds", n_seeds, 1, whole=True)
+    models_per_batch = check_number("models_per_batch", models_per_batch, 1, whole=True)
+    check_choice("target", target, _TARGETS)
     resolve_device(device)
     grid = _grid(n_features, widths, alphas, teacher_widths, target)
     importances = {n: resolve_importances(importance, n).tolist() for n in sorted({point[0] for point in grid})}
-    settings = {
-        "amplitude": amplitude,
-        "n_steps": n_steps,
-        "max_rounds": max_rounds,
-        "tol": tol,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "n_eval_samples": n_eval_samples,
-        "entropy": draw_seed(random_state),
-    }
+    settings = {"amplitude": amplitude, **numbers, "entropy": draw_seed(random_state)}
     SparseFeatures(1, 0.5, amplitude)  # names an unknown law before any work
     run = _Run(settings, importances, models_per_batch, checkpoint_dir, n_jobs, device, verbose)
     seeds = range(n_seeds)
@@ -206,8 +197,8 @@ def toy_sweep(
     sweep = _frame(found, importances, amplitude)
     if not sweep.converged.all():
         warnings.warn(
-            f"{(~sweep.converged).sum()} of {len(sweep)} losses were still falling by more than tol={tol:g} a round "
-            f"after {n_steps * max_rounds} steps; raise max_rounds or n_steps.",
+            f"{(~sweep.converged).sum()} of {len(sweep)} losses were still falling by more than tol={numbers['tol']:g} "
+            f"a round after {numbers['n_steps'] * numbers['max_rounds']} steps; raise max_rounds or n_steps.",
             ConvergenceWarning,
             stacklevel=2,
         )
@@ -244,6 +235,7 @@ def summarize_sweep(sweep: pd.DataFrame) -> pd.DataFrame:
     >>> bool(summary.floor_best[0] <= summary.floor[0])
     True
     """
+    check_object("sweep", sweep, pd.DataFrame, "give what toy_sweep returned")
     missing = {"n_features", "alpha", "width", "floor", "standard_error", "kept", "total"} - set(sweep.columns)
     if missing:
         raise ValueError(f"sweep has no column {sorted(missing)}; give what toy_sweep returned.")
@@ -287,7 +279,7 @@ def predict_sweep(summary: pd.DataFrame, predictors: Mapping[str, Callable[[int,
     Raises
     ------
     ValueError
-        If a name is that of a column already.
+        If a name is that of a column already, or a column is missing.
 
     Examples
     --------
@@ -300,6 +292,14 @@ def predict_sweep(summary: pd.DataFrame, predictors: Mapping[str, Callable[[int,
     >>> predict_sweep(summarize_sweep(sweep), {"Eq. 2": eq2})["Eq. 2"].round(5).tolist()
     [0.0]
     """
+    check_object("summary", summary, pd.DataFrame, "give what summarize_sweep returned")
+    check_object("predictors", predictors, Mapping, "give a dict of functions by the name of the new column")
+    missing = sorted({"n_features", "alpha", "width"} - set(summary.columns))
+    if missing:
+        raise ValueError(f"summary has no column {missing}; give what summarize_sweep returned.")
+    for name, make in predictors.items():
+        if not callable(make):
+            raise TypeError(f"predictors[{name!r}]={shown(make)} is no function; give one of n_features and alpha.")
     taken = sorted(set(predictors) & set(summary.columns))
     if taken:
         raise ValueError(f"predictors has the names {taken}, which are columns of the summary; use others.")
@@ -330,33 +330,38 @@ def _grid(
     n_features: Any, widths: Any, alphas: Any, teacher_widths: Any, target: str
 ) -> list[tuple[int, float, int, int]]:
     """Every (n_features, alpha, teacher_width, width), checked; teacher_width is 0 where there is none."""
-    counts, sparsities = np.atleast_1d(n_features).tolist(), np.atleast_1d(alphas).astype(float).tolist()
-    teachers = [0] if teacher_widths is None else np.atleast_1d(teacher_widths).tolist()
+    counts, sparsities = _values("n_features", n_features), _values("alphas", alphas, whole=False)
+    teachers = [0] if teacher_widths is None else _values("teacher_widths", teacher_widths)
     if teacher_widths is None and (widths is None or target == "teacher"):
         needed = "widths=None" if widths is None else "target='teacher'"
         raise ValueError(f"teacher_widths=None with {needed}: give the teachers' widths.")
-    asked = None if widths is None else np.atleast_1d(widths).tolist()
-    for name, values in (
-        ("n_features", counts), ("alphas", sparsities), ("teacher_widths", teachers), ("widths", asked)
-    ):  # fmt: skip
-        if values is not None and not values:
-            raise ValueError(f"{name} is empty, so that the grid has no point; give at least one value.")
-    for n, alpha in itertools.product(counts, sparsities):
-        SparseFeatures(n, alpha)  # names what is out of range
+    asked = None if widths is None else _values("widths", widths)
     for n in counts:
-        for width in (asked or []) + ([] if teacher_widths is None else teachers):
-            check_width("width" if width in (asked or []) else "teacher width", width, n)
+        for name, several in (("widths", asked), ("teacher_widths", None if teacher_widths is None else teachers)):
+            for width in several or ():
+                check_width(name, width, n)
+    if asked is not None and teacher_widths is not None and max(asked) > max(teachers):
+        raise ValueError(
+            f"widths holds {max(asked)}, which is above every teacher's width of {teachers}: a student is at most as "
+            "wide as its teacher. Leave it out, add a wider teacher, or give teacher_widths=None."
+        )
     grid = [
         (n, alpha, teacher, width)
         for n, alpha, teacher in itertools.product(counts, sparsities, teachers)
         for width in (asked if asked is not None else range(1, teacher + 1))
         if teacher_widths is None or width <= teacher
     ]
-    if not grid:
-        raise ValueError(
-            f"The grid is empty: no width of {asked} is at most a teacher's, of {teachers}; give smaller widths."
-        )
     return list(dict.fromkeys(grid))
+
+
+def _values(name: str, values: Any, *, whole: bool = True) -> list[Any]:
+    """Read one number or several: counts of at least 1, or else sparsities."""
+    plain = np.atleast_1d(np.asarray(plain_array(values, name), dtype=object)).tolist()
+    if not plain:
+        raise ValueError(f"{name} is empty, so that the grid has no point; give at least one value.")
+    if whole:
+        return [check_number(name, value, 1, whole=True) for value in plain]
+    return [check_number(name, value, 0, 1, open_high=True) for value in plain]
 
 
 class _Run:
