@@ -85,7 +85,7 @@ def test_heatmap_without_a_reference_writes_accuracies_alone(table):
     ("change", "arguments", "message"),
     [
         (lambda table: table.drop(columns="accuracy"), {}, "lacks the columns"),
-        (lambda table: table.head(0), {}, "0 rows"),
+        (lambda table: table.head(0), {}, "no rows"),
         (lambda table: table.assign(accuracy=90.0), {}, "not per cent"),
         (lambda table: pd.concat([table, table]), {}, "twice"),
         (lambda table: table, {"reference": "d = 2"}, "reference='d = 2'"),
@@ -166,5 +166,5 @@ def test_the_staircase_of_firing_has_chance_for_its_ground(features):
         assert set(np.round(line.get_ydata()[[0, -1]], 9)) == {0.95, 0.6}
     assert display.ax_.get_lines()[0].get_ydata()[0] == 0.5
     assert "ROC" in display.ax_.get_ylabel()
-    with pytest.raises(ValueError, match="score='gini' must be 'r2' or 'auc'"):
+    with pytest.raises(ValueError, match="score='gini' is unknown; use one of 'r2', 'auc'"):
         FeatureStaircaseDisplay.from_table(table, score="gini")

@@ -14,8 +14,23 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
+from geofloor._validation import check_choice, check_flag, check_object, shown
 from geofloor.displays._floors import FloorDisplay
-from geofloor.displays._style import COLORS, DASHES, FAINT, INK, WIDTH_COLORMAP, axes_or_new, key, panels, ramp
+from geofloor.displays._style import (
+    COLORS,
+    DASHES,
+    FAINT,
+    INK,
+    WIDTH_COLORMAP,
+    axes_or_new,
+    check_figure,
+    check_line_kwargs,
+    check_predictor,
+    key,
+    numbers_of,
+    panels,
+    ramp,
+)
 from geofloor.displays._sweeps import _checked, _values
 
 if TYPE_CHECKING:
@@ -212,6 +227,8 @@ class DistillationDisplay:
             If `scale` is unknown.
         """
         _check_scale(scale)
+        line_kwargs = check_line_kwargs(line_kwargs)
+        _checked_tables(self.history, self.floors, self.loss)
         history = _with_seeds(self.history)
         floors: dict[Any, float] = {}
         if self.floors is not None:
@@ -233,7 +250,7 @@ class DistillationDisplay:
                 "linestyle": "-" if compared else (DASHES[0], *DASHES[2:])[place % (len(DASHES) - 1)],
                 "linewidth": 1.6,
                 "label": _student_label((width, seed), students, floors),
-                **(line_kwargs or {}),
+                **line_kwargs,
             }
             (self.lines_[width, seed],) = self.ax_.plot(curve["step"].to_numpy(), curve[self.loss].to_numpy(), **style)
             if (width, seed) in floors:
@@ -428,6 +445,8 @@ class DistilledFloorsDisplay:
         predicted = None
         if predictor is not None:
             predictors = predictor if isinstance(predictor, Mapping) else {"predicted": predictor}
+            for label, each in predictors.items():
+                check_predictor(f"predictor[{label!r}]" if predictor is predictors else "predictor", each)
             widths = np.asarray(_values(floors, "width"))
             predicted = {label: each.predict(widths) for label, each in predictors.items()}
             if critical_widths is None:
@@ -463,11 +482,15 @@ class DistilledFloorsDisplay:
             critical widths have other labels than the predictions, or `scale` is unknown.
         """
         _check_scale(scale)
+        check_flag("normalized", self.normalized)
+        _checked_floors(self.floors)
         means = self.floors.groupby("width")["floor"].mean().sort_index()
         widths = means.index.to_numpy()
         unit = self._in_unit(means.iloc[0], "observed")
         observed = means.to_numpy() / unit
-        predicted = {label: np.asarray(each, dtype=np.float64) for label, each in (self.predicted or {}).items()}
+        if self.predicted is not None:
+            check_object("predicted", self.predicted, Mapping, "give a dict of predicted floors by label")
+        predicted = numbers_of(self.predicted, "predicted") if self.predicted else {}
         for label, each in predicted.items():
             if each.shape != widths.shape:
                 raise ValueError(
@@ -675,7 +698,11 @@ class DistillationSummaryDisplay:
             that `history` has not, or `scale` is unknown.
         """
         _check_scale(scale)
-        history, _ = _checked_tables(history, floors, loss)
+        check_figure(figure)
+        if predictor is not None:
+            check_predictor("predictor", predictor)
+        history, checked = _checked_tables(history, floors, loss)
+        floors = floors if checked is None else checked
         predicted = None if predictor is None else predictor.predict(np.asarray(_values(floors, "width")))
         display = cls(
             history=history,
@@ -704,6 +731,9 @@ class DistillationSummaryDisplay:
         """
         import matplotlib.pyplot as plt
 
+        _check_scale(scale)
+        check_figure(figure)
+        _checked_tables(self.history, self.floors, self.loss)
         self.figure_ = plt.figure(figsize=(9.4, 6.8), layout="constrained") if figure is None else figure
         # A layout for each row, or the legend above would narrow the panel below.
         rows = self.figure_.subfigures(2, 1, squeeze=False).flat
@@ -739,7 +769,11 @@ def _tables(students: Iterable[Any], loss: str | None) -> tuple[pd.DataFrame, pd
     """History and floors of fitted students; no history without the name of a loss."""
     rows: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
+    if not isinstance(students, Iterable):
+        raise TypeError(f"students={shown(students)} is a {type(students).__name__}; give a list of fitted students.")
     for student in students:
+        if not (hasattr(student, "fit") and hasattr(student, "width")):
+            raise TypeError(f"students holds {shown(student)}; give fitted DistilledStudents.")
         check_is_fitted(student)
         width, seed = int(student.width), student.random_state
         if not isinstance(seed, int | np.integer):
@@ -764,6 +798,7 @@ def _checked_tables(
     history: pd.DataFrame, floors: pd.DataFrame | None, loss: str
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Both tables, if they are whole and each floor has its curve."""
+    check_object("history", history, pd.DataFrame, "give a pandas DataFrame")
     seeds = [name for name in ["seed"] if name in history.columns]
     history = _checked(history, ["width", *seeds, "step", loss], unique=["width", *seeds, "step"], argument="history")
     if floors is None:
@@ -777,6 +812,7 @@ def _checked_tables(
 
 
 def _checked_floors(floors: pd.DataFrame) -> pd.DataFrame:
+    check_object("floors", floors, pd.DataFrame, "give a pandas DataFrame")
     students = [name for name in _STUDENT if name in floors.columns]
     return _checked(floors, ["width", *students[1:], "floor"], unique=students or ["width"], argument="floors")
 
@@ -786,8 +822,7 @@ def _with_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_scale(scale: str) -> None:
-    if scale not in ("linear", "log"):
-        raise ValueError(f"scale={scale!r} is unknown; use 'linear' or 'log'.")
+    check_choice("scale", scale, ("linear", "log"))
 
 
 def _student_label(student: tuple[Any, Any], students: list[tuple[Any, Any]], floors: Mapping[Any, float]) -> str:

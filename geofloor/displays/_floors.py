@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_is_fitted
 
-from geofloor.capacity import METHODS, CapacityMethod, NonMonotoneCapacityWarning, capacity, kept_features
-from geofloor.displays._style import COLORS, DASHES, FAINT, HIDDEN_UNITS, INK, axes_or_new
+from geofloor._validation import check_array_of_numbers, check_choice, check_number, check_numeric, check_object, shown
+from geofloor.capacity import METHODS, CapacityMethod, capacity, kept_features
+from geofloor.displays._style import (
+    COLORS,
+    DASHES,
+    FAINT,
+    HIDDEN_UNITS,
+    INK,
+    axes_or_new,
+    check_capacity,
+    check_lengths,
+    check_line_kwargs,
+    check_predictor,
+    numbers_of,
+)
 from geofloor.statistics import PowerLawTail, power_law_tail
 
 if TYPE_CHECKING:
@@ -140,7 +153,9 @@ class FloorDisplay:
         >>> display.lines_[0].get_ydata().shape
         (60,)
         """
-        predictors, widths = _labelled(predictor), np.asarray(widths)
+        predictors, widths = _labelled(predictor), check_array_of_numbers(widths, "widths", low=0)
+        for label, each in predictors.items():
+            check_predictor(f"predictor[{label!r}]" if label else "predictor", each)
         floors = {label: each.predict(widths) for label, each in predictors.items()}
         critical = {
             label: each.critical_width_ for label, each in predictors.items() if hasattr(each, "critical_width_")
@@ -176,18 +191,24 @@ class FloorDisplay:
             If only one of `observed_widths` and `observed` was given, or a critical width has a
             label that no curve has.
         """
-        curves = _labelled(self.floors)
-        critical = {} if self.critical_widths is None else _labelled(self.critical_widths)
+        line_kwargs = check_line_kwargs(line_kwargs)
+        widths = check_array_of_numbers(self.widths, "widths")
+        curves = numbers_of(self.floors, "floors")
+        check_lengths(curves, "floors", len(widths), "widths")
+        critical = {} if self.critical_widths is None else dict(_labelled(self.critical_widths))
         unknown = sorted(set(critical) - set(curves))
         if unknown:
             raise ValueError(f"critical_widths has the labels {unknown}, floors only {sorted(curves)}; use the same.")
         if (self.observed_widths is None) != (self.observed is None):
             raise ValueError("observed_widths and observed belong together; give both or neither.")
+        critical = {label: check_number("critical_widths", each, 0) for label, each in critical.items()}
+        if self.observed is not None:
+            at, losses = (check_array_of_numbers(getattr(self, each), each) for each in ("observed_widths", "observed"))
+            check_lengths({"": losses}, "observed", len(at), "observed_widths")
 
         self.ax_ = axes_or_new(ax)
         self.figure_ = self.ax_.figure
         self.lines_, self.critical_lines_, self.observed_line_ = [], [], None
-        widths = np.asarray(self.widths, dtype=np.float64)
         narrowest, widest = widths.min(), widths.max()
         for index, (label, floors) in enumerate(curves.items()):
             color = COLORS[index % len(COLORS)]
@@ -198,7 +219,7 @@ class FloorDisplay:
                 "marker": "o" if len(widths) <= 12 and self.observed is None else None,
                 "label": name or "predicted",
             }
-            self.lines_ += self.ax_.plot(widths, np.asarray(floors), **{**style, **(line_kwargs or {})})
+            self.lines_ += self.ax_.plot(widths, floors, **{**style, **line_kwargs})
             if label not in critical:
                 continue
             if critical[label] <= widest + 0.5 * (widest - narrowest):
@@ -219,8 +240,8 @@ class FloorDisplay:
                 )
         if self.observed is not None:
             (self.observed_line_,) = self.ax_.plot(
-                np.asarray(self.observed_widths),
-                np.asarray(self.observed),
+                at,
+                losses,
                 linestyle="none",
                 marker="o",
                 markersize=5.5,
@@ -335,11 +356,15 @@ class SpectrumDisplay:
         ValueError
             If `widths` are given without `alpha`, or as `power_law_tail` and `capacity` do.
         """
+        importances = check_array_of_numbers(importances, "importances", low=0)
+        check_capacity(capacity)
         kept = None
         if widths is not None:
             if alpha is None:
                 raise ValueError("alpha=None: what a width keeps depends on the sparsity; give alpha with widths.")
-            kept = {width: kept_features(width, alpha, capacity) for width in np.asarray(widths).tolist()}
+            alpha = check_number("alpha", alpha, 0, 1, open_high=True)
+            at = check_array_of_numbers(widths, "widths", low=0).tolist()
+            kept = {width: kept_features(width, alpha, capacity) for width in at}
         tail = power_law_tail(importances) if fit_tail else None
         return cls(importances=importances, tail=tail, kept=kept).plot(ax=ax, scale=scale)
 
@@ -370,12 +395,15 @@ class SpectrumDisplay:
         display : SpectrumDisplay
             The display, drawn.
         """
+        if not (hasattr(statistics, "fit") and hasattr(statistics, "capacity")):
+            raise TypeError(f"statistics={shown(statistics)} has no table of features; give fitted FeatureStatistics.")
+        check_is_fitted(statistics)
         importances = statistics.table_[:, 0]
         kept = None
         if widths is not None:
             kept = {
                 width: kept_features(width, statistics.alpha_, statistics.capacity)
-                for width in np.asarray(widths).tolist()
+                for width in check_array_of_numbers(widths, "widths", low=0).tolist()
             }
         tail = PowerLawTail(
             exponent=statistics.tail_exponent_,
@@ -413,9 +441,12 @@ class SpectrumDisplay:
         ValueError
             If no importance is above zero, or `scale` is unknown.
         """
-        if scale not in ("log", "linear"):
-            raise ValueError(f"scale={scale!r} is unknown; use 'log' or 'linear'.")
-        importances = np.sort(np.asarray(self.importances, dtype=np.float64))[::-1]
+        check_choice("scale", scale, ("log", "linear"))
+        line_kwargs = check_line_kwargs(line_kwargs)
+        check_object("tail", self.tail, (PowerLawTail, type(None)), "give a PowerLawTail, or None")
+        kept = check_object("kept", {} if self.kept is None else self.kept, Mapping, "give a dict of counts by width")
+        kept = {check_number("kept", width, 0): check_number("kept", count, 0) for width, count in kept.items()}
+        importances = np.sort(check_array_of_numbers(self.importances, "importances", low=0))[::-1]
         n_positive = int(np.count_nonzero(importances > 0))
         if n_positive == 0:
             raise ValueError("importances has no value above zero, so there is no spectrum to draw.")
@@ -426,7 +457,7 @@ class SpectrumDisplay:
         self.ax_ = axes_or_new(ax)
         self.figure_ = self.ax_.figure
         style = {"color": COLORS[0], "linewidth": 1.8, "label": "features"}
-        (self.line_,) = self.ax_.plot(ranks, importances[ranks - 1], **{**style, **(line_kwargs or {})})
+        (self.line_,) = self.ax_.plot(ranks, importances[ranks - 1], **{**style, **line_kwargs})
         self.ax_.set(xscale=scale, yscale=scale)
 
         self.tail_line_ = None
@@ -445,7 +476,7 @@ class SpectrumDisplay:
             self.ax_.legend(frameon=False, fontsize="small", loc="lower left" if scale == "log" else "upper right")
 
         self.kept_lines_ = []
-        for width, count in sorted((self.kept or {}).items()):
+        for width, count in sorted(kept.items()):
             if not 0 < count < len(importances):
                 continue
             self.kept_lines_.append(self.ax_.axvline(count, color=FAINT, linestyle=":", linewidth=1.0, zorder=1))
@@ -532,10 +563,10 @@ class CapacityDisplay:
         ValueError
             If a method is unknown or a sparsity is outside [0, 1).
         """
-        sparsities = 1.0 - np.geomspace(1.0, 1e-3, 301) if alphas is None else np.asarray(alphas, dtype=np.float64)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NonMonotoneCapacityWarning)  # the figure shows what it warns of
-            capacities = {method: capacity(sparsities, method) for method in methods}
+        sparsities = 1.0 - np.geomspace(1.0, 1e-3, 301) if alphas is None else check_array_of_numbers(alphas, "alphas")
+        if not isinstance(methods, list | tuple) or not methods:
+            raise ValueError(f"methods={shown(methods)} must be a list of some of {', '.join(map(repr, METHODS))}.")
+        capacities = {check_choice("methods", method, METHODS): _capacity(sparsities, method) for method in methods}
         return cls(alphas=sparsities, capacities=capacities).plot(ax=ax)
 
     def plot(self, ax: Axes | None = None, *, line_kwargs: dict[str, Any] | None = None) -> CapacityDisplay:
@@ -553,19 +584,23 @@ class CapacityDisplay:
         self : CapacityDisplay
             The display.
         """
+        line_kwargs = check_line_kwargs(line_kwargs)
+        alphas = check_array_of_numbers(self.alphas, "alphas", low=0, high=np.nextafter(1.0, 0.0))
+        check_object("capacities", self.capacities, Mapping, "give a dict of capacities by method")
+        capacities = numbers_of(self.capacities, "capacities")
+        check_lengths(capacities, "capacities", len(alphas), "alphas")
         self.ax_ = axes_or_new(ax)
         self.figure_ = self.ax_.figure
         self.lines_, self.non_monotone_line_ = {}, None
-        alphas = np.asarray(self.alphas, dtype=np.float64)
         highest = 1.0
-        for index, (method, values) in enumerate(self.capacities.items()):
+        for index, (method, values) in enumerate(capacities.items()):
             style = {
                 "color": COLORS[index % len(COLORS)],
                 "linestyle": DASHES[index % len(DASHES)],
                 "label": _METHOD_LABELS.get(method, method),
-                **(line_kwargs or {}),
+                **line_kwargs,
             }
-            drawn = np.asarray(values, dtype=np.float64)
+            drawn = values
             holds = np.ones_like(alphas, dtype=bool)
             if method == "asymptotic":
                 holds = alphas >= 1.0 - np.exp(-1.0)
@@ -696,9 +731,12 @@ class CalibrationDisplay:
         ValueError
             If the calibrator has more than one term.
         """
+        check_predictor("calibrator", calibrator, "decompose")
+        check_is_fitted(calibrator)
+        floors = check_array_of_numbers(floors, "floors")
         if calibrator.n_features_in_ != 1:
             raise ValueError(f"calibrator has {calibrator.n_features_in_} terms; a line over the floor needs one.")
-        grid = np.linspace(0.0, 1.05 * float(np.max(floors)), 101)
+        grid = np.linspace(0.0, 1.05 * float(floors.max()), 101)
         interval = None
         if level is None:
             line = calibrator.predict(grid)
@@ -732,25 +770,41 @@ class CalibrationDisplay:
         self : CalibrationDisplay
             The display.
         """
+        line_kwargs = check_line_kwargs(line_kwargs)
+        floors = check_array_of_numbers(self.floors, "floors")
+        observed = check_array_of_numbers(self.observed, "observed")
+        check_lengths({"": observed}, "observed", len(floors), "floors")
+        level = None if self.level is None else check_number("level", self.level, 0, 1, open_low=True, open_high=True)
+        widths = None
+        if self.widths is not None:
+            widths = check_array_of_numbers(self.widths, "widths")
+            check_lengths({"": widths}, "widths", len(floors), "floors")
+        if (self.grid is None) != (self.line is None):
+            raise ValueError("grid and line belong together; give both or neither.")
+        if self.grid is not None:
+            grid, line = check_array_of_numbers(self.grid, "grid"), check_array_of_numbers(self.line, "line")
+            check_lengths({"": line}, "line", len(grid), "points of the grid")
         self.ax_ = axes_or_new(ax)
         self.figure_ = self.ax_.figure
         self.line_, self.band_ = None, None
-        floors, observed = np.asarray(self.floors, dtype=np.float64), np.asarray(self.observed, dtype=np.float64)
-        if self.grid is not None and self.line is not None:
+        if self.grid is not None:
             style = {"color": COLORS[0], "linewidth": 1.8, "label": self.label}
-            (self.line_,) = self.ax_.plot(
-                np.asarray(self.grid), np.asarray(self.line), **{**style, **(line_kwargs or {})}
-            )
-            if self.interval is not None and np.isfinite(self.interval).all():
-                low, high = np.asarray(self.interval).T
+            (self.line_,) = self.ax_.plot(grid, line, **{**style, **line_kwargs})
+            interval = None if self.interval is None else np.asarray(check_numeric(self.interval, "interval"))
+            if interval is not None and interval.shape != (len(grid), 2):
+                raise ValueError(
+                    f"interval has shape {interval.shape}; give {(len(grid), 2)}, two ends for each point."
+                )
+            if interval is not None and np.isfinite(interval).all():
+                low, high = interval.T
                 self.band_ = self.ax_.fill_between(
-                    np.asarray(self.grid),
+                    grid,
                     low,
                     high,
                     color=self.line_.get_color(),
                     alpha=0.14,
                     linewidth=0,
-                    label="prediction interval" if self.level is None else f"{self.level:.0%} prediction interval",
+                    label="prediction interval" if level is None else f"{100 * level:g}% prediction interval",
                 )
             if self.label or self.band_ is not None:
                 self.ax_.legend(frameon=False, fontsize="small", loc="upper left")
@@ -764,10 +818,10 @@ class CalibrationDisplay:
             color=INK,
             zorder=3,
         )
-        if self.widths is not None:
+        if widths is not None:
             from matplotlib.patheffects import withStroke
 
-            for width, floor, loss in zip(np.asarray(self.widths).tolist(), floors, observed, strict=True):
+            for width, floor, loss in zip(widths.tolist(), floors, observed, strict=True):
                 self.ax_.annotate(
                     f"d = {width:,g}",
                     (floor, loss),
@@ -781,6 +835,14 @@ class CalibrationDisplay:
         self.ax_.set_ylim(bottom=0.0)
         self.ax_.set(xlabel=f"predicted floor L* ({HIDDEN_UNITS})", ylabel="observed loss (nats per token)")
         return self
+
+
+def _capacity(alphas: np.ndarray, method: str) -> np.ndarray:
+    """Capacity at each sparsity. Where Eq. 1 is no capacity the figure shows it, and nothing is warned of."""
+    falls = (method == "asymptotic") & (alphas > 0.0) & (alphas < 1.0 - np.exp(-1.0))
+    values = capacity(np.where(falls, 0.0, alphas), method)
+    values[falls] = -1.0 / ((1.0 - alphas[falls]) * np.log1p(-alphas[falls]))
+    return values
 
 
 def _labelled(values: Any) -> Mapping[str, Any]:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_is_fitted
 
-from geofloor.displays._style import COLORS, FAINT, INK, axes_or_new
+from geofloor._validation import check_array_of_numbers, check_number
+from geofloor.displays._style import COLORS, FAINT, INK, axes_or_new, check_predictor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,6 +127,9 @@ class ForecastDisplay:
         >>> display.runs_.get_xdata()
         array([ 128., 1024.])
         """
+        check_predictor("forecaster", forecaster, "decide", "bound")
+        check_is_fitted(forecaster)
+        widths = check_array_of_numbers(widths, "widths")
         losses, interval = forecaster.predict(widths, return_interval=True, level=level)
         least = None
         if forecaster.bound is not None:
@@ -158,16 +163,33 @@ class ForecastDisplay:
         ValueError
             If widths, losses, interval and bound differ in length, or are empty.
         """
-        widths, losses = np.asarray(self.widths, dtype=float), np.asarray(self.losses, dtype=float)
-        interval = np.asarray(self.interval, dtype=float)
+        widths, losses = (
+            check_array_of_numbers(values, name, ndim=None, column=False, empty=True)
+            for name, values in (("widths", self.widths), ("losses", self.losses))
+        )
+        interval = check_array_of_numbers(self.interval, "interval", ndim=None, column=False, empty=True)
+        level = check_number("level", self.level, 0, 1, open_low=True, open_high=True)
+        target = None if self.target is None else check_number("target", self.target)
         if widths.ndim != 1 or not widths.size or losses.shape != widths.shape or interval.shape != (*widths.shape, 2):
             raise ValueError(
                 f"widths, losses and interval have the shapes {widths.shape}, {losses.shape} and {interval.shape}; "
                 "give (n_widths,), (n_widths,) and (n_widths, 2), with at least one width."
             )
-        least = None if self.least is None else np.asarray(self.least, dtype=float)
+        least = None if self.least is None else check_array_of_numbers(self.least, "least")
         if least is not None and least.shape != widths.shape:
             raise ValueError(f"least has the shape {least.shape}, and widths {widths.shape}; give one for each width.")
+        runs = None
+        if (self.run_widths is None) != (self.run_losses is None):
+            raise ValueError("run_widths and run_losses belong together; give both or neither.")
+        if self.run_widths is not None:
+            runs = (
+                check_array_of_numbers(self.run_widths, "run_widths"),
+                check_array_of_numbers(self.run_losses, "run_losses"),
+            )
+            if runs[0].shape != runs[1].shape:
+                raise ValueError(
+                    f"run_losses has {len(runs[1])} values for {len(runs[0])} run_widths; give one for each."
+                )
         self.ax_ = ax = axes_or_new(ax)
         self.figure_ = ax.figure
         order = np.argsort(widths)
@@ -177,7 +199,7 @@ class ForecastDisplay:
             color=COLORS[0],
             alpha=0.18,
             linewidth=0,
-            label=f"{self.level:.0%} interval",
+            label=f"{100 * level:g}% interval",
         )
         self.least_band_ = None
         if least is not None:
@@ -186,13 +208,11 @@ class ForecastDisplay:
             )
         (self.line_,) = ax.plot(widths[order], losses[order], color=COLORS[0], label="forecast")
         self.runs_ = None
-        if self.run_widths is not None:
-            (self.runs_,) = ax.plot(
-                np.asarray(self.run_widths), np.asarray(self.run_losses), "o", color=INK, label="distilled", zorder=3
-            )
+        if runs is not None:
+            (self.runs_,) = ax.plot(*runs, "o", color=INK, label="distilled", zorder=3)
         self.target_line_ = None
-        if self.target is not None:
-            self.target_line_ = ax.axhline(self.target, color=FAINT, linestyle=":", label=f"target, {self.target:g}")
+        if target is not None:
+            self.target_line_ = ax.axhline(target, color=FAINT, linestyle=":", label=f"target, {target:g}")
         ax.set_xlabel("student width d (dimensions)")
         ax.set_ylabel("loss (nats per token)")
         ax.set_ylim(bottom=0.0)

@@ -8,11 +8,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from geofloor.displays._style import DASHES, FAINT, INK, WIDTH_COLORMAP, axes_or_new, key, ramp
+from geofloor._validation import check_choice, check_flag, check_number, check_object, shown
+from geofloor.displays._style import (
+    DASHES,
+    FAINT,
+    INK,
+    WIDTH_COLORMAP,
+    axes_or_new,
+    check_predictor,
+    key,
+    plain_table,
+    ramp,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_MOST_BINS = 100_000  # of ranks
 _LARGEST_CHANGE = 5.0  # percentage points that the colours of changes reach at least
 
 
@@ -115,15 +127,19 @@ class ProbeHeatmapDisplay:
             If the table is empty, lacks a column, has a concept and model twice or an accuracy outside
             [0, 1], the reference is not among its models or lacks a concept, or `colors` is unknown.
         """
-        missing = [name for name in ("concept", "model", "accuracy") if name not in table.columns]
-        if missing or table.empty:
-            raise ValueError(f"table has {len(table)} rows and lacks the columns {missing}; see probe_table.")
+        check_object("table", table, pd.DataFrame, "give what probe_table returned")
+        p_value = [name for name in ("p_value",) if name in table.columns]
+        table = plain_table(table, "table", ["concept", "model", "accuracy"], ["accuracy", *p_value])
+        if table.empty:
+            raise ValueError("table has no rows; see probe_table.")
         if not table["accuracy"].between(0.0, 1.0).all():
             raise ValueError("table['accuracy'] has values outside [0, 1]; give shares, not per cent.")
         if table.duplicated(["concept", "model"]).any():
             raise ValueError("table has a concept and model twice; give one row each.")
-        if reference is not None and reference not in set(table["model"]):
-            raise ValueError(f"reference={reference!r} is not among the models {table['model'].unique().tolist()}.")
+        if reference is not None and reference not in table["model"].tolist():
+            raise ValueError(
+                f"reference={shown(reference)} is not among the models {table['model'].unique().tolist()}."
+            )
 
         def arranged(column: str) -> pd.DataFrame:
             wide = table.set_index(["concept", "model"])[column].unstack()  # noqa: PD010
@@ -159,12 +175,17 @@ class ProbeHeatmapDisplay:
         """
         import matplotlib.pyplot as plt
 
-        percent = 100.0 * self.accuracies.to_numpy(dtype=np.float64)
-        points = None if self.changes is None else 100.0 * self.changes.to_numpy(dtype=np.float64)
+        level = check_number("level", self.level, 0, 1)
+        accuracies = _numbers(self.accuracies, "accuracies")
+        if not accuracies.size:
+            raise ValueError("accuracies is empty; give at least one concept and model.")
+        changes = None if self.changes is None else _numbers(self.changes, "changes", accuracies.shape)
+        p_values = None if self.p_values is None else _numbers(self.p_values, "p_values", accuracies.shape)
+        percent, points = 100.0 * accuracies, None if changes is None else 100.0 * changes
         written = np.full_like(percent, np.nan) if points is None else points
         starred = np.zeros(percent.shape, dtype=bool)
-        if self.p_values is not None:
-            starred = self.p_values.to_numpy(dtype=np.float64) < self.level
+        if p_values is not None:
+            starred = p_values < level
         shown, colormap, scale, label = self._colors(percent, points)
         n_rows, n_columns = percent.shape
         if ax is None:
@@ -203,17 +224,23 @@ class ProbeHeatmapDisplay:
     def _colors(self, percent: np.ndarray, points: np.ndarray | None) -> tuple[np.ndarray, Any, Any, str]:
         import matplotlib as mpl
 
-        if self.colors == "accuracy":
+        if check_choice("colors", self.colors, ("accuracy", "change")) == "accuracy":
             lowest = min(50.0, float(np.nanmin(percent, initial=50.0)))
             colormap = mpl.colormaps["cividis"].with_extremes(bad="#e8e8e8")
             return percent, colormap, mpl.colors.Normalize(lowest, 100.0), "accuracy (%)"
-        if self.colors != "change":
-            raise ValueError(f"colors={self.colors!r} must be 'accuracy' or 'change'.")
         if points is None:
             raise ValueError("colors='change' needs changes; give a reference, or colors='accuracy'.")
         most = float(np.nanmax(np.abs(points), initial=_LARGEST_CHANGE))
         colormap = mpl.colormaps["RdBu"].with_extremes(bad="#e8e8e8")
         return points, colormap, mpl.colors.Normalize(-most, most), "change (percentage points)"
+
+
+def _numbers(table: Any, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    check_object(name, table, pd.DataFrame, "give a DataFrame of concepts and models")
+    numbers = plain_table(table, name, [], list(table.columns)).to_numpy(dtype=np.float64)
+    if shape is not None and numbers.shape != shape:
+        raise ValueError(f"{name} has shape {numbers.shape} for accuracies of {shape}; give one for each.")
+    return numbers
 
 
 def _cell(accuracy: float, change: float, starred: bool) -> str:
@@ -348,18 +375,15 @@ class FeatureStaircaseDisplay:
             widths or a rank twice; if `kept` and `predictor` are both given; if a parameter or the
             reference is unknown.
         """
-        if score not in _SCORES:
-            raise ValueError(f"score={score!r} must be {' or '.join(map(repr, _SCORES))}.")
-        missing = [name for name in ("width", "rank", score) if name not in table.columns]
-        if missing:
-            raise ValueError(f"table lacks the columns {missing}; see feature_probes.")
+        check_choice("score", score, tuple(_SCORES))
+        table = plain_table(table, "table", ["width", "rank", score], ["width", "rank", score])
+        if predictor is not None:
+            check_predictor("predictor", predictor, "kept_features")
         if kept is not None and predictor is not None:
             raise ValueError("kept and predictor say the same; give one of them.")
-        if statistic not in ("median", "mean"):
-            raise ValueError(f"statistic={statistic!r} must be 'median' or 'mean'.")
-        if n_bins < 1:
-            raise ValueError(f"n_bins={n_bins!r} must be at least 1.")
-        points = table[np.isfinite(table[score].to_numpy(dtype=np.float64))]
+        check_choice("statistic", statistic, ("median", "mean"))
+        n_bins = check_number("n_bins", n_bins, 1, _MOST_BINS, whole=True)
+        points = table[np.isfinite(table[score].to_numpy())]
         if points.empty or not (points["rank"] >= 1).all():
             raise ValueError(f"table has no row with a finite {score}, or ranks below 1; see feature_probes.")
         if "model" not in points.columns:
@@ -368,8 +392,10 @@ class FeatureStaircaseDisplay:
             points.drop_duplicates("model")
         ):
             raise ValueError("table has a model with a rank twice or with several widths; name the models apart.")
-        if reference is not None and reference not in set(points["model"]):
-            raise ValueError(f"reference={reference!r} is not among the models {points['model'].unique().tolist()}.")
+        if reference is not None and reference not in points["model"].tolist():
+            raise ValueError(
+                f"reference={shown(reference)} is not among the models {points['model'].unique().tolist()}."
+            )
         if predictor is not None:
             widths = points.loc[points["model"] != reference, "width"].unique()
             kept = dict(zip(widths.tolist(), predictor.kept_features(widths).tolist(), strict=True))
@@ -390,10 +416,16 @@ class FeatureStaircaseDisplay:
         self : FeatureStaircaseDisplay
             The display.
         """
+        check_choice("score", self.score, tuple(_SCORES))
+        check_flag("band", self.band)
+        numeric = ["width", "rank", self.score, "low", "high"]
+        if plain_table(self.curves, "curves", ["model", *numeric], numeric).empty:
+            raise ValueError("curves has no rows; give one for each bin and model.")
+        kept = check_object("kept", {} if self.kept is None else self.kept, Mapping, "give a dict of counts by width")
+        kept = {width: check_number("kept", count, 0) for width, count in kept.items()}
         self.ax_ = axes_or_new(ax)
         self.figure_ = self.ax_.figure
         self.lines_, self.bands_, self.kept_lines_ = {}, {}, {}
-        kept = dict(self.kept or {})
         of_model = self.curves.groupby("model", sort=False)["width"].first()
         colors = ramp(sorted({*of_model[of_model.index != self.reference].tolist(), *kept}), WIDTH_COLORMAP)
         last = max(float(self.curves["rank"].max()), 2.0)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from geofloor._validation import check_array_of_numbers, check_number, check_object, shown
 from geofloor.capacity import CapacityMethod, critical_width
 from geofloor.displays._style import (
     ALPHA_COLORMAP,
@@ -25,10 +26,14 @@ from geofloor.displays._style import (
     MARKERS,
     WIDTH_COLORMAP,
     axes_or_new,
+    check_capacity,
+    check_lengths,
     key,
     leave_empty,
     legend_above,
+    numbers_of,
     panels,
+    plain_table,
     ramp,
 )
 
@@ -150,6 +155,7 @@ class FloorGridDisplay:
         ValueError
             If the summary is empty, lacks a column, has a point twice or a value that is not finite.
         """
+        check_capacity(capacity)
         points = _checked(summary, [*_POINT, measured, *_names(predicted)], spread)
         critical = {
             (n_features, alpha): critical_width(n_features, alpha, capacity)
@@ -171,6 +177,8 @@ class FloorGridDisplay:
         self : FloorGridDisplay
             The display.
         """
+        needed = [*_POINT, self.measured, *_names(self.predicted)]
+        _checked(self.points, needed, self.spread, argument="points")
         rows, columns = _values(self.points, "n_features"), _values(self.points, "alpha")
         teachers = {
             width: {"color": color, "marker": marker}
@@ -343,6 +351,7 @@ class SparsityDisplay:
             If `teacher_width` is not in the summary, or the summary is empty, lacks a column, has a
             point twice or a value that is not finite.
         """
+        teacher_width = check_number("teacher_width", teacher_width, 1, whole=True)
         points = _checked(summary, [*_POINT, measured, predicted], spread)
         chosen = points[points["teacher_width"] == teacher_width]
         if chosen.empty:
@@ -363,6 +372,7 @@ class SparsityDisplay:
         self : SparsityDisplay
             The display.
         """
+        _checked(self.points, [*_POINT, self.measured, self.predicted], self.spread, argument="points")
         columns, colors = _values(self.points, "n_features"), _alpha_colors(self.points["alpha"])
         self.figure_, axes = panels(figure, 1, len(columns), size=(2.5, 2.4))
         self.axes_ = axes[0]
@@ -507,8 +517,10 @@ class PredictionDisplay:
         ValueError
             If no point has both a measured and a predicted floor above zero.
         """
-        measured, alphas = np.asarray(self.measured, dtype=np.float64), np.asarray(self.alphas, dtype=np.float64)
-        predicted = {name: np.asarray(values, dtype=np.float64) for name, values in self.predicted.items()}
+        measured = check_array_of_numbers(self.measured, "measured")
+        alphas = check_array_of_numbers(self.alphas, "alphas")
+        predicted = _by_predictor(self.predicted, "predicted", len(measured))
+        check_lengths({"": alphas}, "alphas", len(measured), "measured floors")
         drawn = {name: (values > 0) & (measured > 0) for name, values in predicted.items()}
         shown = [np.concatenate([measured[drawn[name]], values[drawn[name]]]) for name, values in predicted.items()]
         if not any(values.size for values in shown):
@@ -646,19 +658,20 @@ class ErrorDisplay:
         self : ErrorDisplay
             The display.
         """
+        alphas = check_array_of_numbers(self.alphas, "alphas")
+        by_predictor = _by_predictor(self.errors, "errors", len(alphas))
         self.ax_ = axes_or_new(ax)
         self.figure_ = self.ax_.figure
         self.boxes_ = {}
-        alphas = np.asarray(self.alphas, dtype=np.float64)
         levels, counts = np.unique(alphas, return_counts=True)
-        step = 0.8 / len(self.errors)
+        step = 0.8 / len(by_predictor)
         self.ax_.axhline(0.0, color=FAINT, linewidth=1.0, zorder=1)
-        for index, (name, errors) in enumerate(self.errors.items()):
+        for index, (name, errors) in enumerate(by_predictor.items()):
             color = COLORS[index % len(COLORS)]
             for place, alpha in enumerate(levels.tolist()):
                 self.boxes_[name, alpha] = self.ax_.boxplot(
-                    [np.asarray(errors, dtype=np.float64)[alphas == alpha]],
-                    positions=[place + (index - (len(self.errors) - 1) / 2) * step],
+                    [errors[alphas == alpha]],
+                    positions=[place + (index - (len(by_predictor) - 1) / 2) * step],
                     widths=0.8 * step,
                     whis=(0, 100),
                     patch_artist=True,
@@ -668,7 +681,7 @@ class ErrorDisplay:
                     whiskerprops={"color": color},
                     capprops={"color": color},
                 )
-        most = max(float(np.max(errors)) for errors in self.errors.values())
+        most = max(float(np.max(errors)) for errors in by_predictor.values())
         if most > _SYMLOG_FROM:
             decades = 10.0 ** np.arange(3, np.ceil(np.log10(most)) + 1)
             ticks = [-100.0, -50.0, 0.0, 50.0, 100.0, *decades[decades <= most]]
@@ -682,11 +695,11 @@ class ErrorDisplay:
         self.ax_.legend(
             handles=[
                 key(name, color=COLORS[index % len(COLORS)], linewidth=6, alpha=0.6, solid_capstyle="butt")
-                for index, name in enumerate(self.errors)
+                for index, name in enumerate(by_predictor)
             ],
             loc="lower left",
             bbox_to_anchor=(0.0, 1.0),
-            ncols=max(len(self.errors), 1),
+            ncols=len(by_predictor),
             frameon=False,
             fontsize="small",
         )
@@ -807,6 +820,15 @@ class AccuracyDisplay:
         """
         import matplotlib as mpl
 
+        check_object("accuracies", self.accuracies, Mapping, "give a dict of tables by number of features")
+        if not self.accuracies:
+            raise ValueError("accuracies is empty; give at least one table.")
+        for n_features, table in self.accuracies.items():
+            name = f"accuracies[{n_features!r}]"
+            check_object(name, table, pd.DataFrame, "give a DataFrame of sparsities and teachers' widths")
+            if table.empty:
+                raise ValueError(f"{name} is empty; give at least one accuracy.")
+            plain_table(table, name, [], list(table.columns))
         self.figure_, axes = panels(figure, 1, len(self.accuracies), size=(2.4, 2.2))
         self.axes_, self.images_, self.texts_ = axes[0], [], []
         colormap = mpl.colormaps["cividis"].with_extremes(bad="#e8e8e8")
@@ -929,6 +951,7 @@ class CollapseDisplay:
             If a total is not above zero, or the summary is empty, lacks a column, has a point twice
             or a value that is not finite.
         """
+        check_capacity(capacity)
         points = _checked(summary, [*_POINT, total, measured])
         if not (points[total] > 0).all():
             raise ValueError(f"summary[{total!r}] has {points[total].min():g}; the floor of width 0 is above zero.")
@@ -951,6 +974,7 @@ class CollapseDisplay:
         self : CollapseDisplay
             The display.
         """
+        _checked(self.points, [*_POINT, "relative_width", "relative_floor"], argument="points")
         self.ax_ = axes_or_new(ax)
         self.figure_ = self.ax_.figure
         self.lines_ = {}
@@ -1090,10 +1114,12 @@ class TrainingCurvesDisplay:
         """
         from matplotlib.ticker import NullFormatter
 
+        needed = ["n_features", "alpha", "width", "step", "loss", *([] if self.predicted is None else [self.predicted])]
+        _checked(self.history, needed, unique=needed[:4], argument="history")
         configurations = list(_configurations(self.history))
         widths = _values(self.history, "width")
         colors = ramp(widths, WIDTH_COLORMAP)
-        n_columns = min(self.n_columns, len(configurations))
+        n_columns = min(check_number("n_columns", self.n_columns, 1, whole=True), len(configurations))
         n_rows = -(-len(configurations) // n_columns)
         self.figure_, axes = panels(figure, n_rows, n_columns, size=(2.5, 2.1), sharey=False)
         self.axes_, self.lines_, self.predicted_lines_ = {}, {}, {}
@@ -1138,9 +1164,7 @@ def _checked(
     The spread may be NaN: over a single seed there is none.
     """
     columns = [*needed, *([] if spread is None else [spread])]
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise ValueError(f"{argument} lacks the columns {missing}; needed are {columns}.")
+    frame = plain_table(frame, argument, columns, columns)
     if frame.empty:
         raise ValueError(f"{argument} has no rows; give one for each point.")
     for name in needed:
@@ -1156,6 +1180,13 @@ def _checked(
     return frame
 
 
+def _by_predictor(values: Any, name: str, n_points: int) -> dict[str, np.ndarray]:
+    check_object(name, values, Mapping, "give a dict of arrays by predictor")
+    by_predictor = numbers_of(values, name)
+    check_lengths(by_predictor, name, n_points, "points")
+    return by_predictor
+
+
 def _positive(points: pd.DataFrame, measured: str) -> pd.DataFrame:
     """The points with a measured floor that an error can be relative to."""
     positive = points[points[measured] > 0]
@@ -1165,7 +1196,10 @@ def _positive(points: pd.DataFrame, measured: str) -> pd.DataFrame:
 
 
 def _names(predicted: str | Sequence[str]) -> list[str]:
-    return [predicted] if isinstance(predicted, str) else list(predicted)
+    names = [predicted] if isinstance(predicted, str) else predicted
+    if not isinstance(names, list | tuple | pd.Index) or not len(names):
+        raise ValueError(f"predicted={shown(predicted)} must name at least one column.")
+    return list(names)
 
 
 def _values(points: pd.DataFrame, column: str) -> list[Any]:
