@@ -90,6 +90,9 @@ def test_fewer_examples_are_the_first_ones(local):
         ([], {}, "concepts="),
         (["code"], {"n_per_class": 0}, "n_per_class=0"),
         (["code"], {"max_characters": 10}, "max_characters=10"),
+        (["code"], {"n_per_class": "2"}, "n_per_class='2' must be a whole number"),
+        ({"code", "question"}, {}, "concepts="),
+        (3, {}, "concepts=3 must be a list of some of"),
     ],
 )
 def test_loaders_refuse_bad_arguments(loader, concepts, arguments, message):
@@ -193,3 +196,7 @@ def test_rows_that_are_too_few_or_not_of_the_pile_are_errors(pile):
         pile_concepts([{"text": "x"}])
     with pytest.raises(ValueError, match="row 1 has .'meta', 'text'."):
         pile_concepts([pile[0], {"text": "x", "meta": None}])
+    with pytest.raises(TypeError, match="dataset=3 is a int; give a Dataset or an iterable of dicts"):
+        pile_concepts(3)
+    with pytest.raises(ValueError, match="row 0 has text=3 and pile_set_name='FreeLaw'; give text"):
+        pile_concepts([{"text": 3, "meta": {"pile_set_name": "FreeLaw"}}])

@@ -1,12 +1,15 @@
 import inspect
+import warnings
 from pathlib import PurePosixPath
 
 import joblib
 import numpy as np
 import pytest
+from joblib import Parallel, delayed
 
 from geofloor.capacity import capacity, critical_width
 from geofloor.datasets import load_local_corpus, load_paper_tables
+from geofloor.datasets._corpus import parse
 
 
 @pytest.fixture
@@ -129,6 +132,11 @@ def test_corpus_holds_source_as_it_stands():
         ({"split": "validation"}, "split='validation'"),
         ({"kinds": ["comments"]}, "comments"),
         ({"kinds": []}, "kinds"),
+        ({"kinds": "source"}, "kinds='source' must be a list of some of 'source', 'docstrings'"),
+        ({"packages": "joblib"}, "packages='joblib' must be a list of names"),
+        ({"packages": [3]}, r"packages=\[3\] must be a list of names"),
+        ({"max_characters_per_package": "9"}, "max_characters_per_package='9' must be a whole number"),
+        ({"split": 3}, "split=3"),
         ({"packages": ["no_such_package"]}, "no_such_package"),
         ({"packages": ["os.path"]}, "os.path"),
     ],
@@ -136,3 +144,11 @@ def test_corpus_holds_source_as_it_stands():
 def test_corpus_refuses_unknown_names_at_once(arguments, message):
     with pytest.raises(ValueError, match=message):
         load_local_corpus(**arguments)
+
+
+def test_parsing_in_threads_leaves_the_warning_filters_alone():
+    before = list(warnings.filters)
+    trees = Parallel(n_jobs=8, backend="threading")(delayed(parse)("x = '\\d'") for _ in range(400))
+    assert warnings.filters == before
+    assert [len(tree.body) for tree in trees] == [1] * 400
+    assert parse("x = (").body == []

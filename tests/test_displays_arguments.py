@@ -87,7 +87,7 @@ CALLS = [
         displays.ProbeHeatmapDisplay,
         None,
         {
-            "accuracies": PROBES.pivot(index="concept", columns="model", values="accuracy"),
+            "accuracies": PROBES.pivot_table(index="concept", columns="model", values="accuracy"),
             "level": 0.05,
             "colors": "accuracy",
         },

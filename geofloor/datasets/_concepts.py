@@ -8,18 +8,17 @@ import importlib.metadata
 import math
 import re
 import textwrap
-import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.utils import Bunch
 
-from geofloor.datasets._corpus import CORPUS_PACKAGES, load_local_corpus
+from geofloor._validation import check_number, check_object, shown
+from geofloor.datasets._corpus import CORPUS_PACKAGES, check_names, load_local_corpus, parse
 
 _MIN_CHARACTERS = 80  # of a piece of code or a paragraph
 _MIN_SENTENCE = 24
@@ -61,13 +60,7 @@ class _File:
 
     @cached_property
     def tree(self) -> ast.Module:
-        """The syntax tree; an empty one for files that are broken, as some in test suites are."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # invalid escapes in other people's code
-                return ast.parse(self.source)
-        except (SyntaxError, ValueError, RecursionError):
-            return ast.Module([], [])
+        return parse(self.source)
 
     @cached_property
     def functions(self) -> list[tuple[_Function, bool]]:
@@ -338,8 +331,8 @@ def load_concepts(
     (4, True)
     """
     chosen = _chosen(concepts, _LOCAL)
-    _check_count("n_per_class", n_per_class, 1)
-    _check_count("max_characters", max_characters, _MIN_CHARACTERS)
+    n_per_class = check_number("n_per_class", n_per_class, 1, whole=True)
+    max_characters = check_number("max_characters", max_characters, _MIN_CHARACTERS, whole=True)
     pools = {name: _Pool(_LOCAL[name].same_package, n_per_class) for name in chosen}
     if "licence" in pools:
         for text, distribution in sorted(_licence_passages(max_characters), key=lambda passage: _hash(passage[0])):
@@ -617,10 +610,11 @@ def pile_concepts(
     ('The judgment', array([1, 0]))
     """
     chosen = _chosen(concepts, _PILE)
-    _check_count("n_per_class", n_per_class, 1)
-    _check_count("max_characters", max_characters, _MIN_CHARACTERS)
+    n_per_class = check_number("n_per_class", n_per_class, 1, whole=True)
+    max_characters = check_number("max_characters", max_characters, _MIN_CHARACTERS, whole=True)
     if max_rows is not None:
-        _check_count("max_rows", max_rows, 1)
+        max_rows = check_number("max_rows", max_rows, 1, whole=True)
+    check_object("dataset", dataset, Iterable, "give a Dataset or an iterable of dicts")
     pools = {name: _Pool(same_package=False, n_pairs=n_per_class) for name in chosen}
     for number, row in enumerate(islice(dataset, max_rows)):
         text, subset = _pile_row(row, number)
@@ -642,6 +636,8 @@ def _pile_row(row: Mapping[str, Any], number: int) -> tuple[str, str]:
         raise ValueError(
             f"dataset: row {number} has {columns}; needed are 'text' and 'meta', a dict with 'pile_set_name'."
         ) from None
+    if not (isinstance(text, str) and isinstance(subset, str)):
+        raise ValueError(f"dataset: row {number} has text={shown(text)} and pile_set_name={shown(subset)}; give text.")
     return text, subset
 
 
@@ -738,13 +734,4 @@ def _hash(text: str) -> str:
 
 
 def _chosen(concepts: Sequence[str] | None, known: Collection[str]) -> list[str]:
-    chosen = list(known) if concepts is None else list(concepts)
-    unknown = sorted(set(chosen) - set(known))
-    if unknown or not chosen or isinstance(concepts, str):
-        raise ValueError(f"concepts={concepts!r}: give a list of some of {list(known)}.")
-    return chosen
-
-
-def _check_count(name: str, value: Any, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
-        raise ValueError(f"{name}={value!r} must be an integer of at least {minimum}.")
+    return list(known) if concepts is None else list(check_names("concepts", concepts, tuple(known)))

@@ -6,10 +6,13 @@ import ast
 import hashlib
 import importlib.util
 import sysconfig
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from geofloor._validation import check_choice, check_number, shown
 
 # The required packages, by import name; the standard library comes first, under its own name.
 CORPUS_PACKAGES = (
@@ -27,6 +30,7 @@ CORPUS_PACKAGES = (
 _HELD_OUT_PERCENT = 5
 _MAX_FILE_BYTES = 200_000  # larger files are tables and generated code
 _MIN_CHARACTERS = 200
+_PARSING = threading.Lock()
 
 
 class Document(NamedTuple):
@@ -89,18 +93,35 @@ def load_local_corpus(
     >>> document.name.startswith("stdlib/"), document.kind
     (True, 'source')
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split={split!r} is unknown; use 'train' or 'test'.")
-    unknown = [kind for kind in kinds if kind not in ("source", "docstrings")]
-    if unknown or not kinds:
-        raise ValueError(f"kinds={tuple(kinds)!r}: use 'source', 'docstrings' or both.")
+    check_choice("split", split, ("train", "test"))
+    kinds = check_names("kinds", kinds, ("source", "docstrings"))
+    packages = check_names("packages", packages)
+    if max_characters_per_package is not None:
+        max_characters_per_package = check_number(
+            "max_characters_per_package", max_characters_per_package, 1, whole=True
+        )
     files = [
         (hashlib.sha256(name.encode()).hexdigest(), name, path, package)
         for package in packages
         for name, path in _python_files(package)
         if _is_held_out(name) == (split == "test")
     ]
-    return _documents(sorted(files), tuple(kinds), max_characters_per_package)
+    return _documents(sorted(files), kinds, max_characters_per_package)
+
+
+def check_names(name: str, values: Any, known: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return names in the order given, if all are text and known.
+
+    Raises
+    ------
+    ValueError
+        If they are anything else, or none.
+    """
+    plain = values if isinstance(values, list | tuple) else ()
+    if not plain or not all(isinstance(each, str) and (known is None or each in known) for each in plain):
+        of = "names" if known is None else f"some of {', '.join(map(repr, known))}"
+        raise ValueError(f"{name}={shown(values)} must be a list of {of}.")
+    return tuple(plain)
 
 
 def _documents(
@@ -148,12 +169,19 @@ def _is_held_out(name: str) -> bool:
 
 
 def _docstrings(source: str) -> str:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's code
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):
-        return ""
+    tree = parse(source)
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
     return "\n\n".join(text for text in found if text)
+
+
+def parse(source: str) -> ast.Module:
+    """Syntax tree of other people's code; an empty one where that is broken, as some of it in test suites is."""
+    # Invalid escapes give warnings. Filters are those of the process: of two threads that changed them, the later
+    # one to end would put back what the other had set.
+    with _PARSING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return ast.parse(source)
+        except (SyntaxError, ValueError, RecursionError):
+            return ast.Module([], [])
