@@ -96,8 +96,13 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If values are not finite, lengths differ, the baseline is not finite, or a free baseline
-            is to be fitted to one run.
+            If values are not finite, lengths differ, the baseline is not finite, a free baseline
+            is to be fitted to one run, or floors are so small that the slope overflows.
+
+        Warns
+        -----
+        UserWarning
+            If losses do not rise with the floors, so that the slope is 0.
         """
         free = self.baseline is None
         known = 0.0 if free else check_number("baseline", self.baseline)
@@ -282,7 +287,13 @@ class PowerLawCalibrator(RegressorMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If widths are not positive, values are not finite, or there are fewer than three widths.
+            If widths are not positive, values are not finite, there are fewer than three widths, or
+            widths and losses are exchanged.
+
+        Warns
+        -----
+        UserWarning
+            If losses rise with width.
         """
         widths, observed = read_runs(self, X, y)
         logs = np.log(widths)

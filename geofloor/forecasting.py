@@ -50,7 +50,8 @@ def forecast_errors(estimator: Any, widths: ArrayLike, losses: ArrayLike) -> For
     Raises
     ------
     ValueError
-        If there are fewer than three widths, they are not ascending, or a loss is not above 0.
+        If there are fewer than three widths, they are not ascending, a loss is not above 0, or widths and
+        losses are exchanged.
 
     Examples
     --------
@@ -224,7 +225,13 @@ class CapacityCalibrator(RegressorMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If values are not finite, there are fewer than four different widths, or the range of κ is empty.
+            If values are not finite, there are fewer than four different widths, widths and losses are
+            exchanged, or the range of κ is empty.
+
+        Warns
+        -----
+        UserWarning
+            If losses rise with width.
         """
         smallest, largest = (
             check_number(name, getattr(self, name), 0, _LARGEST_MULTIPLIER, open_low=True)

@@ -13,7 +13,7 @@ import geofloor
 ROOT = Path(geofloor.__file__).parent
 # Each module may import those on its own level's left and all levels above this line of it.
 LEVELS = [
-    ["_validation", "_short_repr", "_streams", "_columns", "capacity", "allocation", "distortion"],
+    ["_validation", "_runs", "_short_repr", "_streams", "_columns", "capacity", "allocation", "distortion"],
     ["_widths", "statistics", "floor", "calibration", "agreement", "uncertainty", "probing", "forecasting", "planning"],
     ["_training", "_sparse_step", "_autoencoder_settings", "_divergence", "sparse_autoencoder", "toy"],
     [
