@@ -9,6 +9,7 @@ from sklearn.utils.validation import validate_data
 
 from geofloor._validation import check_numeric, warn_caller
 
+LARGEST = 1e150  # loss; squares of it must not overflow
 SEEDS_DIFFER = 0.05  # share by which losses of two runs of one width may differ
 # Beyond it not every whole width is a float64.
 WIDEST = 2.0**53
@@ -35,6 +36,8 @@ def read_runs(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
         estimator, as_column(check_numeric(X, "X")), check_numeric(y, "y"), dtype=np.float64, y_numeric=True
     )
     widths, losses = _one_column(column), losses.astype(np.float64)
+    if np.abs(losses).max() > LARGEST:
+        raise ValueError(f"y holds a loss of {np.abs(losses).max():.3g}; losses are in nats per token.")
     check_order(widths, losses)
     return widths, losses
 

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from statsmodels.regression.linear_model import OLSResults, RegressionResultsWrapper
 from statsmodels.tools.tools import pinv_extended
 
-from geofloor._runs import SEEDS_DIFFER, as_column, read_runs, read_widths, warn_of_rise
+from geofloor._runs import LARGEST, SEEDS_DIFFER, as_column, read_runs, read_widths, warn_of_rise
 from geofloor._validation import check_flag, check_number, check_numeric, warn_caller
 
 
@@ -105,7 +105,7 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
             If losses do not rise with the floors, so that the slope is 0.
         """
         free = self.baseline is None
-        known = 0.0 if free else check_number("baseline", self.baseline)
+        known = 0.0 if free else check_number("baseline", self.baseline, -LARGEST, LARGEST)
         floors, observed = self._read_runs(X, y, reset=True)
         if free and len(observed) < 2:
             raise ValueError(
@@ -219,6 +219,9 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
         floors, observed = validate_data(
             self, columns, check_numeric(y, "y"), dtype=np.float64, reset=reset, y_numeric=True
         )
+        for name, values in (("X", floors), ("y", observed)):
+            if float(np.abs(values).max()) > LARGEST:
+                raise ValueError(f"{name} holds {np.abs(values).max():.3g}, which is too large to square; scale it.")
         return floors, observed.astype(np.float64)
 
     def _columns(self, X: Any) -> Any:

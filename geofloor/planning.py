@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from geofloor._runs import read_runs, read_widths, warn_of_rise
+from geofloor._runs import LARGEST, read_runs, read_widths, warn_of_rise
 from geofloor._validation import check_array_of_numbers, check_flag, check_number, shown, warn_caller
 
 _RANGE = 3.0  # octaves of width over which a calibrated predictor's error stays alike
@@ -251,7 +251,7 @@ class LossForecaster(RegressorMixin, BaseEstimator):
             check_number(name, getattr(self, name), 0, _LARGEST_ERROR, open_low=True)
         self._run_error = float(self.run_error)
         if self.baseline is not None:
-            check_number("baseline", self.baseline)
+            check_number("baseline", self.baseline, -LARGEST, LARGEST)
         if self.bound is not None:
             self._check_bound()
         if self.predictor is not None and not hasattr(self.predictor, "predict"):
@@ -266,7 +266,7 @@ class LossForecaster(RegressorMixin, BaseEstimator):
         if anchor is not None and self.predictor is not None:
             raise ValueError(f"zero_width_loss={anchor!r} is for the law of the width; give it or a predictor.")
         if anchor is not None:
-            check_number("zero_width_loss", anchor, 0, open_low=True)
+            check_number("zero_width_loss", anchor, 0, LARGEST, open_low=True)
         if self.teacher_width is not None and anchor is None:
             raise ValueError(f"teacher_width={self.teacher_width!r} is for a law with a zero_width_loss; give both.")
         if self.teacher_width is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ _BATCH_ROWS = 8192
 _LARGEST = 1e150  # of a state; squares must not overflow
 _RANKED_VALUES = 2**22  # predictions of firing that are ranked at a time
 _MIN_FIRINGS = 10  # in the training and in the validation rows, for a feature to have a say in the strength
+_MOST_JOBS = 2**20
 _LARGEST_SEED = 2**31 - 1
 
 
@@ -219,7 +220,7 @@ class ConceptProbe(ClassifierMixin, BaseEstimator):
         elif isinstance(splitter, Integral):
             splitter = check_cv(int(splitter), y, classifier=True, shuffle=True, random_state=self.random_state)
         else:
-            splitter = check_cv(splitter, y, classifier=True)
+            splitter = check_cv(_checked_splitter(splitter), y, classifier=True)
         splits = list(splitter.split(np.zeros((len(y), 1)), y, groups))
         return splits[:1] if self.cv is None else splits
 
@@ -279,6 +280,17 @@ class ConceptProbe(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def _checked_splitter(cv: Any) -> Any:
+    if hasattr(cv, "get_n_splits"):
+        return cv
+    pairs = list(cv) if isinstance(cv, Iterable) and not isinstance(cv, np.ndarray) else []
+    if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise ValueError(
+            f"cv={shown(cv)} must be a number of folds, a splitter, pairs of training and test indices, or None."
+        )
+    return pairs
 
 
 def _checked_rows(values: Any, name: str) -> Any:
@@ -445,10 +457,10 @@ def probe_table(
     check_object("concepts", concepts, Mapping, "give a dict of labels by concept")
     check_object("probe", probe, (ConceptProbe, type(None)), "give a ConceptProbe, or None for the default")
     if n_jobs is not None:
-        n_jobs = check_number("n_jobs", n_jobs, whole=True)
+        n_jobs = check_number("n_jobs", n_jobs, -_MOST_JOBS, _MOST_JOBS, whole=True)
     if not states or not concepts:
         raise ValueError(f"states has {len(states)} models and concepts {len(concepts)} concepts; give at least one.")
-    if reference is not None and reference not in list(states):
+    if reference is not None and not (isinstance(reference, Hashable) and reference in states):
         raise ValueError(f"reference={shown(reference)} is not among the models {list(states)}; name one, or None.")
     template = ConceptProbe(random_state=0) if probe is None else probe
     tasks = [
@@ -523,7 +535,7 @@ def _states(given: Any, name: str) -> Any:
         rows: Any = given
         return rows.tocsr()
     plain = plain_array(given, name)
-    if hasattr(plain, "shape") and not (isinstance(plain, np.ndarray) or hasattr(plain, "columns")):
+    if len(getattr(plain, "shape", ())) == 2 and not (isinstance(plain, np.ndarray) or hasattr(plain, "columns")):
         return plain
     array = np.asarray(check_numeric(plain, name))
     if array.ndim != 2:

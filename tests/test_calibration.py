@@ -209,6 +209,16 @@ def test_floors_too_small_for_a_slope_are_named():
         AffineCalibrator(0.5).fit(FLOORS * 1e-310, OBSERVED)
 
 
+def test_losses_too_large_to_square_are_named():
+    for calibrator, X in ((AffineCalibrator(), FLOORS), (PowerLawCalibrator(), WIDTHS)):
+        with pytest.raises(ValueError, match="^y holds .*1.32e.300"):
+            calibrator.fit(X, 1e300 * OBSERVED)
+    with pytest.raises(ValueError, match=r"X holds 7.95e.298, which is too large to square"):
+        AffineCalibrator().fit(1e300 * FLOORS, OBSERVED)
+    with pytest.raises(ValueError, match=r"baseline=1e.300 must be a finite number"):
+        AffineCalibrator(1e300).fit(FLOORS, OBSERVED)
+
+
 def test_losses_in_the_place_of_widths_are_named():
     with pytest.raises(ValueError, match="widths come first, then losses in nats per token; exchange X and y"):
         PowerLawCalibrator().fit(OBSERVED, WIDTHS)

@@ -92,6 +92,9 @@ def test_sparse_states_are_scaled_alike(examples):
         ({"test_size": 1.0}, "test_size=1.0"),
         ({"confidence_level": 0.0}, "confidence_level=0.0"),
         ({"cv": 1}, "cv=1"),
+        ({"cv": "five"}, "cv='five' must be a number of folds"),
+        ({"cv": [0.5, 1.0]}, "cv=.* must be a number of folds"),
+        ({"cv": []}, "cv=.* must be a number of folds"),
         ({"cv": [([0, 1, 120, 121], [5, 6]), ([0, 1, 120, 121], [6, 7])]}, "tests an example twice"),
     ],
 )
@@ -400,5 +403,7 @@ def test_wrong_kinds_of_objects_are_named(examples):
         probe_table({"teacher": X}, y)
     with pytest.raises(TypeError, match="probe=3 is a int; give a ConceptProbe"):
         probe_table({"teacher": X}, {"c": y}, probe=3)
+    with pytest.raises(ValueError, match=r"states\['teacher'\] has shape \(\); give two dimensions"):
+        probe_table({"teacher": np.int8(3)}, {"c": y})
     with pytest.raises(ValueError, match="n_jobs='2' must be a whole number"):
         probe_table({"teacher": X}, {"c": y}, n_jobs="2")

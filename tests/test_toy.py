@@ -422,6 +422,8 @@ def test_summary_and_predictions(sweep):
         ({"n_features": iter([10])}, "n_features is a list_iterator"),
         ({"teacher_widths": 10**400}, "teacher_widths=.* must be a whole number"),
         ({"alphas": "0.9"}, "alphas='0.9' is text"),
+        ({"learning_rate": 1e300}, "learning_rate=1e.300 must be"),
+        ({"n_jobs": 10**400}, "n_jobs=.* must be a whole number"),
         ({"n_steps": True}, "n_steps=True must be a whole number"),
         ({"importance": {1: 2}}, "importance is a dict"),
         ({"importance": "zipf ", "n_features": 40}, "importance='zipf '"),

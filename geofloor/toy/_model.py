@@ -473,5 +473,5 @@ def check_settings(*, tol: Any, learning_rate: Any, **counts: Any) -> dict[str, 
     return {
         **{name: check_number(name, value, 1, whole=True) for name, value in counts.items()},
         "tol": check_number("tol", tol, 0, 1, open_high=True),
-        "learning_rate": check_number("learning_rate", learning_rate, 0, open_low=True),
+        "learning_rate": check_number("learning_rate", learning_rate, 0, _LARGEST, open_low=True),
     }

@@ -33,6 +33,7 @@ _SAMPLES, _START = 0, 1  # what a seed is for
 _TARGETS = ("data", "teacher")
 # Of all models of a part together: samples of a part stay within some hundred megabytes, a GPU's within some gigabytes.
 _MOST_FEATURES = {"cpu": 4096, "cuda": 65_536}
+_MOST_JOBS = 2**20
 KEYS = ["n_features", "alpha", "teacher_width", "width"]
 COLUMNS = [
     *KEYS, "seed", "floor", "standard_error", "kept", "dropped_share", "data_floor", "data_standard_error",
@@ -179,6 +180,8 @@ def toy_sweep(
     n_seeds = check_number("n_seeds", n_seeds, 1, whole=True)
     models_per_batch = check_number("models_per_batch", models_per_batch, 1, whole=True)
     check_choice("target", target, _TARGETS)
+    if n_jobs is not None:
+        n_jobs = check_number("n_jobs", n_jobs, -_MOST_JOBS, _MOST_JOBS, whole=True)
     resolve_device(device)
     grid = _grid(n_features, widths, alphas, teacher_widths, target)
     importances = {n: resolve_importances(importance, n).tolist() for n in sorted({point[0] for point in grid})}
