@@ -416,6 +416,7 @@ def test_bfloat16_tensors_and_tensors_with_a_gradient_are_read():
     values = torch.tensor([3.0, 2.0, 1.0])
     for given_ in (values.bfloat16(), values.clone().requires_grad_(), values.half()):
         assert FloorPredictor(0.9).fit(given_).importances_.tolist() == [3.0, 2.0, 1.0]
+        assert AffineCalibrator().fit(given_, [6.0, 4.0, 2.0]).slope_ == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(
