@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,13 +12,22 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from geofloor._columns import column_names, column_values, is_dataset, is_dataset_stream
-from geofloor._training.checkpoints import write_json
-from geofloor._training.settings import check_range
+from geofloor._files import (
+    is_count,
+    is_sha256,
+    map_npy,
+    npy_header,
+    only_writer,
+    read_sealed,
+    update_digest,
+    write_sealed,
+)
+from geofloor._validation import check_number, check_object, shown
 
 _TEXTS_AT_ONCE = 64
 _BYTES_AT_ONCE = 2**24  # and no more than this of them, or one text
 _SAVE_TOKENS = 2**22  # tokens between notes of how far a file is
-_FORMAT = "geofloor token blocks"
+_FORMAT, _VERSION = "geofloor token blocks", 2
 
 
 def token_blocks(
@@ -32,7 +39,7 @@ def token_blocks(
     path: str | os.PathLike[str] | None = None,
     text_column: str = "text",
 ) -> np.ndarray:
-    """Tokenise texts, join them with the end-of-text token and cut the stream into blocks.
+    """Tokenize texts, join them with the end-of-text token and cut the stream into blocks.
 
     Parameters
     ----------
@@ -46,7 +53,8 @@ def token_blocks(
         Stop after this many blocks.
     path : str, path or None, default=None
         A ``.npy`` file to write the blocks to, so that they need not fit into memory. Interrupted, the same call
-        goes on from where it was, to the same bytes. A finished file is opened, and no text but the first is read.
+        goes on from where it was, to the same bytes. A finished file is verified and opened; of a dataset or an
+        iterator only the first text is read then. While one process writes to a path, others wait for it.
     text_column : str, default="text"
         Column of a dataset that holds the text. The others are not read.
 
@@ -59,7 +67,9 @@ def token_blocks(
     ------
     ValueError
         If `length` is below 2, the tokenizer has no end-of-text token, the texts give no block or one of them is
-        no text; or if `path` was made from other texts or with other settings, or is damaged.
+        no text; or if `path` was made from other texts or with other settings, or was altered.
+    TypeError
+        If an argument is of a wrong kind.
 
     Notes
     -----
@@ -72,10 +82,15 @@ def token_blocks(
         pile = datasets.load_dataset("monology/pile-uncopyrighted", split="train", streaming=True)
         tokens = token_blocks(pile, tokenizer, length=2048, max_blocks=150_000, path="pile.npy")
 
-    Beside the file lies another, ``pile.npy.json``, that says what it was made with, and while it is being written
-    ``pile.npy.part`` holds its tokens. To go on, a dataset skips the documents that are done; from any other
-    iterable they are read and dropped, so give an iterator anew, from its start. Other texts are told by the first
-    one and by the last that was read, and other settings in any case. Only one process may write to a path.
+    Beside the file lies another, ``pile.npy.json``, that says what it was made with and has the SHA-256 of the
+    tokens. While it is being written, ``pile.npy.part`` holds its tokens, and ``.pile.npy.lock`` makes other
+    processes wait, such as those that ``torchrun`` starts: the first one writes, and all open the same file. File
+    systems without locks, and Windows, take one process at a time.
+
+    To go on, a dataset skips the documents that are done; from any other iterable they are read and dropped, so
+    give an iterator anew, from its start. Other settings are refused in any case. Texts in memory are compared in
+    full, and so are those that are read and dropped. Of a dataset, the first text is compared and, to go on, the
+    last that is done.
 
     Examples
     --------
@@ -89,11 +104,19 @@ def token_blocks(
     array([[1, 2, 0, 2],
            [0, 1, 1, 1]])
     """
-    check_range("length", length, 2, whole=True)
+    length = check_number("length", length, 2, 2**31 - 1, whole=True)
     if max_blocks is not None:
-        check_range("max_blocks", max_blocks, 1, whole=True)
-    if isinstance(texts, str):
+        max_blocks = check_number("max_blocks", max_blocks, 1, 2**47 // length, whole=True)
+    if isinstance(texts, str | bytes):
         raise ValueError(f"texts={texts[:40]!r} is one text; put it in a list.")
+    check_object("texts", texts, Iterable, "give a list or another iterable of str, or a dataset")
+    check_object("text_column", text_column, str, "give the name of a column")
+    if path is not None:
+        check_object("path", path, (str, os.PathLike), "give the path of a file")
+    if not hasattr(tokenizer, "eos_token_id"):
+        raise TypeError(
+            f"tokenizer={shown(tokenizer)} is a {type(tokenizer).__name__}; give a tokenizer of transformers."
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError("tokenizer has no eos_token, which separates documents; set tokenizer.eos_token.")
     wanted = np.inf if max_blocks is None else max_blocks * length
@@ -104,19 +127,28 @@ def token_blocks(
         n_tokens = _whole(sum(map(len, pieces)), length, wanted)
         return np.concatenate(pieces)[:n_tokens].reshape(-1, length)
 
+    path = Path(path)
     first = next(documents, "")
     settings = {
         "tokenizer": _tokenizer_digest(tokenizer),
-        "length": int(length),
-        "max_blocks": None if max_blocks is None else int(max_blocks),
+        "length": length,
+        "max_blocks": max_blocks,
         "texts": _digest(first),
     }
-    file = _TokenFile(Path(path), settings, _smallest_dtype(tokenizer))
-    if not file.finished:
-        if not file.complete:
-            rest = file.skip_done(documents, texts, text_column) if file.n_documents else chain([first], documents)
-            file.append(_encoded(rest, encode, wanted - file.n_tokens))
-        file.finish(wanted)
+    dtype = _smallest_dtype(tokenizer)
+    if not path.exists():  # a finished file needs no lock, nor a folder that can be written to
+        with only_writer(path):
+            file = _TokenFile(path, settings, dtype)  # which another process may have finished by now
+            if not file.finished:
+                if not file.complete:
+                    done = file.n_documents
+                    rest = file.skip_done(documents, first, texts, text_column) if done else chain([first], documents)
+                    file.append(_encoded(rest, encode, wanted - file.n_tokens), wanted)
+                file.finish()
+                return file.open()
+    file = _TokenFile(path, settings, dtype)
+    if isinstance(texts, Sized) and not is_dataset(texts):  # in memory, and so read in no time
+        file.compare(_documents(texts, text_column), wanted)
     return file.open()
 
 
@@ -200,6 +232,11 @@ def _tokenizer_digest(tokenizer: Any) -> str:
     return _digest(f"{tokenizer.eos_token_id}:{rules}")
 
 
+def _chained(digest: str, text: str) -> str:
+    """Digest of all documents so far and one more, which needs nothing but the digest before."""
+    return _digest(digest + _digest(text))
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
@@ -228,13 +265,17 @@ class _TokenFile:
         self.dtype, self.length = dtype, settings["length"]
         self.state: dict[str, Any] = {
             "format": _FORMAT,
-            "version": 1,
+            "version": _VERSION,
             "settings": settings,
             "documents": 0,
             "tokens": 0,
+            "sha256": hashlib.sha256().hexdigest(),  # of the tokens
             "last_text": None,
+            "texts": "",  # digest of all documents that were read
             "complete": False,  # all documents have been read, and tokens that fill no block are left out
         }
+        self._digest = hashlib.sha256()  # of whole blocks; what is left of the tokens is in `_rest`
+        self._rest = b""
         self.finished = path.exists()
         if self.finished or (self.partial.exists() and self.notes.exists()):
             self._read_state()
@@ -251,44 +292,83 @@ class _TokenFile:
     def complete(self) -> bool:
         return self.state["complete"]
 
+    @property
+    def _remedy(self) -> str:
+        return f"remove '{self.path if self.finished else self.partial}' or give another path"
+
     def _refused(self, reason: str) -> ValueError:
-        file = self.path if self.finished else self.partial
-        return ValueError(f"path='{self.path}' {reason}; remove '{file}' or give another path.")
+        return ValueError(f"path='{self.path}' {reason}; {self._remedy}.")
 
     def _read_state(self) -> None:
-        try:
-            state = json.loads(self.notes.read_text(encoding="utf-8"))
-            known = state["format"] == _FORMAT and state.keys() == self.state.keys()
-        except (OSError, ValueError, TypeError, KeyError):
-            known = False
-        if not known:
+        if not self.notes.is_file():
             raise self._refused(f"is there, and no '{self.notes.name}' beside it tells what it was made of")
+        state = read_sealed(
+            self.notes,
+            what="what token_blocks writes beside its tokens",
+            kind=_FORMAT,
+            version=_VERSION,
+            fields={
+                "settings": lambda value: isinstance(value, dict),
+                "documents": is_count,
+                "tokens": lambda value: is_count(value) and value < 2**48,
+                "sha256": is_sha256,
+                "last_text": lambda value: value is None or is_sha256(value),
+                "texts": lambda value: value == "" or is_sha256(value),
+                "complete": lambda value: isinstance(value, bool),
+            },
+            remedy=self._remedy,
+        )
         settings = self.state["settings"]
         other = [name for name, value in settings.items() if state["settings"].get(name) != value]
         if other:
             raise self._refused(f"was made with other values of {', '.join(other)}")
         self.state = state
-        if not self.finished and self.partial.stat().st_size < self._place(self.n_tokens):
-            raise self._refused(f"is damaged: '{self.partial.name}' is shorter than it was")
+        if not self.finished:
+            self._read_partial()
 
-    def skip_done(self, documents: Iterator[str], texts: Any, text_column: str) -> Iterator[str]:
-        """What is to do of `documents`, of which the first has been read and compared."""
-        n_done = self.n_documents
-        if n_done == 1:
-            return documents
+    def _read_partial(self) -> None:
+        """Compare the tokens that are there with their digest, and make ready to go on with it."""
+        start, stop = self._place(self.n_tokens - self.n_tokens % self.length), self._place(self.n_tokens)
+        if self.partial.stat().st_size < stop:
+            raise self._refused(f"is damaged: '{self.partial.name}' is shorter than it was")
+        with open(self.partial, "rb") as stream:
+            update_digest(self._digest, stream, self._place(0), start)
+            self._rest = stream.read(stop - start)
+        if self._sha256() != self.state["sha256"]:
+            raise self._refused(f"is damaged: '{self.partial.name}' was altered after it was written")
+
+    def _sha256(self) -> str:
+        digest = self._digest.copy()
+        digest.update(self._rest)
+        return digest.hexdigest()
+
+    def compare(self, documents: Iterator[str], wanted: float) -> None:
+        """Refuse documents that are not those of a finished file."""
+        digest = ""
+        for text in islice(documents, self.n_documents):
+            digest = _chained(digest, text)
+        more = self.n_tokens < wanted and next(documents, None) is not None
+        if more or digest != self.state["texts"]:
+            raise self._refused("was made with other values of texts")
+
+    def skip_done(self, documents: Iterator[str], first: str, texts: Any, text_column: str) -> Iterator[str]:
+        """Skip the documents that are already tokenized; `first` has been read from `documents`."""
         if is_dataset(texts) or is_dataset_stream(texts):
-            documents = _documents(texts, text_column, start=n_done - 1)
+            documents = _documents(texts, text_column, start=self.n_documents - 1)
+            last = next(documents, None)
+            same = last is not None and _digest(last) == self.state["last_text"]
         else:
-            documents = islice(documents, n_done - 2, None)
-        last = next(documents, None)
-        if last is None or _digest(last) != self.state["last_text"]:
+            digest = _chained("", first)
+            for text in islice(documents, self.n_documents - 1):
+                digest = _chained(digest, text)
+            same = digest == self.state["texts"]
+        if not same:
             raise self._refused("was made with other values of texts")
         return documents
 
-    def append(self, chunks: Iterator[tuple[list[str], np.ndarray]]) -> None:
-        """Write tokens, and note from time to time how far they go."""
+    def append(self, chunks: Iterator[tuple[list[str], np.ndarray]], wanted: float) -> None:
+        """Write up to `wanted` tokens in all, and note from time to time how far they go."""
         if not self.n_documents:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self.notes.unlink(missing_ok=True)  # of a file that was removed
             self.partial.write_bytes(self._header(0))
         with open(self.partial, "r+b") as stream:
@@ -296,23 +376,38 @@ class _TokenFile:
             stream.truncate()
             n_saved = self.n_tokens
             for texts, ids in chunks:
-                stream.write(ids.astype(self.dtype).data)
+                kept = ids[: int(min(len(ids), wanted - self.n_tokens))].astype(self.dtype).tobytes()
+                stream.write(kept)
+                self._add(kept)
                 self.state["documents"] += len(texts)
-                self.state["tokens"] += len(ids)
+                for text in texts:
+                    self.state["texts"] = _chained(self.state["texts"], text)
                 self.state["last_text"] = _digest(texts[-1])
                 if self.n_tokens - n_saved >= _SAVE_TOKENS:
                     _to_disk(stream)
-                    write_json(self.notes, self.state)
+                    self._save()
                     n_saved = self.n_tokens
             _to_disk(stream)
 
-    def finish(self, wanted: float) -> None:
+    def _add(self, tokens: bytes) -> None:
+        tokens = self._rest + tokens
+        self.state["tokens"] += (len(tokens) - len(self._rest)) // self.dtype.itemsize
+        whole = len(tokens) - len(tokens) % (self.length * self.dtype.itemsize)
+        self._digest.update(tokens[:whole])
+        self._rest = tokens[whole:]
+
+    def _save(self) -> None:
+        self.state["sha256"] = self._sha256()
+        write_sealed(self.notes, self.state)
+
+    def finish(self) -> None:
         """Make it a file of blocks."""
         if self.n_tokens < self.length:
             self.partial.unlink()
-        self.state["tokens"] = _whole(self.n_tokens, self.length, wanted)
+        self.state["tokens"] = _whole(self.n_tokens, self.length, np.inf)
+        self._rest = b""
         self.state["complete"] = True
-        write_json(self.notes, self.state)
+        self._save()
         with open(self.partial, "r+b") as stream:
             stream.write(self._header(self.n_tokens // self.length))
             stream.truncate(self._place(self.n_tokens))
@@ -321,28 +416,15 @@ class _TokenFile:
         self.finished = True
 
     def _header(self, n_blocks: int) -> bytes:
-        """NumPy's, padded by it so that its size is the same whatever the number of blocks."""
-        header = io.BytesIO()
-        description = {
-            "descr": np.lib.format.dtype_to_descr(self.dtype),
-            "fortran_order": False,
-            "shape": (n_blocks, self.length),
-        }
-        np.lib.format.write_array_header_1_0(header, description)
-        return header.getvalue()
+        return npy_header((n_blocks, self.length), self.dtype)
 
     def _place(self, n_tokens: int) -> int:
         """Bytes up to a token."""
         return len(self._header(0)) + n_tokens * self.dtype.itemsize
 
     def open(self) -> np.memmap:
-        try:
-            blocks = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise self._refused(f"is damaged ({error})") from error
-        if blocks.shape != (self.n_tokens // self.length, self.length) or blocks.dtype != self.dtype:
-            raise self._refused(f"is damaged: it holds {blocks.dtype} of shape {blocks.shape}")
-        return blocks
+        shape = self.n_tokens // self.length, self.length
+        return map_npy(self.path, shape=shape, dtype=self.dtype, sha256=self.state["sha256"], refused=self._refused)
 
 
 def _to_disk(stream: BinaryIO) -> None:

@@ -237,7 +237,7 @@ def test_a_full_disk_loses_nothing(at, tmp_path, small_pieces, monkeypatch):
     assert files_in(tmp_path / "again") == files_in(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("name", "n_calls"), [("write_json", 1), ("_to_disk", 2)])
+@pytest.mark.parametrize(("name", "n_calls"), [("write_sealed", 1), ("_to_disk", 2)])
 def test_stopped_at_the_very_end_it_only_finishes(name, n_calls, tmp_path, monkeypatch):
     arguments = {"texts": TEXTS, "tokenizer": TOKENIZER, "length": 8}
     token_blocks(**arguments, path=tmp_path / "whole" / "blocks.npy")
@@ -266,13 +266,13 @@ from transformers import PreTrainedTokenizerFast
 from geofloor import tokens
 
 tokens._TEXTS_AT_ONCE, tokens._SAVE_TOKENS = 3, 40
-write_json = tokens.write_json
+write_sealed = tokens.write_sealed
 
 def announced(path, state):
-    write_json(path, state)
+    write_sealed(path, state)
     print(state["documents"], flush=True)
 
-tokens.write_json = announced
+tokens.write_sealed = announced
 tokenizer = PreTrainedTokenizerFast.from_pretrained(sys.argv[1])
 texts = open(sys.argv[2]).read().split("\\n")
 tokens.token_blocks(texts, tokenizer, length=8, path=sys.argv[3])
@@ -384,5 +384,5 @@ def test_damaged_and_foreign_files_are_named(tmp_path, small_pieces):
     with pytest.raises(ValueError, match="damaged: 'blocks.npy.part' is shorter than it was; remove '.*.part'"):
         token_blocks(**again)
     (tmp_path / "blocks.npy.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"no 'blocks.npy.json' beside it tells"):
+    with pytest.raises(ValueError, match=r"blocks.npy.json' is not what token_blocks writes beside its tokens; remove"):
         token_blocks(**again)
