@@ -188,7 +188,13 @@ def npy_header(shape: tuple[int, int], dtype: np.dtype) -> bytes:
 
 
 def map_npy(
-    path: Path, *, shape: tuple[int, int], dtype: np.dtype, sha256: str, refused: Callable[[str], ValueError]
+    path: Path,
+    *,
+    shape: tuple[int, int],
+    dtype: np.dtype,
+    sha256: str,
+    refused: Callable[[str], ValueError],
+    again: bool = False,
 ) -> np.memmap:
     """Map a ``.npy`` file read-only, after comparing the SHA-256 of its values.
 
@@ -204,6 +210,8 @@ def map_npy(
         Of the values, without the header.
     refused : callable
         Makes an error out of a reason.
+    again : bool, default=False
+        Whether to read a file that this process has read already.
     """
     if _leaves_folder(path):
         raise refused("is a link to a file in another folder")
@@ -217,17 +225,17 @@ def map_npy(
         size = header.end() + shape[0] * shape[1] * dtype.itemsize
         if os.fstat(stream.fileno()).st_size != size:
             raise refused(f"is damaged: it has {os.fstat(stream.fileno()).st_size} bytes in place of {size}")
-        if _digest_once(path, stream, header.end()) != sha256:
+        if _digest_once(path, stream, header.end(), again) != sha256:
             raise refused("was altered after it was written: its checksum does not match its content")
         return np.memmap(stream, dtype=dtype, mode="r", offset=header.end(), shape=shape)
 
 
-def _digest_once(path: Path, stream: BinaryIO, start: int) -> str:
+def _digest_once(path: Path, stream: BinaryIO, start: int, again: bool) -> str:
     status = os.fstat(stream.fileno())
     identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     key = os.path.realpath(path)
     known = _verified.get(key)
-    if known is not None and known[0] == identity:
+    if known is not None and known[0] == identity and not again:
         return known[1]
     computed = hashlib.sha256()
     update_digest(computed, stream, start, status.st_size)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
 import inspect
-import json
 import os
 import sys
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from numbers import Integral
 from pathlib import Path
@@ -24,13 +24,15 @@ from sklearn.utils._set_output import _get_output_config
 
 from geofloor._causal import evaluating, hooked, load_base_model, naming
 from geofloor._columns import column_names, column_values, is_dataset, is_dataset_stream
+from geofloor._files import is_count, is_sha256, map_npy, npy_header, only_writer, read_sealed, write_sealed
 from geofloor._portable import PortablePickleMixin
 from geofloor._short_repr import ShortReprMixin
 from geofloor._token_rows import PaddingWatch, ending_ids
-from geofloor._training.checkpoints import atomic_path, write_json
+from geofloor._training.checkpoints import atomic_path
 from geofloor._training.devices import memory_advice, resolve_device
 from geofloor._training.products import faster_linear, largest_matrix
 from geofloor._training.progress import progress_bar
+from geofloor._training.weights import weights_sha256
 from geofloor._validation import check_choice, check_number, check_object, plain_array, shown
 from geofloor.tokens import token_blocks
 
@@ -40,7 +42,8 @@ _LOOK_AHEAD = 64  # batches that are sorted by length together
 _WINDOW_BYTES = 2**27  # and no more than this of activations, since rows leave in the order they came
 _MODEL_DTYPES = ("auto", "float32", "float16", "bfloat16")
 _STORE_DTYPES = ("float32", "float16")
-_FORMAT = "geofloor activations"
+_FORMAT, _VERSION = "geofloor activations", 2
+_EXTRACT_AGAIN = "remove the folder and extract the activations again"
 _MANIFEST, _PARTIAL_MANIFEST = "manifest.json", "manifest.partial.json"
 _OPEN_SHARDS = 64  # each open memory map holds a file descriptor
 # What `from_pretrained` of a tokenizer shares with that of a model.
@@ -428,7 +431,8 @@ class ActivationExtractor(
         """Stream the rows of `transform` to a folder, so that they need not fit into memory.
 
         Interrupted, the same call goes on after the last complete shard, and gives the bits of a run
-        that was never interrupted. On a finished store it changes nothing.
+        that was never interrupted. On a finished store it changes nothing. While one process writes to a
+        folder, others that call this for it wait.
 
         Parameters
         ----------
@@ -450,35 +454,39 @@ class ActivationExtractor(
         Raises
         ------
         ValueError
-            As in `transform`, and if `path` holds a store of other settings, of another input or of
-            another model.
+            As in `transform`, and if `path` holds a store of other settings, of another input, of
+            another model, or one that was altered.
 
         Notes
         -----
-        What was stored before is recognised by the settings, by a digest of the token ids, and by
-        computing again the last batches that are there.
+        What was stored before is recognized by the settings, by SHA-256 digests of all token ids and of
+        all weights of the model, and by computing the last stored batches again. Its shards are verified.
         """
-        _check_count("shard_tokens", shard_tokens, 1)
-        if dtype not in _STORE_DTYPES:
-            raise ValueError(f"dtype={dtype!r} must be one of {_STORE_DTYPES}.")
+        shard_tokens = check_number("shard_tokens", shard_tokens, 1, 2**31 - 1, whole=True)
+        check_choice("dtype", dtype, _STORE_DTYPES)
+        folder = Path(check_object("path", path, (str, os.PathLike), "give the path of a folder"))
         self.fit()
+        windows = self._windows(X)
         name = self.model if self._by_name() else self.model.name_or_path
         settings = {
             "model": os.fspath(name or type(self.model).__name__),
+            "model_sha256": weights_sha256(self.model_),
             "layer": self.layer_,
             "n_layers": self.n_layers_,
             "skip_first": self._skip_first,
             "pooling": self.pooling,
             "max_length": self.max_length_,
             "batch_size": self._batch_size,
-            "shard_tokens": int(shard_tokens),
+            "shard_tokens": shard_tokens,
         }
-        writer = _StoreWriter(Path(path), settings, width=self._n_features_out, dtype=dtype, shard_tokens=shard_tokens)
-        for window in self._windows(X):
-            if writer.wants(window):
-                for rows in self._activations(window):
-                    writer.add(rows)
-        return writer.finish()
+        finished = (folder / _MANIFEST).exists() and not (folder / _PARTIAL_MANIFEST).exists()
+        with contextlib.nullcontext() if finished else only_writer(folder / _MANIFEST):
+            writer = _StoreWriter(folder, settings, width=self._n_features_out, dtype=dtype, shard_tokens=shard_tokens)
+            for window in windows:
+                if writer.wants(window):
+                    for rows in self._activations(window):
+                        writer.add(rows)
+            return writer.finish()
 
     def _by_name(self) -> bool:
         return isinstance(self.model, (str, os.PathLike))
@@ -732,20 +740,22 @@ class ActivationStore:
     manifest : dict
         What the store holds and where it came from: ``shape``, ``dtype``, ``settings`` of the
         extraction, ``input_sha256`` of the token ids, and ``shards``, each with its ``file``, ``rows``,
-        ``bytes`` and ``sha256``.
+        ``bytes`` and the ``sha256`` of its values.
 
     Raises
     ------
     FileNotFoundError
         If there is no finished store at `path`, or a shard is missing.
     ValueError
-        If the manifest is not one, or a shard is truncated.
+        If the manifest is not one or was altered, or a shard is truncated; and, when rows of it are first
+        read, if a shard was altered.
 
     Notes
     -----
     Shards are ``.npy`` files, opened as memory maps and without pickle; ``manifest.json`` is written
-    last, so that a folder with one is complete. Opening checks that every shard is there and of the
-    right size; `verify` reads them all.
+    last, so that a folder with one is complete. Opening checks the manifest, and that every shard is
+    there and of the right size. A shard's SHA-256 is compared when rows of it are first read, once per
+    process, which takes about a second per gigabyte; `verify` compares all of them at once.
 
     Examples
     --------
@@ -772,29 +782,32 @@ class ActivationStore:
             begun = (path / _PARTIAL_MANIFEST).is_file()
             hint = " Its extraction was interrupted; call transform_to_store again." if begun else ""
             raise FileNotFoundError(f"There is no finished activation store at '{path}'.{hint}")
-        try:
-            self.manifest = json.loads((path / name).read_text(encoding="utf-8"))
-            if self.manifest["format"] != _FORMAT:
-                raise KeyError("format")
-            self.shape: tuple[int, int] = (int(self.manifest["shape"][0]), int(self.manifest["shape"][1]))
-            self.dtype = np.dtype(self.manifest["dtype"])
-            self._shards = [
-                (path / Path(shard["file"]).name, int(shard["rows"]), int(shard["bytes"]), str(shard["sha256"]))
-                for shard in self.manifest["shards"]
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"'{path / name}' is not the manifest of an activation store.") from error
+        self.manifest = read_sealed(
+            path / name,
+            what="the manifest of an activation store",
+            kind=_FORMAT,
+            version=_VERSION,
+            fields={
+                **_MANIFEST_FIELDS,
+                "input_sha256": lambda value: is_sha256(value) or (value is None and name == _PARTIAL_MANIFEST),
+            },
+            remedy=_EXTRACT_AGAIN,
+        )
+        self.shape: tuple[int, int] = (self.manifest["shape"][0], self.manifest["shape"][1])
+        self.dtype = np.dtype(self.manifest["dtype"])
+        self._shards = [
+            (path / shard["file"], shard["rows"], shard["bytes"], shard["sha256"]) for shard in self.manifest["shards"]
+        ]
         self._bounds = np.cumsum([0, *(rows for _, rows, _, _ in self._shards)])
         if self._bounds[-1] != self.shape[0]:
-            raise ValueError(f"'{path / name}' is inconsistent: its shards do not add up to {self.shape[0]} rows.")
+            raise ValueError(
+                f"'{path / name}' is inconsistent: its shards do not add up to {self.shape[0]} rows; {_EXTRACT_AGAIN}."
+            )
         for file, _, size, _ in self._shards:
             if not file.is_file():
                 raise FileNotFoundError(f"The shard '{file}' is missing; extract the activations again.")
             if file.stat().st_size != size:
-                raise ValueError(
-                    f"The shard '{file}' has {file.stat().st_size} bytes in place of {size}; remove the folder and "
-                    "extract the activations again."
-                )
+                raise _refused_shard(file, f"has {file.stat().st_size} bytes in place of {size}")
         self._map = functools.lru_cache(_OPEN_SHARDS)(self._load)
 
     @classmethod
@@ -803,15 +816,16 @@ class ActivationStore:
         store._open(path, _PARTIAL_MANIFEST)
         return store
 
-    def _load(self, index: int) -> np.ndarray:
-        file, rows, _, _ = self._shards[index]
-        try:
-            shard = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"The shard '{file}' is not a .npy file ({error}).") from error
-        if shard.shape != (rows, self.shape[1]) or shard.dtype != self.dtype:
-            raise ValueError(f"The shard '{file}' holds {shard.dtype} of shape {shard.shape}: not what was written.")
-        return shard
+    def _load(self, index: int, *, again: bool = False) -> np.ndarray:
+        file, rows, _, sha256 = self._shards[index]
+        return map_npy(
+            file,
+            shape=(rows, self.shape[1]),
+            dtype=self.dtype,
+            sha256=sha256,
+            refused=functools.partial(_refused_shard, file),
+            again=again,
+        )
 
     @property
     def ndim(self) -> int:
@@ -888,7 +902,7 @@ class ActivationStore:
         activations : ndarray of shape (batch_size, d_model)
             Rows, in memory.
         """
-        _check_count("batch_size", batch_size, 1)
+        batch_size = check_number("batch_size", batch_size, 1, whole=True)
         return (self[start : start + batch_size] for start in range(0, len(self), batch_size))
 
     def verify(self) -> None:
@@ -899,12 +913,8 @@ class ActivationStore:
         ValueError
             If a shard was altered; the message names it.
         """
-        for file, _, _, sha256 in self._shards:
-            if _sha256(file) != sha256:
-                raise ValueError(
-                    f"The shard '{file}' was altered after it was written; remove the folder and extract the "
-                    "activations again."
-                )
+        for index in range(len(self._shards)):
+            self._load(index, again=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path,)
@@ -913,9 +923,48 @@ class ActivationStore:
         return f"{type(self).__name__}('{self.path}', shape={self.shape}, dtype={self.dtype})"
 
 
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _refused_shard(file: Path, reason: str) -> ValueError:
+    return ValueError(f"The shard '{file}' {reason}; {_EXTRACT_AGAIN}.")
+
+
+def _are_shards(value: Any) -> bool:
+    """Whether a value from JSON lists shards, none of which is a file elsewhere."""
+    return isinstance(value, list) and all(
+        isinstance(shard, dict)
+        and shard.keys() == {"file", "rows", "bytes", "sha256", "input_sha256"}
+        and shard["file"] == _shard_name(index)
+        and is_count(shard["rows"])
+        and 0 < shard["rows"] < 2**31
+        and is_count(shard["bytes"])
+        and is_sha256(shard["sha256"])
+        and is_sha256(shard["input_sha256"])
+        for index, shard in enumerate(value)
+    )
+
+
+def _are_settings(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {*_COUNTS_IN_SETTINGS, "model", "model_sha256", "pooling", "max_length"}
+        and all(is_count(value[name]) for name in _COUNTS_IN_SETTINGS)
+        and isinstance(value["model"], str)
+        and is_sha256(value["model_sha256"])
+        and value["pooling"] in (None, "mean", "last")
+        and (value["max_length"] is None or is_count(value["max_length"]))
+    )
+
+
+def _shard_name(index: int) -> str:
+    return f"shard-{index:05d}.npy"
+
+
+_COUNTS_IN_SETTINGS = ("layer", "n_layers", "skip_first", "batch_size", "shard_tokens")
+_MANIFEST_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "shape": lambda value: isinstance(value, list) and len(value) == 2 and all(map(is_count, value)) and value[1] > 0,
+    "dtype": lambda value: value in _STORE_DTYPES,
+    "settings": _are_settings,
+    "shards": _are_shards,
+}
 
 
 class _StoreWriter:
@@ -928,7 +977,7 @@ class _StoreWriter:
         self.position = 0  # rows that have gone by
         self.manifest: dict[str, Any] = {
             "format": _FORMAT,
-            "version": 1,
+            "version": _VERSION,
             "shape": [0, width],
             "dtype": dtype,
             "settings": settings,
@@ -948,10 +997,15 @@ class _StoreWriter:
                 "dtype": str(self.stored.dtype),
             }
             here = {**settings, "d_model": width, "dtype": dtype}
+            weights = here.pop("model_sha256")
             del here["model"]  # the name may be that of a moved folder; the activations tell more
             other = [f"{key}={there.get(key)!r}, not {here[key]!r}" for key in here if there.get(key) != here[key]]
             if other:
                 raise self._refused(f"was made with {'; '.join(other)}")
+            if there["model_sha256"] != weights:
+                raise self._refused("was made by a model with other weights")
+            for index in range(len(self.stored.manifest["shards"])):
+                self.stored._load(index)  # verifies it
             self.manifest = self.stored.manifest
         self.n_stored = 0 if self.stored is None else len(self.stored)
         self.buffer = np.empty((shard_tokens, width), dtype=dtype)
@@ -982,7 +1036,7 @@ class _StoreWriter:
             known = self.stored[self.position : self.position + n_known].astype(np.float32)
             # Threads and devices round differently. Medians, since a few dimensions can dwarf the others.
             if np.median(np.abs(rows[:n_known] - known)) > 0.01 * np.median(np.abs(known)):
-                raise self._refused("was made by a model with other weights")
+                raise self._refused("was made by a model that computes something else with the same weights")
         self.position += len(rows)
         rows = rows[n_known:]
         if len(rows) and self.complete:
@@ -1003,23 +1057,24 @@ class _StoreWriter:
 
     def _write(self) -> None:
         shards = self.manifest["shards"]
-        file = self.path / f"shard-{len(shards):05d}.npy"
-        with atomic_path(file) as temporary:
-            with open(temporary, "wb") as stream:
-                np.save(stream, self.buffer[: self.filled], allow_pickle=False)
-            sha256, size = _sha256(temporary), temporary.stat().st_size
+        values = self.buffer[: self.filled]
+        header = npy_header(values.shape, values.dtype)
+        file = self.path / _shard_name(len(shards))
+        with atomic_path(file) as temporary, open(temporary, "wb") as stream:
+            stream.write(header)
+            stream.write(values.data)
         shards.append(
             {
                 "file": file.name,
                 "rows": self.filled,
-                "bytes": size,
-                "sha256": sha256,
+                "bytes": len(header) + values.nbytes,
+                "sha256": hashlib.sha256(values.data).hexdigest(),
                 "input_sha256": self.window_sha256,
             }
         )
         self.manifest["shape"][0] += self.filled
         self.filled = 0
-        write_json(self.path / _PARTIAL_MANIFEST, self.manifest)
+        write_sealed(self.path / _PARTIAL_MANIFEST, self.manifest)
 
     def finish(self) -> ActivationStore:
         if self.position < self.n_stored:
@@ -1027,10 +1082,11 @@ class _StoreWriter:
         if self.complete:
             if self.digest.hexdigest() != self.manifest["input_sha256"]:
                 raise self._refused("was made from another input")
-            return ActivationStore(self.path)
-        if self.filled:
-            self._write()
-        self.manifest["input_sha256"] = self.digest.hexdigest()
-        write_json(self.path / _MANIFEST, self.manifest)
-        (self.path / _PARTIAL_MANIFEST).unlink(missing_ok=True)
+        else:
+            if self.filled:
+                self._write()
+            self.manifest["input_sha256"] = self.digest.hexdigest()
+            write_sealed(self.path / _MANIFEST, self.manifest)
+        if (self.path / _PARTIAL_MANIFEST).exists():  # a finished store may lie in a folder that can't be written to
+            (self.path / _PARTIAL_MANIFEST).unlink(missing_ok=True)
         return ActivationStore(self.path)
