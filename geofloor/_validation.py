@@ -18,7 +18,7 @@ import numpy as np
 
 _SHOWN = 60  # characters of a value in a message
 _LARGEST = int(np.finfo(np.float64).max)
-_INNER = ("geofloor", "sklearn", "joblib", "functools")  # packages whose own lines no user wrote
+_INNER = ("geofloor", "sklearn", "joblib", "functools", "contextlib")  # packages whose own lines no user wrote
 
 
 def shown(value: Any) -> str:

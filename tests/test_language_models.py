@@ -1,5 +1,8 @@
 import logging
+import os
 import pickle
+import threading
+import time
 import warnings
 from functools import partial
 from itertools import cycle
@@ -37,7 +40,7 @@ from transformers import (
     T5Model,
 )
 
-from geofloor import ActivationExtractor, ActivationStore
+from geofloor import ActivationExtractor, ActivationStore, _files
 from geofloor.distillation import zero_width_kl
 
 N_VOCABULARY, WIDTH, N_LAYERS = 40, 16, 3
@@ -663,17 +666,116 @@ def test_missing_and_truncated_shards_are_named(stored, tmp_path):
         ActivationStore(path)
 
 
-def test_verify_names_an_altered_shard(stored, tmp_path):
+def flip(file, where=-1):
+    content = bytearray(file.read_bytes())
+    content[where] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("where", [-1, 128, 20, 6])
+def test_an_altered_shard_is_refused_when_it_is_read(stored, where, tmp_path):
     path = copy_of(stored[0], tmp_path)
-    shard = path / "shard-00002.npy"
-    content = bytearray(shard.read_bytes())
-    content[-1] ^= 1
-    shard.write_bytes(content)
-    with pytest.raises(ValueError, match=r"shard-00002.npy' was altered"):
-        ActivationStore(path).verify()
+    flip(path / "shard-00002.npy", where)
+    store = ActivationStore(path)
+    np.testing.assert_array_equal(store[:32], stored[1][:32])
+    message = r"shard-00002.npy' (was altered|is damaged).*; remove the folder and extract"
+    for read in (lambda: store[:], lambda: store[[40]], lambda: list(store.iter_batches(30)), store.verify):
+        with pytest.raises(ValueError, match=message):
+            read()
+    with pytest.raises(ValueError, match=message):
+        ActivationExtractor(MODEL, 1).transform_to_store(BLOCKS, path, shard_tokens=16)
 
 
-@pytest.mark.parametrize("manifest", ["", "{", "[]", "{}", '{"format": "something else"}'])
+def test_swapped_shards_are_refused(stored, tmp_path):
+    path = copy_of(stored[0], tmp_path)
+    (path / "shard-00001.npy").rename(path / "other")
+    (path / "shard-00002.npy").rename(path / "shard-00001.npy")
+    (path / "other").rename(path / "shard-00002.npy")
+    with pytest.raises(ValueError, match=r"shard-00001.npy' was altered"):
+        ActivationStore(path)[:]
+
+
+def test_a_shard_that_is_a_link_out_of_the_folder_is_refused(stored, tmp_path):
+    (tmp_path / "store").mkdir()
+    path = copy_of(stored[0], tmp_path / "store")
+    (path / "shard-00001.npy").rename(tmp_path / "elsewhere.npy")
+    (path / "shard-00001.npy").symlink_to(tmp_path / "elsewhere.npy")
+    with pytest.raises(ValueError, match=r"shard-00001.npy' is a link to a file in another folder"):
+        ActivationStore(path)[:]
+    (path / "manifest.json").rename(tmp_path / "elsewhere.json")
+    (path / "manifest.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(ValueError, match=r"manifest.json' is a link to a file in another folder"):
+        ActivationStore(path)
+
+
+def test_shards_are_verified_when_they_are_first_read_and_once(stored, tmp_path, monkeypatch):
+    path = copy_of(stored[0], tmp_path)
+    for file in path.iterdir():
+        os.utime(file, ns=(0, 10**9))
+    monkeypatch.setattr("geofloor.language_models._OPEN_SHARDS", 1)
+    reads = []
+    update_digest = _files.update_digest
+    monkeypatch.setattr(_files, "update_digest", lambda *arguments: reads.append(update_digest(*arguments)))
+    store = ActivationStore(path)
+    assert not reads
+    for _ in range(3):
+        store[20:40]
+    assert len(reads) == 2
+    ActivationStore(path)[:]
+    assert len(reads) == 7
+    store.verify()
+    assert len(reads) == 14
+
+
+def test_an_altered_manifest_is_refused(stored, tmp_path):
+    path = copy_of(stored[0], tmp_path)
+    manifest = path / "manifest.json"
+    content = manifest.read_text()
+    manifest.write_text(content.replace('"layer": 1', '"layer": 2'))
+    with pytest.raises(ValueError, match=r"manifest.json' was altered"):
+        ActivationStore(path)
+    with pytest.raises(ValueError, match=r"manifest.json' was altered"):
+        ActivationExtractor(MODEL, 2).transform_to_store(BLOCKS, path, shard_tokens=16)
+
+
+def change_shard(manifest, **change):
+    first, *others = manifest["shards"]
+    return {**manifest, "shards": [{**first, **change}, *others]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: {**m, "version": 99}, "has version 99, and this geofloor reads version 2"),
+        (lambda m: {**m, "extra": 1}, "it has other entries"),
+        (lambda m: {**m, "shape": [10**30, WIDTH]}, "its entry 'shape'"),
+        (lambda m: {**m, "shape": [True, WIDTH]}, "its entry 'shape'"),
+        (lambda m: {**m, "shape": [99, WIDTH]}, "do not add up to 99 rows"),
+        (lambda m: {**m, "dtype": "O"}, "its entry 'dtype'"),
+        (lambda m: {**m, "dtype": []}, "its entry 'dtype'"),
+        (lambda m: {**m, "input_sha256": None}, "its entry 'input_sha256'"),
+        (lambda m: {**m, "settings": {**m["settings"], "layer": "1"}}, "its entry 'settings'"),
+        (lambda m: {**m, "settings": {**m["settings"], "trust_remote_code": True}}, "its entry 'settings'"),
+        (lambda m: change_shard(m, file="../outside.npy"), "its entry 'shards'"),
+        (lambda m: change_shard(m, file="/etc/passwd"), "its entry 'shards'"),
+        (lambda m: change_shard(m, file="shard-00001.npy"), "its entry 'shards'"),
+        (lambda m: change_shard(m, rows=-16), "its entry 'shards'"),
+        (lambda m: change_shard(m, rows=16.0), "its entry 'shards'"),
+        (lambda m: change_shard(m, sha256=None), "its entry 'shards'"),
+        (lambda m: change_shard(m, extra=0), "its entry 'shards'"),
+    ],
+)
+def test_a_manifest_with_a_right_checksum_is_checked_entry_by_entry(stored, change, message, tmp_path):
+    path = copy_of(stored[0], tmp_path)
+    manifest = {key: value for key, value in stored[0].manifest.items() if key != "checksum"}
+    _files.write_sealed(path / "manifest.json", change(manifest))
+    with pytest.raises(ValueError, match=f"manifest.json' .*{message}.*; remove the folder"):
+        ActivationStore(path)
+
+
+@pytest.mark.parametrize(
+    "manifest", ["", "{", "[]", "{}", '{"format": "something else"}', "[" * 10**5, '{"a": Infinity}', "1" * 5000]
+)
 def test_what_is_no_store_is_refused(manifest, tmp_path):
     with pytest.raises(FileNotFoundError, match="no finished activation store"):
         ActivationStore(tmp_path)
@@ -738,6 +840,68 @@ def test_interrupted_just_before_the_manifest(tmp_path, monkeypatch):
     (tmp_path / "manifest.json").rename(tmp_path / "manifest.partial.json")
     assert extract().manifest == manifest
     assert not (tmp_path / "manifest.partial.json").exists()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_store_of_a_model_with_slightly_other_weights_is_refused(stored, finished, tmp_path):
+    path = copy_of(stored[0], tmp_path)
+    if not finished:
+        (path / "manifest.json").rename(path / "manifest.partial.json")
+    other = gpt_neox()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.003)
+    with pytest.raises(ValueError, match="was made by a model with other weights"):
+        ActivationExtractor(other, 1).transform_to_store(BLOCKS, path, shard_tokens=16)
+    one = gpt_neox()
+    with torch.no_grad():
+        one.gpt_neox.embed_in.weight[-1, -1] += 1e-3  # of a token that may not occur
+    with pytest.raises(ValueError, match="was made by a model with other weights"):
+        ActivationExtractor(one, 1).transform_to_store(BLOCKS, path, shard_tokens=16)
+
+
+def test_a_store_of_a_model_that_computes_otherwise_with_the_same_weights_is_refused(stored, tmp_path):
+    path = copy_of(stored[0], tmp_path)
+    other = gpt_neox()
+    for block in other.gpt_neox.layers:
+        block.mlp.act = torch.nn.ReLU()
+    with pytest.raises(ValueError, match="computes something else with the same weights"):
+        ActivationExtractor(other, 1).transform_to_store(BLOCKS, path, shard_tokens=16)
+
+
+def test_altered_shards_of_an_interrupted_store_are_not_resumed(stored, tmp_path):
+    path = copy_of(stored[0], tmp_path)
+    (path / "manifest.json").rename(path / "manifest.partial.json")
+    flip(path / "shard-00000.npy")
+    with pytest.raises(ValueError, match=r"shard-00000.npy' was altered"):
+        ActivationExtractor(MODEL, 1).transform_to_store(BLOCKS, path, shard_tokens=16)
+    assert not (path / "manifest.json").exists()
+
+
+def test_of_several_that_write_one_store_all_but_one_wait(stored, tmp_path):
+    extractor = ActivationExtractor(gpt_neox(), 1, batch_size=1).fit()
+    begun = threading.Event()
+
+    def slow(*_):
+        begun.set()
+        time.sleep(0.02)
+
+    def first():
+        extractor.model.base_model.register_forward_pre_hook(slow)
+        extractor.transform_to_store(BLOCKS, tmp_path, shard_tokens=16)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert begun.wait(60)
+    other = ActivationExtractor(MODEL, 1, batch_size=1)
+    with pytest.warns(UserWarning, match="Another process writes to"):
+        store = other.transform_to_store(BLOCKS, tmp_path, shard_tokens=16)
+    thread.join()
+    np.testing.assert_array_equal(store[:], ActivationExtractor(MODEL, 1, batch_size=1).transform(BLOCKS))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "manifest.json",
+        *(f"shard-{i:05d}.npy" for i in range(7)),
+    ]
 
 
 def test_a_finished_store_is_kept(stored, tmp_path):

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 from joblib import Parallel, delayed
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import ByT5Tokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from geofloor import _distilling
 from geofloor._training import processes
 from geofloor.distillation import DistilledStudent, distill_widths
 from geofloor.students import make_student
+from geofloor.tokens import token_blocks
 
 PAD = 31
+TEXTS = [f"Text number {i}." for i in range(500)]
 # What is tested is that processes agree, for which a few steps do.
 pytestmark = pytest.mark.filterwarnings("ignore:.*too few to learn from:sklearn.exceptions.ConvergenceWarning")
 SETTINGS = {"n_steps": 12, "warmup_steps": 2, "learning_rate": 1e-2, "eval_every": 4, "device": "cpu"}
@@ -206,7 +208,8 @@ def run_all(folder):
     rank = int(os.environ["RANK"])
     # The first that is registered is the last to be called.
     atexit.register(lambda: (folder / f"{rank}.joined").write_text(str(torch.distributed.is_initialized())))
-    results = {name: learnt(fit(folder)) for name, fit in FITS.items()}
+    blocks = token_blocks(TEXTS, ByT5Tokenizer(), length=8, path=folder / "tokens.npy")  # all of them write it
+    results = {"tokens": np.array(blocks)} | {name: learnt(fit(folder)) for name, fit in FITS.items()}
     for fail in FAILURES:
         try:
             fail(rank, folder)
@@ -241,6 +244,12 @@ def test_two_processes_learn_what_one_does(both, name, tmp_path):
         assert found["floor"] == pytest.approx(expected["floor"], rel=1e-5, nan_ok=True)
         curves = [[list(row.values()) for row in run["history"]] for run in (found, expected)]
         np.testing.assert_allclose(*(np.array(curve, dtype=float) for curve in curves), rtol=1e-5)
+
+
+def test_all_processes_get_the_tokens_that_one_of_them_writes(both):
+    expected = token_blocks(TEXTS, ByT5Tokenizer(), length=8)
+    for result in both:
+        np.testing.assert_array_equal(result["tokens"], expected)
 
 
 @pytest.mark.parametrize("name", FITS)

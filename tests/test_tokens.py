@@ -1,8 +1,13 @@
 import json
+import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+import warnings
 
 import datasets
 import numpy as np
@@ -12,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from geofloor import language_models, tokens
+from geofloor import _files, language_models, tokens
 from geofloor.tokens import token_blocks
 
 N_WORDS = 39
@@ -386,3 +391,204 @@ def test_damaged_and_foreign_files_are_named(tmp_path, small_pieces):
     (tmp_path / "blocks.npy.json").write_text("{}")
     with pytest.raises(ValueError, match=r"blocks.npy.json' is not what token_blocks writes beside its tokens; remove"):
         token_blocks(**again)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_altered_tokens_are_refused(finished, tmp_path, small_pieces):
+    path = tmp_path / "blocks.npy"
+    arguments = {"tokenizer": TOKENIZER, "length": 8, "path": path}
+    if finished:
+        token_blocks(TEXTS, **arguments)
+    else:
+        with pytest.raises(ConnectionError):
+            token_blocks(stopping(TEXTS, 100), **arguments)
+    file = path if finished else tmp_path / "blocks.npy.part"
+    content = file.read_bytes()
+    for where in (128, 200, 500):
+        file.write_bytes(content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :])
+        with pytest.raises(ValueError, match=f"blocks.npy' .*was altered after it was written.* remove '{file}'"):
+            token_blocks(TEXTS, **arguments)
+    file.write_bytes(content)
+    np.testing.assert_array_equal(token_blocks(TEXTS, **arguments), token_blocks(TEXTS, TOKENIZER, length=8))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_altered_notes_are_refused(finished, tmp_path, small_pieces):
+    path, notes = tmp_path / "blocks.npy", tmp_path / "blocks.npy.json"
+    with pytest.raises(ConnectionError):
+        token_blocks(stopping(TEXTS, 100), TOKENIZER, length=8, path=path)
+    if finished:
+        token_blocks(TEXTS, TOKENIZER, length=8, path=path)
+    state = json.loads(notes.read_text())
+    notes.write_text(json.dumps({**state, "documents": state["documents"] - 3}))
+    with pytest.raises(ValueError, match=r"blocks.npy.json' was altered .* remove"):
+        token_blocks(TEXTS, TOKENIZER, length=8, path=path)
+    del state["checksum"]
+    for change, message in [
+        ({"version": 99}, "has version 99, and this geofloor reads version 2"),
+        ({"documents": -1}, "its entry 'documents' is -1"),
+        ({"tokens": 10**30}, "its entry 'tokens' is 1000"),
+        ({"sha256": "x"}, "its entry 'sha256' is 'x'"),
+        ({"extra": 1}, "it has other entries ..'extra'.."),
+    ]:
+        _files.write_sealed(notes, {**state, **change})
+        with pytest.raises(ValueError, match=f"blocks.npy.json' .*{message}"):
+            token_blocks(TEXTS, TOKENIZER, length=8, path=path)
+
+
+def test_texts_in_memory_are_compared_with_all_those_of_a_finished_file(tmp_path):
+    token_blocks(TEXTS, TOKENIZER, length=8, path=tmp_path / "all.npy")
+    token_blocks(TEXTS, TOKENIZER, length=8, max_blocks=40, path=tmp_path / "some.npy")
+    for other in ([*TEXTS[:50], "7 7", *TEXTS[51:]], TEXTS[:50]):
+        for name, max_blocks in [("all.npy", None), ("some.npy", 40)]:
+            with pytest.raises(ValueError, match=f"{name}' was made with other values of texts"):
+                token_blocks(other, TOKENIZER, length=8, max_blocks=max_blocks, path=tmp_path / name)
+    with pytest.raises(ValueError, match="other values of texts"):
+        token_blocks([*TEXTS, "1"], TOKENIZER, length=8, path=tmp_path / "all.npy")
+    token_blocks([*TEXTS, "1"], TOKENIZER, length=8, max_blocks=40, path=tmp_path / "some.npy")  # reads no further
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"\x93NUMPY",
+        b"\x93NUMPY\x01\x00\x76\x00{'descr': '<u2', 'fortran_order': False, 'shape': (3",
+        b"\x93NUMPY\x01\x00\xf0\xff" + b"(" * 65520,
+        b"\x93NUMPY\x01\x00\xf0\xff" + b"-" * 65520,
+        b"\x93NUMPY\x01\x00\x76\x00" + b"{'descr': '|O', 'fortran_order': False, 'shape': (3, 8), }".ljust(117) + b"\n",
+        b"\x93NUMPY\x03\x00\xff\xff\xff\xff{",
+    ],
+    ids=["nothing", "magic", "cut", "parentheses", "minus", "pickle", "version"],
+)
+def test_hostile_headers_are_refused_by_name(header, tmp_path):
+    path = tmp_path / "blocks.npy"
+    token_blocks(TEXTS, TOKENIZER, length=8, path=path)
+    path.write_bytes(header)
+    with pytest.raises(ValueError, match="blocks.npy' is damaged"):
+        token_blocks(TEXTS, TOKENIZER, length=8, path=path)
+
+
+def test_wrong_kinds_of_arguments_are_named():
+    for change, name in [
+        ({"texts": 3}, "texts"),
+        ({"tokenizer": 3}, "tokenizer"),
+        ({"path": 3}, "path"),
+        ({"text_column": 3}, "text_column"),
+    ]:
+        with pytest.raises(TypeError, match=f"{name}=3 is a int; give"):
+            token_blocks(**{"texts": TEXTS, "tokenizer": TOKENIZER, "length": 8, **change})
+
+
+# Several processes
+
+
+def write_in_a_process(path, result, environment, half_way):
+    os.environ.update(environment)
+    tokens._TEXTS_AT_ONCE, tokens._SAVE_TOKENS = 3, 40
+
+    def slowly():
+        for i, text in enumerate(TEXTS):
+            if i == len(TEXTS) // 2:
+                half_way.set()
+            time.sleep(2e-3)
+            yield text
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it waits
+        np.save(result, token_blocks(slowly(), TOKENIZER, length=8, path=path))
+
+
+@pytest.fixture(scope="module")
+def context():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["geofloor.tokens", "transformers", "tokenizers"])
+    return context
+
+
+@pytest.mark.skipif(_files.fcntl is None, reason="locks need fcntl")
+@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "2"}], ids=["unrelated", "launched together"])
+@pytest.mark.parametrize("apart", [False, True], ids=["together", "half a run apart"])
+def test_of_two_processes_one_writes_and_the_other_waits(apart, environment, context, tmp_path):
+    path, half_way = tmp_path / "blocks" / "blocks.npy", context.Event()
+    results = [tmp_path / f"{rank}.npy" for rank in range(2)]
+    processes = [
+        context.Process(target=write_in_a_process, args=(path, result, {**environment, "RANK": str(rank)}, half_way))
+        for rank, result in enumerate(results)
+    ]
+    processes[0].start()
+    assert not apart or half_way.wait(60)
+    processes[1].start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    token_blocks(TEXTS, TOKENIZER, length=8, path=tmp_path / "whole" / "blocks.npy")
+    assert files_in(path.parent) == files_in(tmp_path / "whole")
+    for result in results:
+        np.testing.assert_array_equal(np.load(result), np.load(path))
+
+
+@pytest.mark.skipif(_files.fcntl is None, reason="locks need fcntl")
+def test_when_the_writer_is_killed_the_one_that_waits_goes_on(context, tmp_path):
+    path, half_way = tmp_path / "blocks" / "blocks.npy", [context.Event(), context.Event()]
+    processes = [
+        context.Process(target=write_in_a_process, args=(path, tmp_path / "result.npy", {}, event))
+        for event in half_way
+    ]
+    processes[0].start()
+    assert half_way[0].wait(60)
+    processes[1].start()
+    processes[0].kill()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [-signal.SIGKILL, 0]
+    token_blocks(TEXTS, TOKENIZER, length=8, path=tmp_path / "whole" / "blocks.npy")
+    assert files_in(path.parent) == files_in(tmp_path / "whole")
+
+
+@pytest.mark.skipif(_files.fcntl is None, reason="locks need fcntl")
+def test_who_waits_for_a_writer_is_told(tmp_path):
+    path, held = tmp_path / "blocks.npy", threading.Event()
+
+    def write():
+        with _files.only_writer(path):
+            held.set()
+            time.sleep(0.2)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    held.wait()
+    with pytest.warns(UserWarning, match=f"Another process writes to '{tmp_path}'; waiting") as caught:
+        token_blocks(TEXTS, TOKENIZER, length=8, path=path)
+    writer.join()
+    assert caught[0].filename == __file__
+    assert sorted(files_in(tmp_path)) == ["blocks.npy", "blocks.npy.json"]
+
+
+def test_without_locks_it_says_so_and_goes_on(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_):
+        raise OSError(_files.errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.warns(UserWarning, match="file system without locks .* only one process"):
+        blocks = token_blocks(TEXTS, TOKENIZER, length=8, path=tmp_path / "blocks.npy")
+    np.testing.assert_array_equal(blocks, token_blocks(TEXTS, TOKENIZER, length=8))
+
+
+def test_a_finished_file_is_read_once_per_process_and_again_when_it_changes(tmp_path, monkeypatch):
+    path = tmp_path / "blocks.npy"
+    token_blocks(TEXTS, TOKENIZER, length=8, path=path)
+    os.utime(path, ns=(0, 10**9))
+    reads = []
+    update_digest = _files.update_digest
+    monkeypatch.setattr(_files, "update_digest", lambda *arguments: reads.append(update_digest(*arguments)))
+    for _ in range(3):
+        token_blocks(TEXTS, TOKENIZER, length=8, path=path)
+    assert len(reads) == 1
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(0, 10**9))
+    with pytest.raises(ValueError, match="altered"):
+        token_blocks(TEXTS, TOKENIZER, length=8, path=path)

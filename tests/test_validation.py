@@ -1,3 +1,4 @@
+import contextlib
 import datetime
 from fractions import Fraction
 
@@ -201,3 +202,11 @@ def test_valid_and_other_data_pass_the_check_of_sparse_matrices():
 def test_a_dok_matrix_is_no_mapping_here():
     matrix = sp.dok_array(np.eye(2))
     assert plain_array(matrix, "codes") is matrix
+
+
+def test_a_warning_of_a_context_manager_points_at_the_users_line():
+    inner = {"__name__": "geofloor.somewhere", "warn_caller": warn_caller, "manager": contextlib.contextmanager}
+    exec("@manager\ndef lock():\n    yield warn_caller('Waiting.', UserWarning)", inner)
+    with pytest.warns(UserWarning, match="Waiting") as caught, inner["lock"]():
+        pass
+    assert caught[0].filename == __file__
