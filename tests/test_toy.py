@@ -14,9 +14,10 @@ from scipy import stats
 from sklearn.exceptions import ConvergenceWarning
 
 from geofloor import FloorPredictor, ToyModel
+from geofloor._training.checkpoints import read_tensors, write_tensors
 from geofloor._training.devices import one_thread
 from geofloor._training.schedules import warmup_cosine
-from geofloor.toy import SparseFeatures, SweepError, predict_sweep, summarize_sweep, toy_sweep
+from geofloor.toy import SparseFeatures, SweepError, _sweep, predict_sweep, summarize_sweep, toy_sweep
 from geofloor.toy._engine import DistributionStream, Stack, evaluate, gradient, reconstruct
 
 QUICK = {"n_steps": 150, "max_rounds": 2, "n_eval_samples": 4096}
@@ -325,6 +326,33 @@ def test_numbers_are_the_same_on_a_dask_cluster(sweep):
         assert_frame_equal(toy_sweep((6, 10), alphas=(0.8, 0.95), **SMALL), sweep, check_exact=True)
 
 
+def test_numbers_are_the_same_with_multiprocessing(sweep):
+    with joblib.parallel_config(backend="multiprocessing", n_jobs=2):
+        assert_frame_equal(toy_sweep((6, 10), alphas=(0.8, 0.95), **SMALL), sweep, check_exact=True)
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning", "default::ResourceWarning")
+def test_numbers_are_the_same_with_ray(sweep):
+    ray = pytest.importorskip("ray")
+    from ray.util.joblib import register_ray
+
+    register_ray()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        with joblib.parallel_config(backend="ray", n_jobs=2):
+            assert_frame_equal(toy_sweep((6, 10), alphas=(0.8, 0.95), **SMALL), sweep, check_exact=True)
+    finally:
+        ray.shutdown()
+
+
+def test_settings_may_be_numbers_of_numpy(sweep, tmp_path):
+    counts = {name: np.int64(value) for name, value in {**QUICK, "n_seeds": 3, "batch_size": 128}.items()}
+    arguments = {"n_features": np.array([6, 10]), "alphas": np.array([0.8, 0.95]), "checkpoint_dir": tmp_path}
+    again = toy_sweep(**{**SMALL, **counts}, **arguments, learning_rate=np.float64(1e-2))
+    assert_frame_equal(again, sweep, check_exact=True)
+    toy_sweep(6, [2], 0.9, **{**SMALL, **counts}, tol=np.float32(5e-3), checkpoint_dir=tmp_path)
+
+
 def test_a_sweep_goes_on_from_its_finished_parts(sweep, tmp_path):
     arguments = {"alphas": (0.8, 0.95), **SMALL, "models_per_batch": 5, "checkpoint_dir": tmp_path}
     toy_sweep((6, 10), **arguments)
@@ -340,6 +368,63 @@ def test_a_sweep_goes_on_from_its_finished_parts(sweep, tmp_path):
     parts[0].write_bytes(parts[0].read_bytes()[:-10])
     with pytest.raises(ValueError, match=f"{parts[0].name}' is truncated"):
         toy_sweep((6, 10), **arguments)
+
+
+def test_parts_that_are_swapped_or_hold_what_no_model_can_have_are_refused(tmp_path):
+    arguments = {"n_features": 6, "alphas": (0.8, 0.95), **SMALL, "models_per_batch": 9, "checkpoint_dir": tmp_path}
+    toy_sweep(**arguments)
+    parts = sorted(tmp_path.iterdir())
+    contents = [part.read_bytes() for part in parts]
+    parts[0].write_bytes(contents[1])
+    parts[1].write_bytes(contents[0])
+    with pytest.raises(ValueError, match="is the part of another sweep or of other models; remove it"):
+        toy_sweep(**arguments)
+    parts[1].write_bytes(contents[1])
+    parts[0].write_bytes(contents[0])
+    tensors, specification = read_tensors(parts[0], kind="geofloor toy sweep part")
+    floor = tensors["floor"]
+    for change, message in [
+        ({"floor": None}, r"has not the tensors .*\(floor\)"),
+        ({"floor": floor[:-1]}, r"has not the tensors .*\(floor\)"),
+        ({"floor": floor.float()}, r"has not the tensors .*\(floor\)"),
+        ({"extra": floor}, r"has not the tensors .*\(extra\)"),
+        ({"floor": -floor}, r"holds values that no model can have \(floor\)"),
+        ({"floor": floor * np.nan}, r"holds values that no model can have \(floor\)"),
+        ({"kept": tensors["kept"] + 7}, r"holds values that no model can have \(kept\)"),
+        ({"n_steps": tensors["n_steps"] * 100}, r"holds values that no model can have \(n_steps\)"),
+        ({"parameters": tensors["parameters"] / 0}, r"holds values that no model can have \(parameters\)"),
+    ]:
+        changed = {name: tensor for name, tensor in {**tensors, **change}.items() if tensor is not None}
+        write_tensors(parts[0], changed, kind="geofloor toy sweep part", metadata=specification)
+        with pytest.raises(ValueError, match=f"{parts[0].name}' {message}"):
+            toy_sweep(**arguments)
+    settings = {**specification["settings"], "n_steps": 1}
+    write_tensors(parts[0], tensors, kind="geofloor toy sweep part", metadata={**specification, "settings": settings})
+    with pytest.raises(ValueError, match="is the part of another sweep"):
+        toy_sweep(**arguments)
+
+
+def test_a_full_disk_keeps_what_is_trained(sweep, tmp_path, monkeypatch):
+    arguments = {"alphas": (0.8, 0.95), **SMALL, "models_per_batch": 5, "checkpoint_dir": tmp_path}
+    write = _sweep.write_tensors
+    written = []
+
+    def full(path, *others, **named):
+        if len(written) == 2:
+            raise OSError(28, "No space left on device", str(path))
+        written.append(path)
+        write(path, *others, **named)
+
+    monkeypatch.setattr(_sweep, "write_tensors", full)
+    with pytest.raises(
+        SweepError, match=f"it is trained, but can't be kept: OSError.* No space.*'{tmp_path}/"
+    ) as caught:
+        toy_sweep((6, 10), **arguments)
+    assert len(caught.value.finished) == len(sweep.drop(columns="teacher_width").drop_duplicates())
+    monkeypatch.undo()
+    kept = {path: path.stat().st_mtime_ns for path in written}
+    assert_frame_equal(toy_sweep((6, 10), **arguments), sweep, check_exact=True)
+    assert {path: path.stat().st_mtime_ns for path in written} == kept
 
 
 def test_a_worker_that_dies_is_reported_and_its_parts_are_run_again(sweep, tmp_path):

@@ -109,7 +109,7 @@ def toy_sweep(
         Directory that finished parts are kept in. A sweep with the same settings goes on from them.
     n_jobs : int, default=None
         Workers, each on one core; the backend is joblib's, so that ``joblib.parallel_config`` chooses
-        processes, Dask or another.
+        processes, Dask, Ray or another.
     random_state : int, RandomState or None, default=0
         Seed of samples and starting points.
     device : str, default="auto"
@@ -135,9 +135,9 @@ def toy_sweep(
     ------
     ValueError
         If the grid is empty, a parameter is out of range, a width exceeds the number of features or is
-        wider than every teacher, or a file in `checkpoint_dir` is damaged.
+        wider than every teacher, or a file in `checkpoint_dir` is damaged or is not the part that it should be.
     SweepError
-        If parts of the sweep failed; it has the rows of the parts that are finished.
+        If parts of the sweep failed or could not be written; it has the rows of the models that are trained.
 
     Warns
     -----
@@ -406,19 +406,16 @@ class _Run:
         with progress_bar("toy sweep", total=len(models), unit="model", verbose=self.verbose) as bar:
 
             def collect(indices: Sequence[int], n_jobs: int | None) -> None:
-                outcomes = Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)(
-                    delayed(_run_part)(index, parts[index]) for index in indices
-                )
-                for index, rows, failure in outcomes:
+                for index, rows, failure in _outcomes(parts, indices, n_jobs):
                     pending.remove(index)
-                    if failure is None:
+                    if rows:  # which a full disk may have kept from being written
                         for row in [] if keep_parameters else rows:
                             del row["parameters"]
                         found = dict(zip(parts[index].models, rows, strict=True))
                         results.update(found)
                         self.finished.update(found)
                         bar.update(len(found))
-                    else:
+                    if failure is not None:
                         failures[index] = failure
 
             try:
@@ -444,7 +441,8 @@ class _Run:
         index, reason = next(iter(failures.items()))
         first = parts[index].models[0]
         kept = (
-            f"The others are kept in checkpoint_dir='{self.directory}': call toy_sweep again to train only these."
+            f"The others are kept in checkpoint_dir='{self.directory}': call toy_sweep again to train only these. All "
+            "that are trained are in this error's attribute `finished`."
             if self.directory is not None
             else "The others are in this error's attribute `finished`; with checkpoint_dir a sweep can be resumed."
         )
@@ -492,6 +490,15 @@ def _teacher_of(model: _Model) -> _Model:
     return _Model(model.n_features, model.alpha, model.teacher_width, model.seed)
 
 
+def _outcomes(parts: Sequence[_Part], indices: Sequence[int], n_jobs: int | None) -> Iterable[Any]:
+    """Results of `_run_part`, as they come where the backend can do that."""
+    try:
+        parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)
+    except ValueError:  # those of Ray and multiprocessing return all results at once
+        parallel = Parallel(n_jobs=n_jobs, batch_size=1)
+    return parallel(delayed(_run_part)(index, parts[index]) for index in indices)
+
+
 def _run_part(index: int, part: _Part) -> tuple[int, list[dict[str, Any]], str | None]:
     """Results of a part, read if it is finished; a failure is returned, so that the other parts go on."""
     path = None
@@ -504,14 +511,51 @@ def _run_part(index: int, part: _Part) -> tuple[int, list[dict[str, Any]], str |
         text = json.dumps(specification, sort_keys=True)
         path = part.directory / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
         if path.exists():
-            return index, _rows(part, read_tensors(path, kind=_FILE)[0]), None
+            tensors, made_with = read_tensors(path, kind=_FILE)
+            if made_with != json.loads(text):
+                raise ValueError(f"'{path}' is the part of another sweep or of other models; remove it.")
+            _check_tensors(path, part, tensors)
+            return index, _rows(part, tensors), None
     try:
         tensors = _train_part(part)
     except (ValueError, RuntimeError, MemoryError) as error:
         return index, [], f"{type(error).__name__}: {error}"
+    failure = None
     if path is not None:
-        write_tensors(path, tensors, kind=_FILE, metadata=specification)
-    return index, _rows(part, tensors), None
+        try:
+            write_tensors(path, tensors, kind=_FILE, metadata=specification)
+        except OSError as error:
+            failure = f"it is trained, but can't be kept: {type(error).__name__}: {error}"
+    return index, _rows(part, tensors), failure
+
+
+def _check_tensors(path: Path, part: _Part, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse results that no training of these models can have."""
+    n_padded, n_rows, n_teacher_rows = _shape(part.models[0])
+    models = (len(part.models),)
+    numbers = ["floor", "standard_error", "dropped_share"]
+    if n_teacher_rows:
+        numbers += ["data_floor", "data_standard_error"]
+    expected = {
+        **dict.fromkeys(numbers, (torch.float64, models)),
+        "kept": (torch.int64, models),
+        "n_steps": (torch.int64, models),
+        "converged": (torch.bool, models),
+        "parameters": (torch.float32, (*models, n_rows, n_padded)),
+    }
+    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    if found != expected:
+        other = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise ValueError(f"'{path}' has not the tensors of a part of a sweep ({', '.join(other)}); remove it.")
+    n_features = torch.tensor([model.n_features for model in part.models])
+    most_steps = part.settings["n_steps"] * part.settings["max_rounds"]
+    right = {name: bool((tensors[name].isfinite() & (tensors[name] >= 0)).all()) for name in numbers}
+    right["kept"] = bool(((tensors["kept"] >= 0) & (tensors["kept"] <= n_features)).all())
+    right["n_steps"] = bool(((tensors["n_steps"] >= 1) & (tensors["n_steps"] <= most_steps)).all())
+    right["parameters"] = bool(tensors["parameters"].isfinite().all())
+    wrong = [name for name, is_right in right.items() if not is_right]
+    if wrong:
+        raise ValueError(f"'{path}' holds values that no model can have ({', '.join(wrong)}); remove it.")
 
 
 def _rows(part: _Part, tensors: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
