@@ -67,7 +67,7 @@ def _locked(name: Path) -> int | None:
         return None
     told = int(os.environ.get("WORLD_SIZE") or 1) > 1  # processes started together expect to wait
     while True:
-        lock = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,7 +130,7 @@ def read_sealed(
     def refused(reason: str) -> ValueError:
         return ValueError(f"'{path}' {reason}; {remedy}.")
 
-    if _leaves_folder(path):
+    if leaves_folder(path):
         raise refused("is a link to a file in another folder")
     try:
         content = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
@@ -158,7 +158,8 @@ def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _leaves_folder(path: Path) -> bool:
+def leaves_folder(path: Path) -> bool:
+    """Whether a file is a link to one in another folder."""
     return os.path.dirname(os.path.realpath(path)) != os.path.realpath(path.parent)
 
 
@@ -213,7 +214,7 @@ def map_npy(
     again : bool, default=False
         Whether to read a file that this process has read already.
     """
-    if _leaves_folder(path):
+    if leaves_folder(path):
         raise refused("is a link to a file in another folder")
     with open(path, "rb") as stream:  # one open file throughout, so that what is mapped is what was read
         header = _HEADER.match(stream.read(512))

@@ -32,7 +32,7 @@ from geofloor._training.checkpoints import atomic_path
 from geofloor._training.devices import memory_advice, resolve_device
 from geofloor._training.products import faster_linear, largest_matrix
 from geofloor._training.progress import progress_bar
-from geofloor._training.weights import weights_sha256
+from geofloor._training.weights import model_sha256
 from geofloor._validation import check_choice, check_number, check_object, plain_array, shown
 from geofloor.tokens import token_blocks
 
@@ -460,7 +460,8 @@ class ActivationExtractor(
         Notes
         -----
         What was stored before is recognized by the settings, by SHA-256 digests of all token ids and of
-        all weights of the model, and by computing the last stored batches again. Its shards are verified.
+        all weights and the configuration of the model, and by computing the last stored batches again.
+        Its shards are verified.
         """
         shard_tokens = check_number("shard_tokens", shard_tokens, 1, 2**31 - 1, whole=True)
         check_choice("dtype", dtype, _STORE_DTYPES)
@@ -470,7 +471,7 @@ class ActivationExtractor(
         name = self.model if self._by_name() else self.model.name_or_path
         settings = {
             "model": os.fspath(name or type(self.model).__name__),
-            "model_sha256": weights_sha256(self.model_),
+            "model_sha256": model_sha256(self.model_),
             "layer": self.layer_,
             "n_layers": self.n_layers_,
             "skip_first": self._skip_first,
@@ -774,7 +775,7 @@ class ActivationStore:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self._open(Path(path), _MANIFEST)
+        self._open(Path(check_object("path", path, (str, os.PathLike), "give the path of a folder")), _MANIFEST)
 
     def _open(self, path: Path, name: str) -> None:
         self.path = path
@@ -859,10 +860,10 @@ class ActivationStore:
             raise IndexError(
                 f"rows are chosen by an integer, a slice, or a 1-D array of integers or bools, not {key!r}."
             )
-        index = index.astype(np.int64)
         outside = (index < -len(self)) | (index >= len(self))
         if outside.any():
             raise IndexError(f"row {index[outside].flat[0]} is out of bounds for {len(self)} rows.")
+        index = index.astype(np.int64)
         rows = self._gather(np.atleast_1d(index) % max(len(self), 1))
         return rows[0] if index.ndim == 0 else rows
 
@@ -1003,7 +1004,7 @@ class _StoreWriter:
             if other:
                 raise self._refused(f"was made with {'; '.join(other)}")
             if there["model_sha256"] != weights:
-                raise self._refused("was made by a model with other weights")
+                raise self._refused("was made by a model with other weights or settings")
             for index in range(len(self.stored.manifest["shards"])):
                 self.stored._load(index)  # verifies it
             self.manifest = self.stored.manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
@@ -15,6 +16,7 @@ from geofloor._columns import column_names, column_values, is_dataset, is_datase
 from geofloor._files import (
     is_count,
     is_sha256,
+    leaves_folder,
     map_npy,
     npy_header,
     only_writer,
@@ -128,6 +130,8 @@ def token_blocks(
         return np.concatenate(pieces)[:n_tokens].reshape(-1, length)
 
     path = Path(path)
+    if path.is_symlink():  # the file and what lies beside it are used where they are
+        path = Path(os.path.realpath(path))
     first = next(documents, "")
     settings = {
         "tokenizer": _tokenizer_digest(tokenizer),
@@ -136,6 +140,7 @@ def token_blocks(
         "texts": _digest(first),
     }
     dtype = _smallest_dtype(tokenizer)
+    in_memory = isinstance(texts, Sized) and not is_dataset(texts)  # and so read in no time
     if not path.exists():  # a finished file needs no lock, nor a folder that can be written to
         with only_writer(path):
             file = _TokenFile(path, settings, dtype)  # which another process may have finished by now
@@ -144,10 +149,12 @@ def token_blocks(
                     done = file.n_documents
                     rest = file.skip_done(documents, first, texts, text_column) if done else chain([first], documents)
                     file.append(_encoded(rest, encode, wanted - file.n_tokens), wanted)
+                elif in_memory:
+                    file.compare(_documents(texts, text_column), wanted)
                 file.finish()
                 return file.open()
     file = _TokenFile(path, settings, dtype)
-    if isinstance(texts, Sized) and not is_dataset(texts):  # in memory, and so read in no time
+    if in_memory:
         file.compare(_documents(texts, text_column), wanted)
     return file.open()
 
@@ -329,6 +336,8 @@ class _TokenFile:
     def _read_partial(self) -> None:
         """Compare the tokens that are there with their digest, and make ready to go on with it."""
         start, stop = self._place(self.n_tokens - self.n_tokens % self.length), self._place(self.n_tokens)
+        if leaves_folder(self.partial):
+            raise self._refused(f"can't go on: '{self.partial.name}' is a link to a file in another folder")
         if self.partial.stat().st_size < stop:
             raise self._refused(f"is damaged: '{self.partial.name}' is shorter than it was")
         with open(self.partial, "rb") as stream:
@@ -369,9 +378,10 @@ class _TokenFile:
     def append(self, chunks: Iterator[tuple[list[str], np.ndarray]], wanted: float) -> None:
         """Write up to `wanted` tokens in all, and note from time to time how far they go."""
         if not self.n_documents:
-            self.notes.unlink(missing_ok=True)  # of a file that was removed
+            for stale in (self.notes, self.partial):  # of a file that was removed, or a link to one elsewhere
+                stale.unlink(missing_ok=True)
             self.partial.write_bytes(self._header(0))
-        with open(self.partial, "r+b") as stream:
+        with self._writing() as stream:
             stream.seek(self._place(self.n_tokens))
             stream.truncate()
             n_saved = self.n_tokens
@@ -388,6 +398,17 @@ class _TokenFile:
                     self._save()
                     n_saved = self.n_tokens
             _to_disk(stream)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[BinaryIO]:
+        """Open the part; an error of the system, such as of a full disk, names it."""
+        try:
+            with open(self.partial, "r+b") as stream:
+                yield stream
+        except OSError as error:
+            if error.filename is None:
+                error.filename = os.fspath(self.partial)
+            raise
 
     def _add(self, tokens: bytes) -> None:
         tokens = self._rest + tokens
@@ -408,7 +429,7 @@ class _TokenFile:
         self._rest = b""
         self.state["complete"] = True
         self._save()
-        with open(self.partial, "r+b") as stream:
+        with self._writing() as stream:
             stream.write(self._header(self.n_tokens // self.length))
             stream.truncate(self._place(self.n_tokens))
             _to_disk(stream)

@@ -603,7 +603,9 @@ def test_store_is_indexed_like_an_array(stored, rows):
     np.testing.assert_array_equal(store[rows], expected, strict=True)
 
 
-@pytest.mark.parametrize("rows", [100, -101, [0, 100], [0.5], np.zeros(3, dtype=bool), (0, 3), [[1]], "a"])
+@pytest.mark.parametrize(
+    "rows", [100, -101, np.uint64(2**64 - 1), [0, 100], [0.5], np.zeros(3, dtype=bool), (0, 3), [[1]], "a"]
+)
 def test_store_refuses_rows(stored, rows):
     with pytest.raises(IndexError):
         stored[0][rows]

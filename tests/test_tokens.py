@@ -235,7 +235,7 @@ def test_a_full_disk_loses_nothing(at, tmp_path, small_pieces, monkeypatch):
 
     monkeypatch.setattr(tokens, "_to_disk", full)
     for _ in range(2):
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left on device: .*/again/blocks.npy.part'"):
             token_blocks(TEXTS, TOKENIZER, length=8, path=path)
     monkeypatch.setattr(tokens, "_to_disk", to_disk)
     token_blocks(TEXTS, TOKENIZER, length=8, path=path)
@@ -467,6 +467,35 @@ def test_hostile_headers_are_refused_by_name(header, tmp_path):
     path.write_bytes(header)
     with pytest.raises(ValueError, match="blocks.npy' is damaged"):
         token_blocks(TEXTS, TOKENIZER, length=8, path=path)
+
+
+def test_links_out_of_the_folder_are_neither_followed_nor_written_through(tmp_path, small_pieces):
+    path, other = tmp_path / "files" / "blocks.npy", tmp_path / "other"
+    path.parent.mkdir()
+    other.write_text("mine")
+    path.with_name("blocks.npy.part").symlink_to(other)
+    with pytest.raises(ConnectionError):
+        token_blocks(stopping(TEXTS, 100), TOKENIZER, length=8, path=path)
+    assert other.read_text() == "mine"
+    partial = path.with_name("blocks.npy.part")
+    partial.rename(tmp_path / "elsewhere.part")
+    partial.symlink_to(tmp_path / "elsewhere.part")
+    with pytest.raises(ValueError, match=r"'blocks.npy.part' is a link to a file in another folder"):
+        token_blocks(TEXTS, TOKENIZER, length=8, path=path)
+    partial.unlink()
+    token_blocks(TEXTS, TOKENIZER, length=8, path=path)
+    notes = path.with_name("blocks.npy.json")
+    notes.rename(tmp_path / "elsewhere.json")
+    notes.symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(ValueError, match=r"blocks.npy.json' is a link to a file in another folder"):
+        token_blocks(TEXTS, TOKENIZER, length=8, path=path)
+
+
+def test_a_path_may_be_a_link_to_a_file_with_its_notes(tmp_path):
+    blocks = token_blocks(TEXTS, TOKENIZER, length=8, path=tmp_path / "files" / "blocks.npy")
+    (tmp_path / "link.npy").symlink_to(tmp_path / "files" / "blocks.npy")
+    again = token_blocks(stopping(TEXTS, 1), TOKENIZER, length=8, path=tmp_path / "link.npy")
+    np.testing.assert_array_equal(again, blocks)
 
 
 def test_wrong_kinds_of_arguments_are_named():

@@ -1,20 +1,38 @@
-"""The identity of a model: all of its weights."""
+"""The identity of a model: all of its weights, and its configuration."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
+from typing import Any
 
 import torch
 
+_NUMBERS_AT_ONCE = 2**24
+# What a configuration says of its history or of other uses, and not of what the model computes.
+_NOT_COMPARED = frozenset(
+    {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "output_attentions", "output_hidden_states"}
+    | {"problem_type", "return_dict", "torch_dtype", "transformers_version", "use_cache"}
+)
 
-def weights_sha256(module: torch.nn.Module) -> str:
-    """Digest every parameter and persistent buffer: name, dtype, shape and bytes.
+
+def model_sha256(module: torch.nn.Module) -> str:
+    """Digest a model's class, configuration, and every parameter and buffer: name, dtype, shape and bytes.
 
     Weights that are kept elsewhere, on torch's meta device, count by name, dtype and shape only.
     """
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        if not tensor.is_meta:
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    digest = hashlib.sha256(type(module).__name__.encode())
+    tensors: dict[str, Any] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    transformers = sys.modules.get("transformers")
+    if transformers is not None and isinstance(module, transformers.PreTrainedModel):
+        config = {name: value for name, value in module.config.to_dict().items() if name not in _NOT_COMPARED}
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        # Other buffers follow from the configuration, and devices round them differently.
+        kept = module.state_dict().keys()
+        tensors = {name: tensor for name, tensor in tensors.items() if name in kept}
+    for name, tensor in tensors.items():
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        for piece in [] if tensor.is_meta else tensor.detach().reshape(-1).split(_NUMBERS_AT_ONCE):
+            digest.update(piece.cpu().view(torch.uint8).numpy().data)
     return digest.hexdigest()
