@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from geofloor._training.checkpoints import write_json
+from geofloor._training.schema import Field, fields, number, text
 from geofloor._validation import shown, warn_caller
 
 try:
@@ -104,7 +105,7 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_sealed(
-    path: Path, *, what: str, kind: str, version: int, fields: Mapping[str, Callable[[Any], bool]], remedy: str
+    path: Path, *, what: str, kind: str, version: int, entries: Mapping[str, Field], remedy: str
 ) -> dict[str, Any]:
     """Read what `write_sealed` wrote, after checking all of it.
 
@@ -116,15 +117,15 @@ def read_sealed(
         What messages call it.
     kind, version : str, int
         Its entries ``format`` and ``version``.
-    fields : mapping of str to callable
-        A test of each other entry; none may be missing or be added.
+    entries : mapping of str to Field
+        The others, none of which may be missing or be added.
     remedy : str
         What to do about a file that is refused.
 
     Raises
     ------
     ValueError
-        If the file is no such JSON, was altered, is of another version, or an entry fails its test.
+        If the file is no such JSON, was altered, is of another version, or an entry is not allowed.
     """
 
     def refused(reason: str) -> ValueError:
@@ -145,13 +146,10 @@ def read_sealed(
         raise refused(f"has version {shown(content.get('version'))}, and this geofloor reads version {version}")
     if not unaltered:
         raise refused("was altered after it was written: its checksum does not match its content")
-    names = {"format", "version", *fields}
-    if content.keys() != names:
-        raise refused(f"is not {what}: it has other entries ({shown(sorted(content.keys() ^ names))})")
-    for name, test in fields.items():
-        if not test(content[name]):
-            raise refused(f"is not {what}: its entry '{name}' is {shown(content[name])}")
-    return content
+    try:
+        return fields(format=text, version=number(whole=True), **entries)("it", content)
+    except ValueError as error:
+        raise refused(f"is not {what}: {error}") from error
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
@@ -167,14 +165,25 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number")
 
 
-def is_count(value: Any) -> bool:
-    """Whether a value from JSON is a whole number of at least 0 that NumPy can hold."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+count = number(0, whole=True)
 
 
-def is_sha256(value: Any) -> bool:
-    """Whether a value from JSON is a SHA-256."""
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+def sha256(name: str, value: Any) -> str:
+    """Allow a SHA-256."""
+    if re.fullmatch("[0-9a-f]{64}", text(name, value)) is None:
+        raise ValueError(f"{name}={value!r:.40} is no SHA-256")
+    return value
+
+
+def one_of(*choices: Any) -> Field:
+    """Allow some values."""
+
+    def check(name: str, value: Any) -> Any:
+        if not isinstance(value, str | None) or value not in choices:
+            raise ValueError(f"{name}={value!r:.40} is none of {', '.join(map(repr, choices))}")
+        return value
+
+    return check
 
 
 # Arrays

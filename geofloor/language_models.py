@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from numbers import Integral
 from pathlib import Path
@@ -24,7 +24,7 @@ from sklearn.utils._set_output import _get_output_config
 
 from geofloor._causal import evaluating, hooked, load_base_model, naming
 from geofloor._columns import column_names, column_values, is_dataset, is_dataset_stream
-from geofloor._files import is_count, is_sha256, map_npy, npy_header, only_writer, read_sealed, write_sealed
+from geofloor._files import count, map_npy, npy_header, one_of, only_writer, read_sealed, sha256, write_sealed
 from geofloor._portable import PortablePickleMixin
 from geofloor._short_repr import ShortReprMixin
 from geofloor._token_rows import PaddingWatch, ending_ids
@@ -32,6 +32,7 @@ from geofloor._training.checkpoints import atomic_path
 from geofloor._training.devices import memory_advice, resolve_device
 from geofloor._training.products import faster_linear, largest_matrix
 from geofloor._training.progress import progress_bar
+from geofloor._training.schema import fields, number, optional, text
 from geofloor._training.weights import model_sha256
 from geofloor._validation import check_choice, check_number, check_object, plain_array, shown
 from geofloor.tokens import token_blocks
@@ -788,9 +789,12 @@ class ActivationStore:
             what="the manifest of an activation store",
             kind=_FORMAT,
             version=_VERSION,
-            fields={
-                **_MANIFEST_FIELDS,
-                "input_sha256": lambda value: is_sha256(value) or (value is None and name == _PARTIAL_MANIFEST),
+            entries={
+                "shape": _shape_entry,
+                "dtype": one_of(*_STORE_DTYPES),
+                "settings": _SETTINGS,
+                "input_sha256": sha256 if name == _MANIFEST else optional(sha256),
+                "shards": _shards_entry,
             },
             remedy=_EXTRACT_AGAIN,
         )
@@ -928,44 +932,37 @@ def _refused_shard(file: Path, reason: str) -> ValueError:
     return ValueError(f"The shard '{file}' {reason}; {_EXTRACT_AGAIN}.")
 
 
-def _are_shards(value: Any) -> bool:
-    """Whether a value from JSON lists shards, none of which is a file elsewhere."""
-    return isinstance(value, list) and all(
-        isinstance(shard, dict)
-        and shard.keys() == {"file", "rows", "bytes", "sha256", "input_sha256"}
-        and shard["file"] == _shard_name(index)
-        and is_count(shard["rows"])
-        and 0 < shard["rows"] < 2**31
-        and is_count(shard["bytes"])
-        and is_sha256(shard["sha256"])
-        and is_sha256(shard["input_sha256"])
-        for index, shard in enumerate(value)
-    )
+def _shape_entry(name: str, value: Any) -> list[int]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError(f"{name}={value!r:.40} is no shape of two dimensions")
+    return [count(name, value[0]), number(1, 2**31, whole=True)(name, value[1])]
 
 
-def _are_settings(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.keys() == {*_COUNTS_IN_SETTINGS, "model", "model_sha256", "pooling", "max_length"}
-        and all(is_count(value[name]) for name in _COUNTS_IN_SETTINGS)
-        and isinstance(value["model"], str)
-        and is_sha256(value["model_sha256"])
-        and value["pooling"] in (None, "mean", "last")
-        and (value["max_length"] is None or is_count(value["max_length"]))
-    )
+def _shards_entry(name: str, value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is no list")
+    shards = [_SHARD(f"{name}[{index}]", shard) for index, shard in enumerate(value)]
+    for index, shard in enumerate(shards):
+        one_of(_shard_name(index))(f"{name}[{index}].file", shard["file"])  # no file elsewhere, and none twice
+    return shards
 
 
 def _shard_name(index: int) -> str:
     return f"shard-{index:05d}.npy"
 
 
-_COUNTS_IN_SETTINGS = ("layer", "n_layers", "skip_first", "batch_size", "shard_tokens")
-_MANIFEST_FIELDS: dict[str, Callable[[Any], bool]] = {
-    "shape": lambda value: isinstance(value, list) and len(value) == 2 and all(map(is_count, value)) and value[1] > 0,
-    "dtype": lambda value: value in _STORE_DTYPES,
-    "settings": _are_settings,
-    "shards": _are_shards,
-}
+_SHARD = fields(file=text, rows=number(1, 2**31, whole=True), bytes=count, sha256=sha256, input_sha256=sha256)
+_SETTINGS = fields(
+    model=text,
+    model_sha256=sha256,
+    layer=count,
+    n_layers=count,
+    skip_first=count,
+    pooling=one_of(None, "mean", "last"),
+    max_length=optional(count),
+    batch_size=count,
+    shard_tokens=count,
+)
 
 
 class _StoreWriter:

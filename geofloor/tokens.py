@@ -14,16 +14,17 @@ import numpy as np
 
 from geofloor._columns import column_names, column_values, is_dataset, is_dataset_stream
 from geofloor._files import (
-    is_count,
-    is_sha256,
+    count,
     leaves_folder,
     map_npy,
     npy_header,
     only_writer,
     read_sealed,
+    sha256,
     update_digest,
     write_sealed,
 )
+from geofloor._training import schema
 from geofloor._validation import check_number, check_object, shown
 
 _TEXTS_AT_ONCE = 64
@@ -314,14 +315,14 @@ class _TokenFile:
             what="what token_blocks writes beside its tokens",
             kind=_FORMAT,
             version=_VERSION,
-            fields={
-                "settings": lambda value: isinstance(value, dict),
-                "documents": is_count,
-                "tokens": lambda value: is_count(value) and value < 2**48,
-                "sha256": is_sha256,
-                "last_text": lambda value: value is None or is_sha256(value),
-                "texts": lambda value: value == "" or is_sha256(value),
-                "complete": lambda value: isinstance(value, bool),
+            entries={
+                "settings": schema.mapping,
+                "documents": count,
+                "tokens": schema.number(0, 2**48, whole=True),
+                "sha256": sha256,
+                "last_text": schema.optional(sha256),
+                "texts": schema.text,
+                "complete": schema.flag,
             },
             remedy=self._remedy,
         )

@@ -426,10 +426,10 @@ def test_altered_notes_are_refused(finished, tmp_path, small_pieces):
     del state["checksum"]
     for change, message in [
         ({"version": 99}, "has version 99, and this geofloor reads version 2"),
-        ({"documents": -1}, "its entry 'documents' is -1"),
-        ({"tokens": 10**30}, "its entry 'tokens' is 1000"),
-        ({"sha256": "x"}, "its entry 'sha256' is 'x'"),
-        ({"extra": 1}, "it has other entries ..'extra'.."),
+        ({"documents": -1}, "documents=-1 is not a whole number"),
+        ({"tokens": 10**30}, "tokens=1000.* is not a whole number"),
+        ({"sha256": "x"}, "sha256='x' is no SHA-256"),
+        ({"extra": 1}, "it has the unknown ..extra.."),
     ]:
         _files.write_sealed(notes, {**state, **change})
         with pytest.raises(ValueError, match=f"blocks.npy.json' .*{message}"):

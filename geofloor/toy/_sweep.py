@@ -22,6 +22,7 @@ from sklearn.exceptions import ConvergenceWarning
 from geofloor._training.checkpoints import read_tensors, write_tensors
 from geofloor._training.devices import one_thread, resolve_device
 from geofloor._training.progress import progress_bar
+from geofloor._training.schema import check_tensors, refusing
 from geofloor._training.seeds import draw_seed
 from geofloor._validation import check_choice, check_number, check_object, plain_array, shown
 from geofloor.toy._engine import DistributionStream, Stack, evaluate, initial_parameters, stacked, train
@@ -512,9 +513,10 @@ def _run_part(index: int, part: _Part) -> tuple[int, list[dict[str, Any]], str |
         path = part.directory / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
         if path.exists():
             tensors, made_with = read_tensors(path, kind=_FILE)
-            if made_with != json.loads(text):
-                raise ValueError(f"'{path}' is the part of another sweep or of other models; remove it.")
-            _check_tensors(path, part, tensors)
+            with refusing(path):
+                if made_with != json.loads(text):
+                    raise ValueError("it is the part of another sweep or of other models")
+                _check_results(part, tensors)
             return index, _rows(part, tensors), None
     try:
         tensors = _train_part(part)
@@ -529,33 +531,30 @@ def _run_part(index: int, part: _Part) -> tuple[int, list[dict[str, Any]], str |
     return index, _rows(part, tensors), failure
 
 
-def _check_tensors(path: Path, part: _Part, tensors: Mapping[str, torch.Tensor]) -> None:
+def _check_results(part: _Part, tensors: Mapping[str, torch.Tensor]) -> None:
     """Refuse results that no training of these models can have."""
     n_padded, n_rows, n_teacher_rows = _shape(part.models[0])
-    models = (len(part.models),)
     numbers = ["floor", "standard_error", "dropped_share"]
     if n_teacher_rows:
         numbers += ["data_floor", "data_standard_error"]
-    expected = {
-        **dict.fromkeys(numbers, (torch.float64, models)),
-        "kept": (torch.int64, models),
-        "n_steps": (torch.int64, models),
-        "converged": (torch.bool, models),
-        "parameters": (torch.float32, (*models, n_rows, n_padded)),
-    }
-    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    if found != expected:
-        other = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-        raise ValueError(f"'{path}' has not the tensors of a part of a sweep ({', '.join(other)}); remove it.")
-    n_features = torch.tensor([model.n_features for model in part.models])
+    models = (len(part.models),)
+    check_tensors(
+        tensors,
+        {
+            **dict.fromkeys(numbers, (torch.float64, models)),
+            "kept": (torch.int64, models),
+            "n_steps": (torch.int64, models),
+            "converged": (torch.bool, models),
+            "parameters": (torch.float32, (*models, n_rows, n_padded)),
+        },
+    )
     most_steps = part.settings["n_steps"] * part.settings["max_rounds"]
-    right = {name: bool((tensors[name].isfinite() & (tensors[name] >= 0)).all()) for name in numbers}
-    right["kept"] = bool(((tensors["kept"] >= 0) & (tensors["kept"] <= n_features)).all())
-    right["n_steps"] = bool(((tensors["n_steps"] >= 1) & (tensors["n_steps"] <= most_steps)).all())
-    right["parameters"] = bool(tensors["parameters"].isfinite().all())
-    wrong = [name for name, is_right in right.items() if not is_right]
+    least = {**dict.fromkeys(numbers, 0), "kept": 0, "n_steps": 1}
+    most = {"kept": torch.tensor([model.n_features for model in part.models]), "n_steps": most_steps}
+    wrong = [name for name, low in least.items() if bool((tensors[name] < low).any())]
+    wrong += [name for name, high in most.items() if bool((tensors[name] > high).any())]
     if wrong:
-        raise ValueError(f"'{path}' holds values that no model can have ({', '.join(wrong)}); remove it.")
+        raise ValueError(f"no model has such values of {', '.join(wrong)}")
 
 
 def _rows(part: _Part, tensors: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
