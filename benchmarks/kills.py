@@ -154,13 +154,19 @@ class Finished(NamedTuple):
     n_temporary: int  # files that appeared
 
 
+def server() -> Any:
+    """Return the way to processes that are forked from one which has imported all they need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
 def run(name: str, folder: Path, *, kill_after: float = np.inf, kill_at_file: float = np.inf) -> Finished:
     """Run an operation in a process of its own, and kill it after some seconds or at some temporary file.
 
     The seconds count from when the operation begins.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = server()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(name, folder, sender))
     process.start()

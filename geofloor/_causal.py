@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import inspect
-import json
 import logging
 import os
 import threading
@@ -22,16 +20,11 @@ from geofloor._token_rows import TokenRows, ending_ids
 from geofloor._training.devices import memory_advice, resolve_device
 from geofloor._training.products import faster_linear, largest_matrix
 from geofloor._training.seeds import OwnDraws
+from geofloor._training.weights import model_sha256
 from geofloor._validation import check_number, check_object
 
 _BUILDING = threading.RLock()
 _LOADING_LOG = logging.getLogger("transformers.modeling_utils")
-_DIGESTED_NUMBERS = 2**24  # that are copied at a time
-# What a configuration says of its history or of other uses, and not of the logits.
-_NOT_COMPARED = frozenset(
-    {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "output_attentions", "output_hidden_states"}
-    | {"problem_type", "return_dict", "torch_dtype", "transformers_version", "use_cache"}
-)
 
 
 @contextlib.contextmanager
@@ -274,16 +267,7 @@ class LanguageModel:
 
     def digest(self) -> str:
         """SHA-256 of all weights and buffers, and of what else the configuration says: tells one model from another."""
-        digest = hashlib.sha256(type(self.module).__name__.encode())
-        config = getattr(self.module, "config", None)
-        if isinstance(config, PreTrainedConfig):
-            settings = {name: value for name, value in config.to_dict().items() if name not in _NOT_COMPARED}
-            digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
-            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-            for piece in tensor.detach().reshape(-1).split(_DIGESTED_NUMBERS):
-                digest.update(piece.cpu().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return model_sha256(self.module)
 
 
 def on_device(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:

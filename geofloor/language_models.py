@@ -28,7 +28,7 @@ from geofloor._files import count, map_npy, npy_header, one_of, only_writer, rea
 from geofloor._portable import PortablePickleMixin
 from geofloor._short_repr import ShortReprMixin
 from geofloor._token_rows import PaddingWatch, ending_ids
-from geofloor._training.checkpoints import atomic_path
+from geofloor._training.checkpoints import atomic_path, check_writable
 from geofloor._training.devices import memory_advice, resolve_device
 from geofloor._training.products import faster_linear, largest_matrix
 from geofloor._training.progress import progress_bar
@@ -467,6 +467,9 @@ class ActivationExtractor(
         shard_tokens = check_number("shard_tokens", shard_tokens, 1, 2**31 - 1, whole=True)
         check_choice("dtype", dtype, _STORE_DTYPES)
         folder = Path(check_object("path", path, (str, os.PathLike), "give the path of a folder"))
+        finished = os.path.exists(folder / _MANIFEST) and not os.path.exists(folder / _PARTIAL_MANIFEST)
+        if not finished:
+            check_writable("path", folder / _MANIFEST)
         self.fit()
         windows = self._windows(X)
         name = self.model if self._by_name() else self.model.name_or_path
@@ -481,7 +484,6 @@ class ActivationExtractor(
             "batch_size": self._batch_size,
             "shard_tokens": shard_tokens,
         }
-        finished = (folder / _MANIFEST).exists() and not (folder / _PARTIAL_MANIFEST).exists()
         with contextlib.nullcontext() if finished else only_writer(folder / _MANIFEST):
             writer = _StoreWriter(folder, settings, width=self._n_features_out, dtype=dtype, shard_tokens=shard_tokens)
             for window in windows:

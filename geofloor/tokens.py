@@ -25,6 +25,7 @@ from geofloor._files import (
     write_sealed,
 )
 from geofloor._training import schema
+from geofloor._training.checkpoints import check_writable
 from geofloor._validation import check_number, check_object, shown
 
 _TEXTS_AT_ONCE = 64
@@ -131,7 +132,7 @@ def token_blocks(
         return np.concatenate(pieces)[:n_tokens].reshape(-1, length)
 
     path = Path(path)
-    if path.is_symlink():  # the file and what lies beside it are used where they are
+    if os.path.islink(path):  # the file and what lies beside it are used where they are
         path = Path(os.path.realpath(path))
     first = next(documents, "")
     settings = {
@@ -142,7 +143,8 @@ def token_blocks(
     }
     dtype = _smallest_dtype(tokenizer)
     in_memory = isinstance(texts, Sized) and not is_dataset(texts)  # and so read in no time
-    if not path.exists():  # a finished file needs no lock, nor a folder that can be written to
+    if not os.path.exists(path):  # a finished file needs no lock, nor a folder that can be written to
+        check_writable("path", path)
         with only_writer(path):
             file = _TokenFile(path, settings, dtype)  # which another process may have finished by now
             if not file.finished:

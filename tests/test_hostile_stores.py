@@ -1,17 +1,20 @@
-"""Stores and tokens that were damaged or forged load as they were, or not at all."""
+"""Stores, tokens and parts of sweeps that were damaged or forged load as they were, or not at all."""
 
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from hostile import damaged, forged, read_or_refusal
+from hostile import damaged, forged, forged_file, read_or_refusal
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXModel, PreTrainedTokenizerFast
 
 from geofloor import ActivationExtractor, ActivationStore, tokens
 from geofloor._files import write_sealed
+from geofloor._training.checkpoints import sign
 from geofloor.tokens import token_blocks
+from geofloor.toy import toy_sweep
 
 TEXTS = [" ".join(map(str, np.random.default_rng(i).integers(1, 40, size=i % 12))) for i in range(120)]
 SEQUENCES = np.random.default_rng(0).integers(1, 40, size=(10, 11))
@@ -168,3 +171,43 @@ def test_forged_files_load_as_they_were_or_not_at_all(kind, name, rounds, reques
         return label
 
     assert attacks(kind, name, rounds, request, tmp_path, forge) > 0.5
+
+
+# Parts of sweeps
+
+SWEEP = {"n_steps": 20, "max_rounds": 1, "n_eval_samples": 256, "n_seeds": 2, "device": "cpu"}
+
+
+def read_sweep(folder):
+    return toy_sweep(4, [1, 2], 0.9, teacher_widths=None, **SWEEP, models_per_batch=2, checkpoint_dir=folder)
+
+
+@pytest.mark.parametrize("rounds", ROUNDS)
+@pytest.mark.parametrize("forge", [False, True])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_parts_of_sweeps_load_as_they_were_or_not_at_all(forge, rounds, tmp_path):
+    folder = tmp_path / "made"
+    right = read_sweep(folder)
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    name = sorted(files)[0]
+    n_mutations, seed = rounds
+    n_refused = 0
+    for i in range(seed, seed + n_mutations):
+        attacked = tmp_path / str(i) / "parts"
+        attacked.mkdir(parents=True)
+        for other, content in files.items():
+            (attacked / other).write_bytes(content)
+        rng = np.random.default_rng(i)
+        label, content = forged_file(files[name], rng, sign) if forge else damaged(files[name], rng)
+        (attacked / name).write_bytes(content)
+        found = read_or_refusal(lambda folder=attacked: read_sweep(folder), attacked, label=label)
+        n_refused += found is None
+        if found is not None and not forge:
+            pd.testing.assert_frame_equal(found, right, check_exact=True, obj=label)
+        if found is not None and forge:  # values that a model could have can't be told from those of this one
+            assert (found.dtypes == right.dtypes).all(), label
+            numbers = found.to_numpy(dtype=float)
+            assert np.isfinite(numbers).all(), label
+            assert (numbers >= 0).all(), label
+            assert (found.kept <= 4).all(), label
+    assert n_refused > 0.5 * n_mutations

@@ -1,14 +1,10 @@
 """Ten kills of those that benchmarks/kills.py does a hundred of."""
 
 import sys
-from pathlib import Path
-
-import numpy as np
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import kills
+import numpy as np
+import pytest
 
 SMALL = ["SparseAutoencoder.fit", "transform_to_store", "token_blocks(path)", "distill_widths", "toy_sweep"]
 

@@ -912,6 +912,15 @@ def test_of_several_that_write_one_store_all_but_one_wait(stored, tmp_path):
     ]
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_any_forward_pass(tmp_path):
+    (tmp_path / "file").touch()
+    model = gpt_neox()
+    model.base_model.register_forward_pre_hook(lambda *_: pytest.fail("too late"))
+    for path in (tmp_path / "file", tmp_path / "file" / "store", tmp_path / ("x" * 300)):
+        with pytest.raises(ValueError, match="path='.*' can't be written"):
+            ActivationExtractor(model, 1).transform_to_store(BLOCKS, path)
+
+
 def test_a_finished_store_is_kept(stored, tmp_path):
     path = copy_of(stored[0], tmp_path)
     times = {file.name: file.stat().st_mtime_ns for file in path.iterdir()}

@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -498,6 +497,15 @@ def test_a_path_may_be_a_link_to_a_file_with_its_notes(tmp_path):
     np.testing.assert_array_equal(again, blocks)
 
 
+def test_a_path_that_cannot_be_written_is_refused_before_any_text_but_the_first_is_read(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "blocks.npy", tmp_path / ("x" * 300)):
+        with pytest.raises(ValueError, match="path='.*' can't be written"):
+            token_blocks(stopping(TEXTS, 1), TOKENIZER, length=8, path=path)
+    with pytest.raises(ValueError, match="is there, and no"):
+        token_blocks(stopping(TEXTS, 1), TOKENIZER, length=8, path=tmp_path)
+
+
 def test_wrong_kinds_of_arguments_are_named():
     for change, name in [
         ({"texts": 3}, "texts"),
@@ -528,21 +536,14 @@ def write_in_a_process(path, result, environment, half_way):
         np.save(result, token_blocks(slowly(), TOKENIZER, length=8, path=path))
 
 
-@pytest.fixture(scope="module")
-def context():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["geofloor.tokens", "transformers", "tokenizers"])
-    return context
-
-
 @pytest.mark.skipif(_files.fcntl is None, reason="locks need fcntl")
 @pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "2"}], ids=["unrelated", "launched together"])
 @pytest.mark.parametrize("apart", [False, True], ids=["together", "half a run apart"])
-def test_of_two_processes_one_writes_and_the_other_waits(apart, environment, context, tmp_path):
-    path, half_way = tmp_path / "blocks" / "blocks.npy", context.Event()
+def test_of_two_processes_one_writes_and_the_other_waits(apart, environment, server, tmp_path):
+    path, half_way = tmp_path / "blocks" / "blocks.npy", server.Event()
     results = [tmp_path / f"{rank}.npy" for rank in range(2)]
     processes = [
-        context.Process(target=write_in_a_process, args=(path, result, {**environment, "RANK": str(rank)}, half_way))
+        server.Process(target=write_in_a_process, args=(path, result, {**environment, "RANK": str(rank)}, half_way))
         for rank, result in enumerate(results)
     ]
     processes[0].start()
@@ -558,11 +559,10 @@ def test_of_two_processes_one_writes_and_the_other_waits(apart, environment, con
 
 
 @pytest.mark.skipif(_files.fcntl is None, reason="locks need fcntl")
-def test_when_the_writer_is_killed_the_one_that_waits_goes_on(context, tmp_path):
-    path, half_way = tmp_path / "blocks" / "blocks.npy", [context.Event(), context.Event()]
+def test_when_the_writer_is_killed_the_one_that_waits_goes_on(server, tmp_path):
+    path, half_way = tmp_path / "blocks" / "blocks.npy", [server.Event(), server.Event()]
     processes = [
-        context.Process(target=write_in_a_process, args=(path, tmp_path / "result.npy", {}, event))
-        for event in half_way
+        server.Process(target=write_in_a_process, args=(path, tmp_path / "result.npy", {}, event)) for event in half_way
     ]
     processes[0].start()
     assert half_way[0].wait(60)

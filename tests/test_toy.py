@@ -427,6 +427,14 @@ def test_a_full_disk_keeps_what_is_trained(sweep, tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in written} == kept
 
 
+def test_a_checkpoint_dir_that_cannot_be_written_is_refused_before_any_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(_sweep, "_run_part", lambda *_: pytest.fail("too late"))
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / ("x" * 300)):
+        with pytest.raises(ValueError, match="checkpoint_dir='.*' can't be written"):
+            toy_sweep(6, [2], 0.9, **SMALL, checkpoint_dir=path)
+
+
 def test_a_worker_that_dies_is_reported_and_its_parts_are_run_again(sweep, tmp_path):
     psutil = pytest.importorskip("psutil")
     get_reusable_executor(max_workers=2).shutdown(wait=True)  # the workers of other tests

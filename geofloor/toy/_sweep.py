@@ -19,7 +19,7 @@ import torch
 from joblib import Parallel, delayed
 from sklearn.exceptions import ConvergenceWarning
 
-from geofloor._training.checkpoints import read_tensors, write_tensors
+from geofloor._training.checkpoints import check_writable, read_tensors, write_tensors
 from geofloor._training.devices import one_thread, resolve_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.schema import check_tensors, refusing
@@ -188,6 +188,9 @@ def toy_sweep(
     importances = {n: resolve_importances(importance, n).tolist() for n in sorted({point[0] for point in grid})}
     settings = {"amplitude": amplitude, **numbers, "entropy": draw_seed(random_state)}
     SparseFeatures(1, 0.5, amplitude)  # names an unknown law before any work
+    if checkpoint_dir is not None:
+        check_object("checkpoint_dir", checkpoint_dir, (str, os.PathLike), "give the path of a folder")
+        check_writable("checkpoint_dir", Path(checkpoint_dir) / "part.safetensors")
     run = _Run(settings, importances, models_per_batch, checkpoint_dir, n_jobs, device, verbose)
     seeds = range(n_seeds)
     if target == "data":
