@@ -15,7 +15,7 @@ ROOT = Path(geofloor.__file__).parent
 LEVELS = [
     ["_validation", "_runs", "_short_repr", "_streams", "_columns", "capacity", "allocation", "distortion"],
     ["_widths", "statistics", "floor", "calibration", "agreement", "uncertainty", "probing", "forecasting", "planning"],
-    ["_training", "_sparse_step", "_autoencoder_settings", "_divergence", "sparse_autoencoder", "toy"],
+    ["_training", "_files", "_sparse_step", "_autoencoder_settings", "_divergence", "sparse_autoencoder", "toy"],
     [
         "_token_rows",
         "_causal",
