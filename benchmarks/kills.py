@@ -227,9 +227,10 @@ def _digest(result: Any) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
+    """Files of a folder and what is below it; a temporary folder counts as one file."""
     with contextlib.suppress(FileNotFoundError):  # a folder may be replaced meanwhile
         for entry in os.scandir(folder):
-            if entry.is_dir(follow_symlinks=False):
+            if entry.is_dir(follow_symlinks=False) and not entry.name.endswith(".part"):
                 yield from _files(Path(entry.path))
             else:
                 yield Path(entry.path)
