@@ -76,7 +76,7 @@ def distill(folder: Path) -> Any:
         _tokens(150),
         [8, 16],
         n_steps=60,
-        warmup=5,
+        warmup_steps=5,
         batch_size=8,
         checkpoint_path=folder / "students",
         checkpoint_every=7,
@@ -107,7 +107,7 @@ def plan(folder: Path) -> Any:
         raise FileNotFoundError(EXAMPLE)
     example = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(example)
-    small = "--tokens 6000 --expansion 8 --l1-coefficient 2 --epochs 16 --length 64 --distill-steps 10"
+    small = "--tokens 6000 --expansion 8 --epochs 16 --length 64 --distill-steps 10"
     example.main([*small.split(), "--distill-widths", "32", "64", "--output", str(folder)])
     return (folder / "plan.json").read_text()
 
