@@ -27,7 +27,6 @@ LEVELS = [
         "tokens",
         "language_models",
         "students",
-        "_saved_students",
         "_distilling",
         "distillation",
         "ablation",
