@@ -12,7 +12,6 @@ import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
-from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,11 +58,6 @@ _SHARED_OPTIONS = (
     "token",
     "trust_remote_code",
 )
-
-
-def _check_count(name: str, value: Any, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
-        raise ValueError(f"{name}={value!r} must be an integer of at least {minimum}.")
 
 
 # What texts and token ids come in

@@ -20,15 +20,6 @@ from geofloor._validation import check_array_of_numbers, check_number, shown
 NOT_SAVED = frozenset({"teacher", "teacher_kwargs", "checkpoint_path", "device"})
 
 
-def check_range(name: str, value: Any, low: float, *, high: float = np.inf, whole: bool = False) -> None:
-    """Refuse a parameter that is no finite number from `low` to `high`."""
-    kind: Any = numbers.Integral if whole else numbers.Real
-    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high or value == np.inf:
-        number = "a whole number" if whole else "a finite number"
-        limits = f"of at least {low:g}" if high == np.inf else f"between {low:g} and {high:g}"
-        raise ValueError(f"{name}={value!r} must be {number} {limits}.")
-
-
 def plain_seed(random_state: Any) -> int | None:
     """The seed itself; None for a generator, whose state is no parameter."""
     return int(random_state) if isinstance(random_state, numbers.Integral) else None
