@@ -455,7 +455,11 @@ class DistilledStudent(
         distillation = _distillation_of([self], settings)
         data = distillation.rows_of(tokens, "tokens")
         student = LanguageModel(on_device(self.model_, distillation.device), "the student")
-        with evaluating(distillation.teacher.module), evaluating(student.module):
+        with (
+            evaluating(distillation.teacher.module),
+            evaluating(student.module),
+            memory_advice(f"lower batch_size={settings.batch_size}"),
+        ):
             sums, counts = distillation.held_out_kl([student], data, np.arange(len(data)))
         return -float(sums.sum() / counts.sum())
 
@@ -629,11 +633,12 @@ class DistilledStudent(
         data = self._open(tokens)
         pieces = []
         size = self._rows_at_once()
-        for start in range(0, len(data), size):
-            ids = torch.from_numpy(data.take(np.arange(start, min(start + size, len(data)))).ids)
-            rows = student.rows(ids.to(student.device))
-            found = torch.cat([of_logits(rows.logits(chunk, 1.0)) for chunk in chunks_of(rows)])
-            pieces.append(found.view(*ids.shape, *found.shape[1:]).cpu().numpy())
+        with memory_advice(f"lower batch_size={size}"):
+            for start in range(0, len(data), size):
+                ids = torch.from_numpy(data.take(np.arange(start, min(start + size, len(data)))).ids)
+                rows = student.rows(ids.to(student.device))
+                found = torch.cat([of_logits(rows.logits(chunk, 1.0)) for chunk in chunks_of(rows)])
+                pieces.append(found.view(*ids.shape, *found.shape[1:]).cpu().numpy())
         return np.concatenate(pieces)
 
     # Files

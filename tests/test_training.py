@@ -443,6 +443,11 @@ def test_estimators_without_memory_say_which_parameters_to_lower():
 
     with pytest.raises(MemoryError, match="lower batch_size=2 or raise gradient_accumulation=1"):
         DistilledStudent(Hungry(), 2, batch_size=2, n_steps=4, warmup_steps=1).fit(tokens)
+    student = DistilledStudent(Hungry(), 8, batch_size=2)
+    student._set_model(Hungry())
+    for method in (student.predict, student.predict_log_proba, student.score):
+        with pytest.raises(MemoryError, match="lower batch_size=2"):
+            method(tokens)
 
 
 def test_models_are_told_by_every_weight_buffer_and_setting():
