@@ -175,17 +175,6 @@ def sha256(name: str, value: Any) -> str:
     return value
 
 
-def one_of(*choices: Any) -> Field:
-    """Allow some values."""
-
-    def check(name: str, value: Any) -> Any:
-        if not isinstance(value, str | None) or value not in choices:
-            raise ValueError(f"{name}={value!r:.40} is none of {', '.join(map(repr, choices))}")
-        return value
-
-    return check
-
-
 # Arrays
 
 

@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike
 from scipy.stats import pearsonr
 from sklearn.metrics import r2_score
 
+from geofloor._runs import LARGEST
 from geofloor._validation import check_array_of_numbers, check_number, check_object, plain_array
 
 _WHOLE = "all"
-_LARGEST = 1e150  # squares of floors must not overflow
 
 
 def agreement_table(
@@ -72,7 +72,7 @@ def agreement_table(
     >>> table.round(3).to_dict("records")[0]["pearson_r"], table.median_error[0], table.below[0]
     (1.0, np.float64(0.5), np.float64(1.0))
     """
-    observed = check_array_of_numbers(measured, "measured", low=0, high=_LARGEST)
+    observed = check_array_of_numbers(measured, "measured", low=0, high=LARGEST)
     relative_above = check_number("relative_above", relative_above)
     check_object("predictions", predictions, Mapping, "give a dict of predicted floors by predictor")
     if not predictions:
@@ -87,7 +87,7 @@ def agreement_table(
         groups |= {label: labels == label for label in pd.unique(labels[~pd.isna(labels)])}
     rows = []
     for name, values in predictions.items():
-        predicted = check_array_of_numbers(values, f"predictions[{name!r}]", low=-_LARGEST, high=_LARGEST)
+        predicted = check_array_of_numbers(values, f"predictions[{name!r}]", low=-LARGEST, high=LARGEST)
         if predicted.shape != observed.shape:
             raise ValueError(f"predictions[{name!r}] has {len(predicted)} values for {len(observed)} measured floors.")
         rows += [

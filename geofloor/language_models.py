@@ -23,7 +23,7 @@ from sklearn.utils._set_output import _get_output_config
 
 from geofloor._causal import evaluating, hooked, load_base_model, naming
 from geofloor._columns import column_names, column_values, is_dataset, is_dataset_stream
-from geofloor._files import count, map_npy, npy_header, one_of, only_writer, read_sealed, sha256, write_sealed
+from geofloor._files import count, map_npy, npy_header, only_writer, read_sealed, sha256, write_sealed
 from geofloor._portable import PortablePickleMixin
 from geofloor._short_repr import ShortReprMixin
 from geofloor._token_rows import PaddingWatch, ending_ids
@@ -31,7 +31,7 @@ from geofloor._training.checkpoints import atomic_path, check_writable
 from geofloor._training.devices import memory_advice, resolve_device
 from geofloor._training.products import faster_linear, largest_matrix
 from geofloor._training.progress import progress_bar
-from geofloor._training.schema import fields, number, optional, text
+from geofloor._training.schema import choice, fields, number, optional, text
 from geofloor._training.weights import model_sha256
 from geofloor._validation import check_choice, check_number, check_object, plain_array, shown
 from geofloor.tokens import token_blocks
@@ -787,7 +787,7 @@ class ActivationStore:
             version=_VERSION,
             entries={
                 "shape": _shape_entry,
-                "dtype": one_of(*_STORE_DTYPES),
+                "dtype": choice(*_STORE_DTYPES),
                 "settings": _SETTINGS,
                 "input_sha256": sha256 if name == _MANIFEST else optional(sha256),
                 "shards": _shards_entry,
@@ -939,7 +939,7 @@ def _shards_entry(name: str, value: Any) -> list[dict[str, Any]]:
         raise ValueError(f"{name} is no list")
     shards = [_SHARD(f"{name}[{index}]", shard) for index, shard in enumerate(value)]
     for index, shard in enumerate(shards):
-        one_of(_shard_name(index))(f"{name}[{index}].file", shard["file"])  # no file elsewhere, and none twice
+        choice(_shard_name(index))(f"{name}[{index}].file", shard["file"])  # no file elsewhere, and none twice
     return shards
 
 
@@ -954,7 +954,7 @@ _SETTINGS = fields(
     layer=count,
     n_layers=count,
     skip_first=count,
-    pooling=one_of(None, "mean", "last"),
+    pooling=optional(choice("mean", "last")),
     max_length=optional(count),
     batch_size=count,
     shard_tokens=count,
