@@ -314,6 +314,7 @@ class FloorPredictor(WidthPredictorMixin, BaseEstimator):
         `saved` is what a bias saves of each charge, where that is known.
         """
         self._packings: dict[tuple[str, int | None], BlockPacking] = {}
+        self._mixed = rates is not None
         if isinstance(self.allocation, DistortionCurve):
             self._filling = Waterfilling(charges, self.allocation)
             self._variance, self._excess = float(self._filling.floors([0.0])[0]), 1.0
@@ -384,6 +385,10 @@ class FloorPredictor(WidthPredictorMixin, BaseEstimator):
             floors = np.empty(len(at))
             floors[~packed] = self._filling.floors(at[~packed])
             floors[packed] = self._packing("best").floors(at[packed]) if packed.any() else 0.0
+            if self._is("auto") and self._mixed and not packed.all():
+                # Blocks know the mean firing rate only, so that water-filling may lie above them on a table. A wider
+                # student loses no more than a narrower one.
+                floors[~packed] = np.minimum(floors[~packed], self._packing("best").floors([WIDEST_PACKING])[0])
             if self._starts == "mean" and not self._is("waterfilling"):
                 floors = np.minimum(self._excess * floors, self._variance)
         if not return_bounds:

@@ -580,3 +580,15 @@ def test_warning_filters_are_left_as_they_are():
     before = list(warnings.filters)
     FloorPredictor(0.9, allocation="auto").fit([2.0, 1.0]).predict([1])
     assert warnings.filters == before
+
+
+def test_floors_of_a_table_fall_with_the_width_where_packing_ends():
+    rng = np.random.default_rng(0)
+    rates = 10 ** rng.uniform(-4, -0.3, size=2000)
+    sizes = 1 / np.arange(1, 2001)
+    table = np.column_stack([sizes * rates, rates, np.sqrt(sizes) * rates])
+    predictor = FloorPredictor(allocation="auto").fit(table)
+    floors = predictor.predict(np.arange(0, 80))
+    assert (np.diff(floors) <= 0).all()
+    waterfilled = FloorPredictor(allocation="waterfilling").fit(table).predict([33])[0]
+    assert waterfilled > floors[32]  # where water-filling alone would make wider students worse
