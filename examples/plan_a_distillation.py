@@ -156,7 +156,7 @@ def predict(options, source, sae, statistics):
     widths = options.widths
     if widths is None:
         own = source.test.shape[1]
-        widths = sorted({max(round(share * own), 1) for share in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)})
+        widths = sorted({max(round(share * own), 1) for share in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)})
     floors = floor.predict(widths)
     table = pd.DataFrame(
         {
