@@ -11,7 +11,8 @@ import numbers
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def check_number(
     """
     number = value
     if getattr(value, "shape", None) == () and hasattr(value, "item") and not np.ma.isMaskedArray(value):
-        number = value.item()
+        number = None if getattr(value, "is_meta", False) else value.item()
     kind: Any = numbers.Integral if whole else numbers.Real
     plain: float = np.nan
     if isinstance(number, kind) and not isinstance(number, bool):
@@ -130,6 +131,36 @@ def check_object(name: str, value: Any, kinds: type | tuple[type, ...], remedy: 
     raise TypeError(f"{name}={shown(value)} is a {type(value).__name__}; {remedy}.")
 
 
+def check_path(name: str, value: Any) -> Path:
+    """Return a path as a `Path`.
+
+    Raises
+    ------
+    TypeError
+        If it is neither text nor path-like.
+    ValueError
+        If it is empty, or text that names no file.
+    """
+    path = check_object(name, value, (str, os.PathLike), "give a path")
+    text = os.fspath(path)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError(f"{name}={shown(value)} names no file; give a path as text without null characters.")
+    return Path(text)
+
+
+def check_iterable(name: str, value: Any, remedy: str) -> Any:
+    """Return `value` if it can be iterated over; arrays without dimensions only look as if they could.
+
+    Raises
+    ------
+    TypeError
+        If it can't; the message ends in `remedy`, what to give instead.
+    """
+    if getattr(value, "shape", None) == ():
+        raise TypeError(f"{name}={shown(value)} has no dimensions; {remedy}.")
+    return check_object(name, value, Iterable, remedy)
+
+
 def plain_array(values: Any, name: str) -> Any:
     """Turn tensors into arrays, and refuse what NumPy or scikit-learn would misread.
 
@@ -176,6 +207,8 @@ def _from_tensor(torch: Any, values: Any, name: str) -> np.ndarray:
         raise ValueError(f"{name} is a sparse tensor; give a dense one, {name}.to_dense(), or a SciPy CSR matrix.")
     if values.is_complex():
         raise ValueError(f"{name} has dtype {values.dtype}. Complex data not supported; give real numbers.")
+    if values.is_meta:
+        raise ValueError(f"{name} is a tensor on torch's meta device, which holds no values; give one that does.")
     detached = values.detach().resolve_neg().cpu()
     return (
         detached.float() if detached.is_floating_point() and detached.dtype not in _as_numpy(torch) else detached

@@ -33,7 +33,7 @@ from geofloor._training.products import faster_linear, largest_matrix
 from geofloor._training.progress import progress_bar
 from geofloor._training.schema import choice, fields, number, optional, text
 from geofloor._training.weights import model_sha256
-from geofloor._validation import check_choice, check_number, check_object, plain_array, shown
+from geofloor._validation import check_choice, check_number, check_object, check_path, plain_array, shown
 from geofloor.tokens import token_blocks
 
 __all__ = ["ActivationExtractor", "ActivationStore", "token_blocks"]
@@ -460,7 +460,7 @@ class ActivationExtractor(
         """
         shard_tokens = check_number("shard_tokens", shard_tokens, 1, 2**31 - 1, whole=True)
         check_choice("dtype", dtype, _STORE_DTYPES)
-        folder = Path(check_object("path", path, (str, os.PathLike), "give the path of a folder"))
+        folder = check_path("path", path)
         finished = os.path.exists(folder / _MANIFEST) and not os.path.exists(folder / _PARTIAL_MANIFEST)
         if not finished:
             check_writable("path", folder / _MANIFEST)
@@ -772,7 +772,7 @@ class ActivationStore:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self._open(Path(check_object("path", path, (str, os.PathLike), "give the path of a folder")), _MANIFEST)
+        self._open(check_path("path", path), _MANIFEST)
 
     def _open(self, path: Path, name: str) -> None:
         self.path = path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,6 +22,7 @@ from geofloor._streams import is_stream
 from geofloor._validation import (
     check_array_of_numbers,
     check_csr,
+    check_iterable,
     check_number,
     check_object,
     plain_array,
@@ -631,7 +632,7 @@ def read_blocks(blocks: Any) -> list[FeatureStatistics]:
     3
     """
     remedy = "give a sequence of fitted FeatureStatistics, one for each block of tokens"
-    read = list(check_object("blocks", blocks, Iterable, remedy))
+    read = list(check_iterable("blocks", blocks, remedy))
     for place, block in enumerate(read):
         check_is_fitted(check_object(f"blocks[{place}]", block, FeatureStatistics, remedy), "n_tokens_")
     if len(read) < 2:

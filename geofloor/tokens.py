@@ -26,7 +26,7 @@ from geofloor._files import (
 )
 from geofloor._training import schema
 from geofloor._training.checkpoints import check_writable
-from geofloor._validation import check_number, check_object, shown
+from geofloor._validation import check_iterable, check_number, check_object, check_path, shown
 
 _TEXTS_AT_ONCE = 64
 _BYTES_AT_ONCE = 2**24  # and no more than this of them, or one text
@@ -113,7 +113,7 @@ def token_blocks(
         max_blocks = check_number("max_blocks", max_blocks, 1, 2**47 // length, whole=True)
     if isinstance(texts, str | bytes):
         raise ValueError(f"texts={texts[:40]!r} is one text; put it in a list.")
-    check_object("texts", texts, Iterable, "give a list or another iterable of str, or a dataset")
+    check_iterable("texts", texts, "give a list or another iterable of str, or a dataset")
     check_object("text_column", text_column, str, "give the name of a column")
     if path is not None:
         check_object("path", path, (str, os.PathLike), "give the path of a file")
@@ -131,7 +131,9 @@ def token_blocks(
         n_tokens = _whole(sum(map(len, pieces)), length, wanted)
         return np.concatenate(pieces)[:n_tokens].reshape(-1, length)
 
-    path = Path(path)
+    path = check_path("path", path)
+    if not path.name or path.is_dir():
+        raise ValueError(f"path={shown(path)} is a folder; give the path of a file in it.")
     if os.path.islink(path):  # the file and what lies beside it are used where they are
         path = Path(os.path.realpath(path))
     first = next(documents, "")

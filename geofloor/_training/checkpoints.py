@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from geofloor._training.muon import Muon
+from geofloor._validation import check_path
 
 if sys.platform != "win32":
     import fcntl
@@ -61,7 +62,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Any:
     OSError
         If `path` can't be written, for example because the disk is full; the error has its number and `path`.
     """
-    path = Path(path)
+    path = check_path("path", path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary_folder(path) as folder:
@@ -145,9 +146,7 @@ def check_writable(name: str, path: str | os.PathLike[str] | None) -> None:
     """
     if path is None:
         return
-    if not isinstance(path, str | os.PathLike):
-        raise ValueError(f"{name}={path!r:.60} must be a path or None.")
-    path = Path(path)
+    path = check_path(name, path)
     ordinary = True
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -209,7 +208,7 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
     ValueError
         If the file is truncated, altered, foreign or of another kind; the message names it.
     """
-    path = Path(path)
+    path = check_path("path", path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no {kind} file at '{path}'.")
     try:

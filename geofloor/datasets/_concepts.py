@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.utils import Bunch
 
-from geofloor._validation import check_number, check_object, shown
+from geofloor._validation import check_iterable, check_number, shown
 from geofloor.datasets._corpus import CORPUS_PACKAGES, check_names, load_local_corpus, parse
 
 _MIN_CHARACTERS = 80  # of a piece of code or a paragraph
@@ -614,7 +614,7 @@ def pile_concepts(
     max_characters = check_number("max_characters", max_characters, _MIN_CHARACTERS, whole=True)
     if max_rows is not None:
         max_rows = check_number("max_rows", max_rows, 1, whole=True)
-    check_object("dataset", dataset, Iterable, "give a Dataset or an iterable of dicts")
+    check_iterable("dataset", dataset, "give a Dataset or an iterable of dicts")
     pools = {name: _Pool(same_package=False, n_pairs=n_per_class) for name in chosen}
     for number, row in enumerate(islice(dataset, max_rows)):
         text, subset = _pile_row(row, number)

@@ -24,7 +24,7 @@ from geofloor._training.devices import one_thread, resolve_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.schema import check_tensors, refusing
 from geofloor._training.seeds import draw_seed
-from geofloor._validation import check_choice, check_number, check_object, plain_array, shown
+from geofloor._validation import check_choice, check_number, check_object, check_path, plain_array, shown
 from geofloor.toy._engine import DistributionStream, Stack, evaluate, initial_parameters, stacked, train
 from geofloor.toy._features import SparseFeatures
 from geofloor.toy._model import Importance, check_settings, check_width, is_kept, resolve_importances
@@ -385,7 +385,7 @@ class _Run:
         verbose: int,
     ) -> None:
         self.settings, self.importances, self.models_per_batch = settings, importances, models_per_batch
-        self.directory = None if checkpoint_dir is None else Path(checkpoint_dir)
+        self.directory = None if checkpoint_dir is None else check_path("checkpoint_dir", checkpoint_dir)
         self.n_jobs, self.device, self.verbose = n_jobs, device, verbose
         self.finished: dict[_Model, dict[str, Any]] = {}
 
