@@ -205,7 +205,10 @@ class Distillation:
         if self.settings.hidden_weight:
             if model.head is None or self.teacher.head is None:
                 raise ValueError("hidden_weight needs a student whose hidden states are known; use hidden_weight=0.")
-            projection = torch.nn.Linear(model.head.in_features, self.teacher.head.in_features, device="cpu")
+            # Not initialized by torch, which would draw from its global generator.
+            projection = torch.nn.utils.skip_init(
+                torch.nn.Linear, model.head.in_features, self.teacher.head.in_features, device="cpu"
+            )
             with torch.no_grad():
                 generator = torch_generator(seed)
                 for parameter in projection.parameters():

@@ -31,7 +31,7 @@ from geofloor._training.devices import memory_advice, to_device
 from geofloor._training.processes import ALONE, Processes, join_processes
 from geofloor._training.schema import choice, fields, flag, mapping, number, optional, refusing, text
 from geofloor._training.settings import NOT_SAVED, check_files, plain_parameters, saved_parameters
-from geofloor._validation import check_choice, check_number, check_object, shown
+from geofloor._validation import check_choice, check_number, check_object, check_path, shown
 from geofloor.language_models import ActivationExtractor
 from geofloor.students import check_width, make_student
 from geofloor.toy import ToyModel
@@ -783,6 +783,7 @@ def distill_widths(
     [(8, 0, 100), (8, 1, 100), (12, 0, 100)]
     """
     pairs = _pairs(widths, random_state)
+    folder = None if checkpoint_path is None else check_path("checkpoint_path", checkpoint_path)
     if like is not None:
         check_object("like", like, DistilledStudent, "give a DistilledStudent, such as DistilledStudent.paper(...)")
         own = {"teacher", "width", "random_state", "checkpoint_path"}
@@ -792,7 +793,7 @@ def distill_widths(
             teacher,
             width,
             random_state=seed,
-            checkpoint_path=checkpoint_path and Path(checkpoint_path) / f"width-{width}-seed-{seed}.safetensors",
+            checkpoint_path=folder and folder / f"width-{width}-seed-{seed}.safetensors",
             **settings,
         )
         for width, seed in pairs
