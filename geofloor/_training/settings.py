@@ -14,7 +14,7 @@ import torch
 from geofloor._training.checkpoints import check_writable, read_tensors
 from geofloor._training.schema import Field, fields, mapping, number, plain, refusing, text
 from geofloor._training.seeds import draw_seed
-from geofloor._validation import check_array_of_numbers, check_number, shown
+from geofloor._validation import check_array_of_numbers, check_number, plain_array, shown
 
 # What no file says: where to load from, to write to and to compute.
 NOT_SAVED = frozenset({"teacher", "teacher_kwargs", "checkpoint_path", "device"})
@@ -43,7 +43,7 @@ def _plain(name: str, value: Any, *, inside: bool = False) -> Any:
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0):
         value = value.item()
     elif isinstance(value, np.ndarray | torch.Tensor):
-        value = value.tolist()
+        value = plain_array(value, name).tolist()
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, int | float):  # no Fraction, which torch can't multiply by either
