@@ -57,7 +57,7 @@ from geofloor._training.settings import (
     read_checkpoint,
     saved_parameters,
 )
-from geofloor._validation import plain_array, warn_caller
+from geofloor._validation import check_numeric, warn_caller
 from geofloor.statistics import OutlierRowsWarning
 
 _FILE = "geofloor sparse autoencoder"
@@ -482,7 +482,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             If values are not finite or the number of latents is not the dictionary's.
         """
         check_is_fitted(self)
-        codes = check_array(X, accept_sparse="csr", dtype=np.float32)
+        codes = check_array(check_numeric(X, "X"), accept_sparse="csr", dtype=np.float32, input_name="X")
         if codes.shape[1] != self.n_latents_:
             raise ValueError(f"X has {codes.shape[1]} latents, but the dictionary has n_latents_={self.n_latents_}.")
         return codes @ self.decoder_ + self.decoder_bias_
@@ -607,7 +607,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return open_rows(self._checked(X, reset=True), stream=False)
 
     def _checked(self, X: Any, *, reset: bool) -> np.ndarray:
-        X = plain_array(X, "X")
+        X = check_numeric(X, "X")
         shape = tuple(getattr(X, "shape", ()))
         if len(shape) > 2:
             raise ValueError(f"X has shape {shape}; give one row per token: X.reshape(-1, {shape[-1:][0]}).")

@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.utils import check_array
 
 from geofloor._training.sampling import epoch_rows, steps_per_epoch
-from geofloor._validation import plain_array
+from geofloor._validation import check_numeric
 
 _SAMPLE_ROWS = 65_536
 _SAMPLE_BYTES = 2**27
@@ -42,7 +42,7 @@ def open_rows(X: Any, *, stream: bool) -> ArrayRows | StreamRows:
 
 def checked_batch(batch: Any) -> np.ndarray:
     """Return a batch of a stream as finite float32 numbers in two dimensions."""
-    return check_array(plain_array(batch, "X"), dtype=np.float32, order="C", input_name="X")
+    return check_array(check_numeric(batch, "X"), dtype=np.float32, order="C", input_name="X")
 
 
 class ArrayRows:
