@@ -207,10 +207,15 @@ class ConceptProbe(ClassifierMixin, BaseEstimator):
         """
         self._check_parameters()
         y = np.asarray(plain_array(y, "y"))
+        if y.ndim == 0:
+            raise ValueError(f"y={shown(y)} is no array of labels; give one for each example.")
         if groups is not None:
             groups = np.asarray(plain_array(groups, "groups"))
-            if groups.shape[:1] != y.shape[:1]:
+            if groups.shape not in ((len(y),), (len(y), 1)):
                 raise ValueError(f"groups has shape {groups.shape} for {len(y)} labels; give one value for each.")
+            groups = groups.ravel()
+            if groups.dtype.kind == "O" and any(group is None for group in groups):
+                raise ValueError("groups holds None; give one value for each example, which can be sorted.")
         splitter = self.cv
         if splitter is None and groups is None:
             splitter = StratifiedShuffleSplit(1, test_size=self.test_size, random_state=self.random_state)
@@ -260,6 +265,8 @@ class ConceptProbe(ClassifierMixin, BaseEstimator):
     def _checked(self, X: Any) -> Any:
         check_is_fitted(self)
         X = _checked_rows(X, "X")
+        if sp.issparse(X) and self.estimator_[0].with_mean:
+            raise ValueError("X is a sparse matrix, and the probe was fitted to a dense one; give X.toarray().")
         return validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
 
     def _pipeline(self, X: Any) -> Pipeline:
