@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
-from geofloor._validation import check_array_of_numbers, check_choice, check_number, check_numeric, check_object, shown
+from geofloor._validation import (
+    check_array_of_numbers,
+    check_choice,
+    check_flag,
+    check_number,
+    check_numeric,
+    check_object,
+    shown,
+)
 from geofloor.capacity import METHODS, CapacityMethod, capacity, kept_features
 from geofloor.displays._style import (
     COLORS,
@@ -365,7 +373,7 @@ class SpectrumDisplay:
             alpha = check_number("alpha", alpha, 0, 1, open_high=True)
             at = check_array_of_numbers(widths, "widths", low=0).tolist()
             kept = {width: kept_features(width, alpha, capacity) for width in at}
-        tail = power_law_tail(importances) if fit_tail else None
+        tail = power_law_tail(importances) if check_flag("fit_tail", fit_tail) else None
         return cls(importances=importances, tail=tail, kept=kept).plot(ax=ax, scale=scale)
 
     @classmethod

@@ -16,6 +16,7 @@ from geofloor.displays._style import (
     WIDTH_COLORMAP,
     axes_or_new,
     check_predictor,
+    is_among,
     key,
     plain_table,
     ramp,
@@ -136,7 +137,7 @@ class ProbeHeatmapDisplay:
             raise ValueError("table['accuracy'] has values outside [0, 1]; give shares, not per cent.")
         if table.duplicated(["concept", "model"]).any():
             raise ValueError("table has a concept and model twice; give one row each.")
-        if reference is not None and reference not in table["model"].tolist():
+        if not (reference is None or is_among(reference, table["model"])):
             raise ValueError(
                 f"reference={shown(reference)} is not among the models {table['model'].unique().tolist()}."
             )
@@ -392,7 +393,7 @@ class FeatureStaircaseDisplay:
             points.drop_duplicates("model")
         ):
             raise ValueError("table has a model with a rank twice or with several widths; name the models apart.")
-        if reference is not None and reference not in points["model"].tolist():
+        if not (reference is None or is_among(reference, points["model"])):
             raise ValueError(
                 f"reference={shown(reference)} is not among the models {points['model'].unique().tolist()}."
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ INK = "#222222"
 FAINT = "#8a8a8a"
 HIDDEN_UNITS = "hidden-space units"
 ALPHA_COLORMAP = "viridis"  # sparsities
+_OF_PLOT = ("scalex", "scaley", "data")  # arguments of `Axes.plot` that are none of its lines
 WIDTH_COLORMAP = "plasma"  # widths of students
 
 
@@ -67,9 +68,23 @@ def check_figure(figure: Figure | SubFigure | None) -> None:
     check_object("figure", figure, (FigureBase, type(None)), "give a matplotlib Figure, or None for a new one")
 
 
+def is_among(value: Any, names: pd.Series) -> bool:
+    """Whether a value is one of the names in a column, whatever comparing it with them would do."""
+    return isinstance(value, Hashable) and value in set(names)
+
+
 def check_line_kwargs(line_kwargs: Any) -> dict[str, Any]:
     """Return keyword arguments for ``plot``; none in place of None."""
-    return dict(check_object("line_kwargs", {} if line_kwargs is None else line_kwargs, Mapping, "give a dict"))
+    from matplotlib.cbook import normalize_kwargs
+    from matplotlib.lines import Line2D
+
+    given = dict(check_object("line_kwargs", {} if line_kwargs is None else line_kwargs, Mapping, "give a dict"))
+    try:
+        names = normalize_kwargs({name: value for name, value in given.items() if name not in _OF_PLOT}, Line2D)
+        Line2D([], [], **names)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"line_kwargs={shown(line_kwargs)} can't be drawn: {error}.") from error
+    return given
 
 
 def check_predictor(name: str, predictor: Any, *attributes: str) -> Any:
