@@ -38,6 +38,8 @@ def read_runs(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     widths, losses = _one_column(column), losses.astype(np.float64)
     if np.abs(losses).max() > LARGEST:
         raise ValueError(f"y holds a loss of {np.abs(losses).max():.3g}; losses are in nats per token.")
+    if np.any(tiny := (losses != 0.0) & (np.abs(losses) < 1.0 / LARGEST)):
+        raise ValueError(f"y holds a loss of {losses[tiny][0]:.3g}; losses are in nats per token.")
     check_order(widths, losses)
     return widths, losses
 

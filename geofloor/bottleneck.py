@@ -23,7 +23,7 @@ from geofloor._training.devices import memory_advice, to_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.schedules import warmup_cosine
 from geofloor._training.seeds import read_random_state
-from geofloor._validation import check_number, shown
+from geofloor._validation import check_flag, check_number, shown
 from geofloor._widths import WidthPredictorMixin, read_column, read_targets
 
 _STEP = 0.1  # of Adam, in logits
@@ -310,6 +310,7 @@ class BottleneckPredictor(ShortReprMixin, PortablePickleMixin, WidthPredictorMix
             If a width is negative or not finite.
         """
         check_is_fitted(self)
+        return_interval = check_flag("return_interval", return_interval)
         at = np.floor(read_column(widths, "widths"))
         ends = np.exp(self._log_ends(np.log1p(np.minimum(at, self.curve_["width"].iloc[-1]))))
         ends[at >= self.rank_] = 0.0

@@ -11,7 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from geofloor._validation import check_choice, check_number, shown, warn_caller
+from geofloor._validation import check_choice, check_flag, check_number, shown, warn_caller
 from geofloor._widths import WidthPredictorMixin, read_column, read_importances, read_targets
 from geofloor.allocation import BlockPacking, DistortionCurve, Waterfilling, check_total
 from geofloor.capacity import CapacityMethod, capacity, features_per_dimension, is_too_dense
@@ -377,6 +377,7 @@ class FloorPredictor(WidthPredictorMixin, BaseEstimator):
             If a width is negative or not finite, or bounds are asked of an allocation that has none.
         """
         check_is_fitted(self)
+        return_bounds = check_flag("return_bounds", return_bounds)
         at = read_column(widths, "widths")
         if self._is("cutoff"):
             floors = self._dropped_charge[self.n_features_ - self._kept(at)]
@@ -452,7 +453,7 @@ class FloorPredictor(WidthPredictorMixin, BaseEstimator):
         True
         """
         check_is_fitted(self)
-        at = read_column([width], "width")
+        at = np.array([check_number("width", width, 0)], dtype=np.float64)
         if self._is("cutoff"):
             order = np.argsort(self._weights, kind="stable") if self._order is None else self._order
             kept = int(self._kept(at)[0])

@@ -516,7 +516,7 @@ class LossForecaster(RegressorMixin, BaseEstimator):
     def _known(self) -> float:
         """The part of the curve that is not fitted."""
         anchor = self._anchor()
-        return (self.baseline or 0.0) if anchor is None else float(np.log(anchor))
+        return float(self.baseline or 0.0) if anchor is None else float(np.log(anchor))
 
     def _design(self, widths: np.ndarray) -> np.ndarray:
         if self.bound is not None:

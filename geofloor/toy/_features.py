@@ -158,6 +158,7 @@ class SparseFeatures:
         X : ndarray of shape (n_samples, n_features), float32
             Features.
         """
+        n_samples = check_number("n_samples", n_samples, 1, whole=True)
         # The first active unit, then the later ones as they come: exact, and nothing is rejected.
         first = np.searchsorted(self._first_active, rng.random((n_samples, 1), dtype=np.float32), side="right")
         unit = np.arange(len(self._unit_rates))

@@ -274,7 +274,7 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self._measure_geometry()
         if not self.converged_:
             warn_caller(
-                f"The loss was still falling by more than tol={self.tol:g} a round after {self.n_steps_} steps; "
+                f"The loss was still falling by more than tol={float(self.tol):g} a round after {self.n_steps_} steps; "
                 "raise max_rounds or n_steps.",
                 ConvergenceWarning,
             )
