@@ -29,11 +29,12 @@ _LOADING_LOG = logging.getLogger("transformers.modeling_utils")
 
 @contextlib.contextmanager
 def naming(argument: str, value: Any) -> Iterator[None]:
-    """Name the argument where a file or a repository is not there."""
+    """Name the argument where a file or a repository is not there, or holds no model."""
     try:
         yield
-    except OSError as error:
-        raise OSError(f"{argument}={os.fspath(value)!r} can't be loaded: {error}") from error
+    except (OSError, ValueError) as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{argument}={os.fspath(value)!r} can't be loaded: {error}") from error
 
 
 @contextlib.contextmanager
