@@ -19,6 +19,11 @@ from geofloor._runs import LARGEST, SEEDS_DIFFER, as_column, read_runs, read_wid
 from geofloor._validation import check_flag, check_number, check_numeric, warn_caller
 
 
+def _check_squares(values: np.ndarray, name: str) -> None:
+    if (largest := float(np.abs(values).max())) > LARGEST:
+        raise ValueError(f"{name} holds {largest:.3g}, which is too large to square; scale it.")
+
+
 class AffineCalibrator(RegressorMixin, BaseEstimator):
     r"""Calibrate predicted floors to observed losses: observed = C · floor + B, with C ≥ 0.
 
@@ -168,6 +173,7 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         level = check_number("level", level, 0, 1, open_low=True, open_high=True)
         floors = validate_data(self, self._columns(check_numeric(X, "X")), dtype=np.float64, reset=False)
+        _check_squares(floors, "X")
         predicted = self._line(floors)
         if not check_flag("return_interval", return_interval):
             return predicted
@@ -219,9 +225,8 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
         floors, observed = validate_data(
             self, columns, check_numeric(y, "y"), dtype=np.float64, reset=reset, y_numeric=True
         )
-        for name, values in (("X", floors), ("y", observed)):
-            if float(np.abs(values).max()) > LARGEST:
-                raise ValueError(f"{name} holds {np.abs(values).max():.3g}, which is too large to square; scale it.")
+        _check_squares(floors, "X")
+        _check_squares(observed, "y")
         return floors, observed.astype(np.float64)
 
     def _columns(self, X: Any) -> Any:
