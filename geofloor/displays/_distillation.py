@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
-from geofloor._validation import check_choice, check_flag, check_object, shown
+from geofloor._validation import check_choice, check_flag, check_iterable, check_object, shown
 from geofloor.displays._floors import FloorDisplay
 from geofloor.displays._style import (
     COLORS,
@@ -699,6 +699,7 @@ class DistillationSummaryDisplay:
         """
         _check_scale(scale)
         check_figure(figure)
+        check_object("floors", floors, pd.DataFrame, "give a pandas DataFrame")
         if predictor is not None:
             check_predictor("predictor", predictor)
         history, checked = _checked_tables(history, floors, loss)
@@ -733,6 +734,7 @@ class DistillationSummaryDisplay:
 
         _check_scale(scale)
         check_figure(figure)
+        check_object("floors", self.floors, pd.DataFrame, "give a pandas DataFrame")
         _checked_tables(self.history, self.floors, self.loss)
         self.figure_ = plt.figure(figsize=(9.4, 6.8), layout="constrained") if figure is None else figure
         # A layout for each row, or the legend above would narrow the panel below.
@@ -769,9 +771,8 @@ def _tables(students: Iterable[Any], loss: str | None) -> tuple[pd.DataFrame, pd
     """History and floors of fitted students; no history without the name of a loss."""
     rows: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
-    if not isinstance(students, Iterable):
-        raise TypeError(f"students={shown(students)} is a {type(students).__name__}; give a list of fitted students.")
-    for student in students:
+    check_object("loss", loss, (str, type(None)), "give the name of a column")
+    for student in check_iterable("students", students, "give a list of fitted students"):
         if not (hasattr(student, "fit") and hasattr(student, "width")):
             raise TypeError(f"students holds {shown(student)}; give fitted DistilledStudents.")
         check_is_fitted(student)

@@ -204,9 +204,11 @@ class FloorDisplay:
         curves = numbers_of(self.floors, "floors")
         check_lengths(curves, "floors", len(widths), "widths")
         critical = {} if self.critical_widths is None else dict(_labelled(self.critical_widths))
-        unknown = sorted(set(critical) - set(curves))
+        unknown = sorted(set(critical) - set(curves), key=str)
         if unknown:
-            raise ValueError(f"critical_widths has the labels {unknown}, floors only {sorted(curves)}; use the same.")
+            raise ValueError(
+                f"critical_widths has the labels {unknown}, floors only {sorted(curves, key=str)}; use the same."
+            )
         if (self.observed_widths is None) != (self.observed is None):
             raise ValueError("observed_widths and observed belong together; give both or neither.")
         critical = {label: check_number("critical_widths", each, 0) for label, each in critical.items()}
@@ -814,7 +816,7 @@ class CalibrationDisplay:
                     linewidth=0,
                     label="prediction interval" if level is None else f"{100 * level:g}% prediction interval",
                 )
-            if self.label or self.band_ is not None:
+            if self.label is not None or self.band_ is not None:
                 self.ax_.legend(frameon=False, fontsize="small", loc="upper left")
         (self.points_,) = self.ax_.plot(
             floors,

@@ -423,17 +423,24 @@ class FeatureStaircaseDisplay:
         if plain_table(self.curves, "curves", ["model", *numeric], numeric).empty:
             raise ValueError("curves has no rows; give one for each bin and model.")
         kept = check_object("kept", {} if self.kept is None else self.kept, Mapping, "give a dict of counts by width")
-        kept = {width: check_number("kept", count, 0) for width, count in kept.items()}
+        kept = {check_number("kept: width", width, 0): check_number("kept", count, 0) for width, count in kept.items()}
+        reference = self.reference
+        if not (reference is None or is_among(reference, self.curves["model"])):
+            raise ValueError(
+                f"reference={shown(reference)} is not among the models {self.curves['model'].unique().tolist()}."
+            )
         self.ax_ = axes_or_new(ax)
         self.figure_ = self.ax_.figure
         self.lines_, self.bands_, self.kept_lines_ = {}, {}, {}
         of_model = self.curves.groupby("model", sort=False)["width"].first()
-        colors = ramp(sorted({*of_model[of_model.index != self.reference].tolist(), *kept}), WIDTH_COLORMAP)
+        colors = ramp(
+            sorted({*(width for model, width in of_model.items() if model != reference), *kept}), WIDTH_COLORMAP
+        )
         last = max(float(self.curves["rank"].max()), 2.0)
         name, nothing = _SCORES[self.score]
         self.ax_.axhline(nothing, color=FAINT, linewidth=1.0, zorder=1)
         for model, curve in self.curves.groupby("model", sort=False):
-            is_reference = model == self.reference
+            is_reference = model == reference
             color = INK if is_reference else colors[of_model[model]]
             (self.lines_[model],) = self.ax_.plot(
                 curve["rank"].to_numpy(),

@@ -179,6 +179,12 @@ class FloorGridDisplay:
         """
         needed = [*_POINT, self.measured, *_names(self.predicted)]
         _checked(self.points, needed, self.spread, argument="points")
+        critical_widths: Mapping[tuple[int, float], float] = check_object(
+            "critical_widths",
+            {} if self.critical_widths is None else self.critical_widths,
+            Mapping,
+            "give a dict of widths by numbers of features and sparsities",
+        )
         rows, columns = _values(self.points, "n_features"), _values(self.points, "alpha")
         teachers = {
             width: {"color": color, "marker": marker}
@@ -202,7 +208,7 @@ class FloorGridDisplay:
             self.lines_[configuration] = _draw_curves(
                 ax, points, self.measured, teachers=teachers, color=INK, linewidth=1.3, marker="o", markersize=3
             )
-            critical = (self.critical_widths or {}).get(configuration)
+            critical = critical_widths.get(configuration)
             if critical is not None:
                 inside = critical <= widest
                 if inside:
@@ -238,11 +244,7 @@ class FloorGridDisplay:
                     _measured_label(self.spread), color=INK, linewidth=1.3, marker=None if split else "o", markersize=3
                 ),
                 *(key(name, **_predictor_style(index)) for index, name in enumerate(_names(self.predicted))),
-                *(
-                    [key("critical width d*", color=FAINT, linestyle=":", linewidth=1.2)]
-                    if self.critical_widths
-                    else []
-                ),
+                *([key("critical width d*", color=FAINT, linestyle=":", linewidth=1.2)] if critical_widths else []),
                 *(key(f"teacher width {width:g}", markersize=4, **style) for width, style in teachers.items() if split),
             ],
         )
