@@ -139,12 +139,12 @@ def check_path(name: str, value: Any) -> Path:
     TypeError
         If it is neither text nor path-like.
     ValueError
-        If it is empty, or text that names no file.
+        If it is text that names no file.
     """
     path = check_object(name, value, (str, os.PathLike), "give a path")
     text = os.fspath(path)
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise ValueError(f"{name}={shown(value)} names no file; give a path as text without null characters.")
+    if not isinstance(text, str) or "\0" in text:
+        raise ValueError(f"{name}={shown(value)} can't be written or read; give text without null characters.")
     return Path(text)
 
 

@@ -1,6 +1,7 @@
 import contextlib
 import datetime
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,11 @@ from geofloor._validation import (
     check_choice,
     check_csr,
     check_flag,
+    check_iterable,
     check_number,
     check_numeric,
     check_object,
+    check_path,
     plain_array,
     shown,
     warn_caller,
@@ -210,3 +213,26 @@ def test_a_warning_of_a_context_manager_points_at_the_users_line():
     with pytest.warns(UserWarning, match="Waiting") as caught, inner["lock"]():
         pass
     assert caught[0].filename == __file__
+
+
+def test_tensors_without_values_are_refused():
+    with pytest.raises(ValueError, match="values is a tensor on torch's meta device"):
+        plain_array(torch.ones(2, device="meta"), "values")
+    with pytest.raises(ValueError, match="width=.* must be a finite number"):
+        check_number("width", torch.ones((), device="meta"))
+
+
+def test_paths_are_text_or_path_like_and_name_a_file():
+    assert check_path("path", "a/b") == check_path("path", Path("a/b")) == Path("a/b")
+    for value in (None, 3, b"a", np.array("a")):
+        with pytest.raises((TypeError, ValueError), match="path="):
+            check_path("path", value)
+    with pytest.raises(ValueError, match="path=.* can't be written or read"):
+        check_path("path", "a\0b")
+
+
+def test_arrays_without_dimensions_are_no_iterables():
+    assert check_iterable("texts", ["a"], "give a list") == ["a"]
+    for value in (np.array("a"), np.ma.masked, 3, None):
+        with pytest.raises(TypeError, match="texts=.*; give a list"):
+            check_iterable("texts", value, "give a list")

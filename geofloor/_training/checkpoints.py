@@ -146,7 +146,9 @@ def check_writable(name: str, path: str | os.PathLike[str] | None) -> None:
     """
     if path is None:
         return
-    path = check_path(name, path)
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"{name}={path!r:.60} must be a path or None.")
+    path = Path(path)
     ordinary = True
     try:
         with contextlib.suppress(FileNotFoundError):
