@@ -772,6 +772,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "ErrorDisplay": ("errors",),
     "DistillationSummaryDisplay": ("critical_widths",),
     "FloorGridDisplay.from_summary": ("method",),
+    "CollapseDisplay.from_summary": ("method",),
     "FloorDisplay.from_predictor": ("floors",),  # of no predictor
     "ConceptProbe.split": ("groups",),
     "ToyModel.fit": ("n_hidden",),  # too many for the data
