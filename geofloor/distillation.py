@@ -6,7 +6,6 @@ import copy
 import inspect
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 

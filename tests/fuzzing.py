@@ -88,7 +88,7 @@ TEXTS = [" ".join(map(str, row)) for row in TOKENS]
 SPARSE = toy.SparseFeatures(4, 0.7).sample(64, random_state=0)
 HERE = {"device": "cpu", "random_state": 0}
 TOY = {"n_steps": 3, "max_rounds": 1, "n_eval_samples": 64, "batch_size": 8, **HERE}
-STUDENT = {"n_steps": 2, "warmup": 1, "batch_size": 4, "eval_every": 1, "eval_sequences": 2, **HERE}
+STUDENT = {"n_steps": 2, "warmup_steps": 1, "batch_size": 4, "eval_every": 1, "eval_sequences": 2, **HERE}
 ENCODER = {"n_epochs": 1, "batch_size": 20, **HERE}
 SWEEP = {"n_features": 4, "widths": [1, 2], "alphas": 0.8, "teacher_widths": None, "n_seeds": 2, **TOY}
 PILE = [
@@ -313,6 +313,11 @@ def cases() -> dict[str, Case]:
         "PowerLawCalibrator.predict": of_method("power", "predict", X=WIDTHS),
         "DistilledStudent": of_class(
             geofloor.DistilledStudent, fit["DistilledStudent"], teacher=teacher(), width=4, **STUDENT
+        ),
+        "DistilledStudent.paper": Case(
+            lambda **given: geofloor.DistilledStudent.paper(**given, **STUDENT).fit(TOKENS).score(TOKENS),
+            {"teacher": teacher(), "width": 4},
+            ("teacher", "width"),
         ),
         "DistilledStudent.fit": of_method(
             "student", "fit", lambda made: made.score(TOKENS), tokens=TOKENS, eval_tokens=TOKENS[:4]

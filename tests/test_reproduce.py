@@ -309,7 +309,6 @@ def test_finished_steps_are_skipped_and_other_arguments_refused(script, folder, 
         run(script, folder / "new", "--steps", "probes")
 
 
-@pytest.mark.slow
 def test_several_processes_share_the_students_alone(folder):
     pytest.importorskip("accelerate")
     alone, together = folder / "alone", folder / "together"

@@ -177,7 +177,6 @@ def one_at_a_time(n, alpha, width, seed):
     return losses.mean().item(), losses.std().item() / np.sqrt(len(losses))
 
 
-@pytest.mark.slow
 def test_floors_are_those_of_models_trained_one_at_a_time():
     rng = np.random.default_rng(0)
     differences, variances = [], []
