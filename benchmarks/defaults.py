@@ -1,4 +1,4 @@
-"""What the pipeline of README gives with all defaults, on a teacher's activations, synthetic features and noise.
+"""Fit the pipeline of README with all defaults, on a teacher's activations, synthetic features and noise.
 
 python benchmarks/defaults.py
 python benchmarks/defaults.py --activations mine.npy

@@ -1,4 +1,4 @@
-"""How a sparse autoencoder is trained where its parameters leave that to the data, and what the result is worth."""
+"""Choose the settings of a sparse autoencoder from its data, and find reasons to doubt its result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _NO_BETTER = 0.9  # of the variance that stays unexplained in noise
 
 
 class Settings(NamedTuple):
-    """How one fit trains: every ``"auto"`` and None resolved, every number plain.
+    """Settings of one fit, with every ``"auto"`` resolved and every number plain.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class Settings(NamedTuple):
 
 
 def check_parameters(sae: Any) -> None:
-    """Refuse parameters that are out of range, or that the activation does not use."""
+    """Refuse parameters out of range, and those without effect on the activation."""
     for name in ("checkpoint_every", "dead_after"):
         check_number(name, getattr(sae, name), 1, whole=True)
     for name in ("n_latents", "resample_every"):
@@ -230,7 +230,7 @@ def outlier_share(sample: np.ndarray) -> tuple[int, float]:
 
 
 class Outcome(NamedTuple):
-    """What a fit came to: the history of its steps, and explained variances of rows that were held out.
+    """Result of a fit: the history of its steps, and explained variances of held-out rows.
 
     Attributes
     ----------
