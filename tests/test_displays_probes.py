@@ -168,3 +168,11 @@ def test_the_staircase_of_firing_has_chance_for_its_ground(features):
     assert "ROC" in display.ax_.get_ylabel()
     with pytest.raises(ValueError, match="score='gini' is unknown; use one of 'r2', 'auc'"):
         FeatureStaircaseDisplay.from_table(table, score="gini")
+
+
+def test_a_staircase_without_bands_needs_no_ends_of_them():
+    curves = pd.DataFrame({"model": ["a", "a"], "width": 4, "rank": [1, 2], "r2": [0.9, 0.8]})
+    display = FeatureStaircaseDisplay(curves=curves).plot()
+    assert not display.bands_
+    with pytest.raises(ValueError, match=r"curves lacks the columns \['low', 'high'\]"):
+        FeatureStaircaseDisplay(curves=curves, band=True).plot()

@@ -419,7 +419,7 @@ class FeatureStaircaseDisplay:
         """
         check_choice("score", self.score, tuple(_SCORES))
         check_flag("band", self.band)
-        numeric = ["width", "rank", self.score, "low", "high"]
+        numeric = ["width", "rank", self.score, *(("low", "high") if self.band else ())]
         if plain_table(self.curves, "curves", ["model", *numeric], numeric).empty:
             raise ValueError("curves has no rows; give one for each bin and model.")
         kept = check_object("kept", {} if self.kept is None else self.kept, Mapping, "give a dict of counts by width")
