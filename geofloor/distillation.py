@@ -805,7 +805,7 @@ def distill_widths(
 
 def _pairs(widths: Any, random_state: Any) -> list[tuple[int, Any]]:
     """Width and seed of each student, in the order given."""
-    if isinstance(widths, str | bytes) or not isinstance(widths, Iterable):
+    if isinstance(widths, str | bytes) or not isinstance(widths, Iterable) or getattr(widths, "shape", None) == ():
         raise ValueError(f"widths={shown(widths)} must be a list of widths, or of pairs of width and seed.")
     listed = list(widths)
     pairs = []

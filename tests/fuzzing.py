@@ -315,9 +315,9 @@ def cases() -> dict[str, Case]:
             geofloor.DistilledStudent, fit["DistilledStudent"], teacher=teacher(), width=4, **STUDENT
         ),
         "DistilledStudent.paper": Case(
-            lambda **given: geofloor.DistilledStudent.paper(**given, **STUDENT).fit(TOKENS).score(TOKENS),
+            lambda **given: fit["DistilledStudent"](geofloor.DistilledStudent.paper(**STUDENT | given)),
             {"teacher": teacher(), "width": 4},
-            ("teacher", "width"),
+            parameters_of(geofloor.DistilledStudent.paper),
         ),
         "DistilledStudent.fit": of_method(
             "student", "fit", lambda made: made.score(TOKENS), tokens=TOKENS, eval_tokens=TOKENS[:4]
@@ -813,6 +813,8 @@ DECLINED: list[tuple[str, str | None, set[str] | None, str]] = [
         {"CSR", "COO", "malformed"},
         "matplotlib's own error about a label",
     ),
+    ("AccuracyDisplay", "predicted", {"malformed"}, "the label is the text of what is given, as with `unit`"),
+    ("zero_width_kl", "temperature", {"1e-320"}, "legal; its overflow is reported as logits that are not finite"),
     ("*", "unit", {"malformed"}, "the label is the text of what is given, which can't be written"),
     ("*", "input_features", None, "checked by scikit-learn, as in all of its transformers"),
     ("DistilledStudent", "temperature", {"1e-320"}, "legal; its overflow is reported as a loss that is not finite"),
