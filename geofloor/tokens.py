@@ -116,7 +116,7 @@ def token_blocks(
     check_iterable("texts", texts, "give a list or another iterable of str, or a dataset")
     check_object("text_column", text_column, str, "give the name of a column")
     if path is not None:
-        check_object("path", path, (str, os.PathLike), "give the path of a file")
+        check_path("path", path)
     if not hasattr(tokenizer, "eos_token_id"):
         raise TypeError(
             f"tokenizer={shown(tokenizer)} is a {type(tokenizer).__name__}; give a tokenizer of transformers."
@@ -132,8 +132,8 @@ def token_blocks(
         return np.concatenate(pieces)[:n_tokens].reshape(-1, length)
 
     path = check_path("path", path)
-    if not path.name or path.is_dir():
-        raise ValueError(f"path={shown(path)} is a folder; give the path of a file in it.")
+    if not path.name:
+        raise ValueError(f"path={str(path)!r} is a folder; give the path of a file in it.")
     if os.path.islink(path):  # the file and what lies beside it are used where they are
         path = Path(os.path.realpath(path))
     first = next(documents, "")
