@@ -321,7 +321,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """Make an autoencoder with the paper's settings.
 
         32 latents per input, ReLU with λ = 8e-4 on the data's own scale, Adam at 3e-4 without schedule, one pass
-        in batches of 32,768 ([1]_ of the class, Section 5.1 and Appendix D). They need millions of tokens.
+        in batches of 32,768, as in Section 5.1 and Appendix D of the paper. They need millions of tokens.
 
         Parameters
         ----------
