@@ -146,7 +146,7 @@ OPERATIONS: dict[str, tuple[Callable[[Path], Any], int]] = {
 
 
 class Finished(NamedTuple):
-    """What a run came to."""
+    """Outcome of a run."""
 
     status: str  # "done", "refused" or "killed"
     digest: str
@@ -155,7 +155,7 @@ class Finished(NamedTuple):
 
 
 def server() -> Any:
-    """Return the way to processes that are forked from one which has imported all they need."""
+    """Return a multiprocessing context whose workers fork from a server with all imports done."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context

@@ -1,4 +1,4 @@
-"""What the learning curve of a student says: how much longer training could still take off, and what is wrong."""
+"""Read the learning curve of a student: how much longer training could still take off, and what is wrong."""
 
 from __future__ import annotations
 

@@ -843,8 +843,12 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """Yield rows and their dense codes, as many at a time as memory is meant to hold."""
         check_is_fitted(self)
         if is_stream(X):
+            is_empty = True
             for batch in X:
+                is_empty = False
                 yield from self._encoded(checked_batch(batch))
+            if is_empty:
+                raise ValueError("X gave no batch; give an iterable of at least one, and a generator only once.")
             return
         device = resolve_device(self.device)
         parameters = self._parameters(device)

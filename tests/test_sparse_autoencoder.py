@@ -620,6 +620,9 @@ def test_a_stream_is_scored_as_its_rows_are(activations, sae):
     score = sae.score(activations)
     assert sae.score(piece for piece in np.split(activations, [100, 250])) == pytest.approx(score, rel=1e-12)
     assert sae.transform(np.split(activations, [100, 250])).shape == (600, 48)
+    for method in (sae.score, sae.transform):
+        with pytest.raises(ValueError, match="X gave no batch; .* a generator only once"):
+            method(iter([]))
 
 
 def test_huge_rows_are_scored(activations, sae):
