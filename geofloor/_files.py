@@ -52,7 +52,7 @@ def only_writer(path: Path) -> Iterator[None]:
     process; its empty file stays, and the next writer takes it over.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.with_name(f".{path.name}.lock")
+    name = _lock_of(path)
     lock = _locked(name)
     try:
         yield
@@ -61,6 +61,15 @@ def only_writer(path: Path) -> Iterator[None]:
             name.unlink(missing_ok=True)
             fcntl.flock(lock, fcntl.LOCK_UN)  # closing would not do while a forked child has the file open
             os.close(lock)
+
+
+def lock_left(path: Path) -> bool:
+    """Return whether a writer's lock is beside `path` and can be removed, for a killed one may have left it."""
+    return _lock_of(path).exists() and os.access(path.parent, os.W_OK)
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def _locked(name: Path) -> int | None:

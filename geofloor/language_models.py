@@ -23,11 +23,11 @@ from sklearn.utils._set_output import _get_output_config
 
 from geofloor._causal import evaluating, hooked, load_base_model, naming
 from geofloor._columns import column_names, column_values, is_dataset, is_dataset_stream
-from geofloor._files import count, map_npy, npy_header, only_writer, read_sealed, sha256, write_sealed
+from geofloor._files import count, lock_left, map_npy, npy_header, only_writer, read_sealed, sha256, write_sealed
 from geofloor._portable import PortablePickleMixin
 from geofloor._short_repr import ShortReprMixin
 from geofloor._token_rows import PaddingWatch, ending_ids
-from geofloor._training.checkpoints import atomic_path, check_writable
+from geofloor._training.checkpoints import atomic_path, check_writable, remove_left_behind
 from geofloor._training.devices import memory_advice, resolve_device
 from geofloor._training.products import faster_linear, largest_matrix
 from geofloor._training.progress import progress_bar
@@ -462,8 +462,10 @@ class ActivationExtractor(
         check_choice("dtype", dtype, _STORE_DTYPES)
         folder = check_path("path", path)
         finished = os.path.exists(folder / _MANIFEST) and not os.path.exists(folder / _PARTIAL_MANIFEST)
+        finished = finished and not lock_left(folder / _MANIFEST)
         if not finished:
             check_writable("path", folder / _MANIFEST)
+            remove_left_behind(folder / _PARTIAL_MANIFEST)
         self.fit()
         windows = self._windows(X)
         name = self.model if self._by_name() else self.model.name_or_path

@@ -16,6 +16,7 @@ from geofloor._columns import column_names, column_values, is_dataset, is_datase
 from geofloor._files import (
     count,
     leaves_folder,
+    lock_left,
     map_npy,
     npy_header,
     only_writer,
@@ -25,7 +26,7 @@ from geofloor._files import (
     write_sealed,
 )
 from geofloor._training import schema
-from geofloor._training.checkpoints import check_writable
+from geofloor._training.checkpoints import check_writable, remove_left_behind
 from geofloor._validation import check_iterable, check_number, check_object, check_path, shown
 
 _TEXTS_AT_ONCE = 64
@@ -145,8 +146,9 @@ def token_blocks(
     }
     dtype = _smallest_dtype(tokenizer)
     in_memory = isinstance(texts, Sized) and not is_dataset(texts)  # and so read in no time
-    if not os.path.exists(path):  # a finished file needs no lock, nor a folder that can be written to
+    if not os.path.exists(path) or lock_left(path):  # else it needs no lock, nor a folder that can be written to
         check_writable("path", path)
+        remove_left_behind(path.with_name(f"{path.name}.json"))
         with only_writer(path):
             file = _TokenFile(path, settings, dtype)  # which another process may have finished by now
             if not file.finished:

@@ -41,3 +41,24 @@ def test_a_run_that_resumes_to_other_bits_or_refuses_is_counted(tmp_path, monkey
         "different": 1,
         "files left": 2,
     }
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+@pytest.mark.parametrize(
+    ("operation", "left"),
+    [
+        (kills.sweep, ".{}.abcdefgh.part"),
+        (kills.write_tokens, ".{}.lock"),
+        (kills.store_activations, ".{}.lock"),
+    ],
+)
+def test_what_a_writer_killed_just_after_its_last_file_leaves_is_removed(operation, left, tmp_path):
+    operation(tmp_path)
+    files = set(kills._files(tmp_path))
+    written = [file for file in files if file.suffix == ".safetensors" or file.name in {"tokens.npy", "manifest.json"}]
+    for file in written:
+        beside = file.with_name(left.format(file.name))
+        beside.mkdir() if left.endswith(".part") else beside.touch()
+    operation(tmp_path)
+    assert written
+    assert set(kills._files(tmp_path)) == files

@@ -90,7 +90,7 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
 
     A folder, since safetensors writes a temporary file of its own beside the one it was given.
     """
-    _remove_left_behind(path)
+    remove_left_behind(path)
     handle, folder = _locked_folder(path)
     try:
         yield folder
@@ -114,8 +114,12 @@ def _locked_folder(path: Path) -> tuple[int | None, Path]:
             os.close(handle)
 
 
-def _remove_left_behind(path: Path) -> None:
-    """Remove temporary folders beside `path` whose writers were killed, so that nobody holds their locks."""
+def remove_left_behind(path: Path) -> None:
+    """Remove temporary folders beside `path` whose writers were killed, so that nobody holds their locks.
+
+    Each new `atomic_path` does so. Call it for a file that is only read once it is there: its writer may have been
+    killed just after the file got its name.
+    """
     if sys.platform == "win32":
         return
     left = re.compile(re.escape(f".{path.name}.") + r"\w{8}\.part")

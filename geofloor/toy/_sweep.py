@@ -19,7 +19,7 @@ import torch
 from joblib import Parallel, delayed
 from sklearn.exceptions import ConvergenceWarning
 
-from geofloor._training.checkpoints import check_writable, read_tensors, write_tensors
+from geofloor._training.checkpoints import check_writable, read_tensors, remove_left_behind, write_tensors
 from geofloor._training.devices import one_thread, resolve_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.schema import check_tensors, refusing
@@ -515,6 +515,7 @@ def _run_part(index: int, part: _Part) -> tuple[int, list[dict[str, Any]], str |
         text = json.dumps(specification, sort_keys=True)
         path = part.directory / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
         if path.exists():
+            remove_left_behind(path)
             tensors, made_with = read_tensors(path, kind=_FILE)
             with refusing(path):
                 if made_with != json.loads(text):
