@@ -20,8 +20,8 @@ from other_toy_sweeps import LAWS
 from scipy.optimize import minimize
 
 from geofloor import FloorPredictor, ToyModel
-from geofloor.agreement import agreement_table
-from geofloor.capacity import capacity, critical_width
+from geofloor.forecasting import agreement_table
+from geofloor.theory import capacity, critical_width
 from geofloor.toy import SparseFeatures, predict_sweep, summarize_sweep, toy_sweep
 
 RESULTS = Path(__file__).parent / "results"

@@ -5,8 +5,8 @@
 A student encodes n sparse features linearly in d dimensions and decodes them with two hidden ReLU layers of 256 units.
 The output is linear in training, where a shut ReLU would never learn, and cut off below 0 when it is measured. Hundreds
 of students are trained at once, in stacked matrix products. Two tables are written: the library's
-geofloor/_distortion/deep_uniform.csv, from features of equal importance, and results/toy_deep_floors.csv, the floors of
-students that meet other importances. It takes four minutes on an H100.
+geofloor/theory/_distortion_tables/deep_uniform.csv, from features of equal importance, and
+results/toy_deep_floors.csv, the floors of students that meet other importances. It takes four minutes on an H100.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from distortion_curves import write_table
 from other_toy_sweeps import LAWS as ALL_LAWS
 
 from geofloor._training.schedules import warmup_cosine
-from geofloor.capacity import capacity
+from geofloor.theory import capacity
 
 ROOT = Path(__file__).parents[1]
 HIDDEN = 256
@@ -193,11 +193,12 @@ def main() -> None:
     table = pd.DataFrame({"mean": groups.loss.mean(), "best": groups.loss.min(), "standard_error": groups.error.mean()})
     table = table.reset_index()
     curves, others = table[table.law == "uniform"].drop(columns="law"), table[table.law != "uniform"]
-    for path in (options.output / "geofloor" / "_distortion", options.output / "benchmarks" / "results"):
+    tables, results = options.output / "geofloor/theory/_distortion_tables", options.output / "benchmarks/results"
+    for path in (tables, results):
         path.mkdir(parents=True, exist_ok=True)
     command = "python benchmarks/deep_students.py"
-    write_table(curves, options.output / "geofloor" / "_distortion" / "deep_uniform.csv", command)
-    write_table(others, options.output / "benchmarks" / "results" / "toy_deep_floors.csv", command)
+    write_table(curves, tables / "deep_uniform.csv", command)
+    write_table(others, results / "toy_deep_floors.csv", command)
     print(f"{len(curves)} points of the curves, {len(others)} floors; {options.n_steps} steps")
 
 

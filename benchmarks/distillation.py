@@ -14,11 +14,11 @@ from _timing import report, side_by_side
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from geofloor._causal import LanguageModel
-from geofloor._divergence import Targets
+from geofloor import DistilledStudent
 from geofloor.datasets import load_teacher
-from geofloor.distillation import DistilledStudent, distill_widths
-from geofloor.students import make_student
+from geofloor.language_models._divergence import Targets
+from geofloor.language_models._logits import LanguageModel
+from geofloor.students import distill_widths, make_student
 
 WIDTHS = [8, 16, 32, 64, 96, 128]
 TEMPERATURE = 2.0

@@ -26,8 +26,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
+from geofloor import DistilledStudent
 from geofloor.datasets import load_teacher
-from geofloor.distillation import DistilledStudent
 from geofloor.students import make_student
 
 CASES = ("16", "64", "128", "llama")

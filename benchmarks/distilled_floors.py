@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from geofloor.datasets import load_local_corpus, load_teacher
-from geofloor.distillation import distill_widths
 from geofloor.language_models import token_blocks
+from geofloor.students import distill_widths
 
 RESULTS = Path(__file__).parent / "results"
 WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128)

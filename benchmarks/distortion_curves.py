@@ -3,8 +3,9 @@
     python benchmarks/distortion_curves.py --work distortion-work
 
 Toy models of K features of equal importance in d dimensions, over sparsities from 0 to 0.9999, from several starting
-points each. Their losses, relative to the second moment, are written to geofloor/_distortion/relu_uniform.csv. Tables
-made with some of the `--features` each are joined by `--join`.
+points each. Their losses, relative to the second moment, are written to
+geofloor/theory/_distortion_tables/relu_uniform.csv. Tables made with some of the `--features`
+each are joined by `--join`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import numpy as np
 import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
 
-from geofloor.capacity import capacity
+from geofloor.theory import capacity
 from geofloor.toy import toy_sweep
 
-TABLE = Path(__file__).parents[1] / "geofloor" / "_distortion" / "relu_uniform.csv"
+TABLE = Path(__file__).parents[1] / "geofloor" / "theory" / "_distortion_tables" / "relu_uniform.csv"
 ALPHAS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999)
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10)
 FEATURES = (

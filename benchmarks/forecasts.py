@@ -40,8 +40,8 @@ from geofloor import (
     SparseAutoencoder,
 )
 from geofloor.datasets import load_teacher
-from geofloor.distillation import zero_width_kl
 from geofloor.forecasting import CapacityCalibrator, forecast_table
+from geofloor.language_models import zero_width_kl
 
 RESULTS = Path(__file__).parent / "results"
 N_SEQUENCES, N_SEQUENCES_HELD_OUT = 1600, 80

@@ -19,8 +19,8 @@ from joblib import Parallel, delayed
 from sklearn.exceptions import ConvergenceWarning
 
 from geofloor import FloorPredictor, ToyModel
-from geofloor.agreement import agreement_table
-from geofloor.capacity import critical_width, kept_features
+from geofloor.forecasting import agreement_table
+from geofloor.theory import critical_width, kept_features
 from geofloor.toy import SparseFeatures, predict_sweep, summarize_sweep, toy_sweep
 
 RESULTS = Path(__file__).parent / "results"

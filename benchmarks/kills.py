@@ -29,15 +29,15 @@ import torch
 from transformers import ByT5Tokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from geofloor import ActivationExtractor, SparseAutoencoder
-from geofloor.distillation import distill_widths
-from geofloor.tokens import token_blocks
+from geofloor.language_models import token_blocks
+from geofloor.students import distill_widths
 from geofloor.toy import toy_sweep
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "plan_a_distillation.py"
 PRELOADED = [  # by the server that runs are forked from, so that each begins at once
     "datasets",
-    "geofloor.distillation",
-    "geofloor.sparse_autoencoder",
+    "geofloor.students._distillation",
+    "geofloor.features._autoencoder",
     "geofloor.toy",
     "matplotlib.pyplot",
     "transformers.models.byt5.tokenization_byt5",
@@ -64,7 +64,7 @@ def store_activations(folder: Path) -> Any:
 
 def write_tokens(folder: Path) -> Any:
     texts = (f"Text number {i} of {'many ' * (i % 40)}texts." for i in range(12_000))
-    from geofloor import tokens
+    from geofloor.language_models import _tokens as tokens
 
     tokens._SAVE_TOKENS = 2**15  # notes at an interval that a small corpus has many of
     return np.array(token_blocks(texts, ByT5Tokenizer(), length=64, path=folder / "tokens.npy"))

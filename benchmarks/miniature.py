@@ -27,10 +27,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from geofloor import AffineCalibrator, FloorPredictor, PowerLawCalibrator
-from geofloor.capacity import capacity, critical_width
 from geofloor.datasets import load_paper_tables
+from geofloor.features import power_law_tail
 from geofloor.forecasting import CapacityCalibrator, forecast_table
-from geofloor.statistics import power_law_tail
+from geofloor.theory import capacity, critical_width
 
 RESULTS = Path(__file__).parent / "results"
 FEATURES = RESULTS / "miniature_features.npz"

@@ -15,9 +15,9 @@ from _timing import side_by_side
 from distilled_floors import prepared
 
 from geofloor import DistilledStudent
-from geofloor._causal import LanguageModel
 from geofloor._training.muon import Muon
 from geofloor.datasets import load_teacher
+from geofloor.language_models._logits import LanguageModel
 from geofloor.students import make_student
 
 

@@ -18,8 +18,7 @@ from transformers import AutoTokenizer
 
 from geofloor import BottleneckPredictor
 from geofloor.datasets import load_local_corpus, load_teacher
-from geofloor.distillation import zero_width_kl
-from geofloor.language_models import token_blocks
+from geofloor.language_models import token_blocks, zero_width_kl
 
 
 def main() -> None:

@@ -41,8 +41,8 @@ from geofloor import (
 )
 from geofloor.datasets import load_local_corpus, load_teacher
 from geofloor.displays import FloorDisplay, ForecastDisplay, SpectrumDisplay
-from geofloor.distillation import distill_widths
 from geofloor.language_models import token_blocks
+from geofloor.students import distill_widths
 
 
 def count_or_auto(text):

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from geofloor import AffineCalibrator, PowerLawCalibrator
-from geofloor.capacity import NonMonotoneCapacityWarning, capacity, critical_width, kept_features
 from geofloor.datasets import load_paper_tables
 from geofloor.displays import CalibrationDisplay, CapacityDisplay, FloorDisplay
+from geofloor.theory import NonMonotoneCapacityWarning, capacity, critical_width, kept_features
 
 paper = load_paper_tables()
 

@@ -13,8 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from geofloor import FloorPredictor, ToyModel
-from geofloor.agreement import agreement_table
 from geofloor.displays import FloorGridDisplay, PredictionDisplay
+from geofloor.forecasting import agreement_table
 from geofloor.toy import SparseFeatures, predict_sweep, summarize_sweep, toy_sweep
 
 

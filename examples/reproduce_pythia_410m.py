@@ -40,6 +40,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
+from geofloor.distillation import distill_widths, zero_width_kl
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 from sklearn.frozen import FrozenEstimator
@@ -61,7 +62,6 @@ from geofloor import (
     SparseAutoencoder,
 )
 from geofloor.datasets import pile_concepts
-from geofloor.distillation import distill_widths, zero_width_kl
 from geofloor.forecasting import forecast_table
 from geofloor.language_models import token_blocks
 from geofloor.probing import probe_table

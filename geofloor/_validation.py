@@ -386,3 +386,11 @@ def warn_caller(message: str, category: type[Warning]) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INNER:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def is_stream(X: Any) -> bool:
+    """Whether `X` is an iterable of two-dimensional batches, and not itself an array of rows."""
+    if isinstance(X, list | tuple):
+        return len(X) > 0 and getattr(X[0], "ndim", 0) == 2
+    is_array = hasattr(X, "__array__") or hasattr(X, "shape") or isinstance(X, str | bytes | Mapping | Set)
+    return isinstance(X, Iterable) and not is_array

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 matplotlib.use("Agg")
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "benchmarks")]
 # How long an example takes says nothing here: machines are shared.
 settings.register_profile("geofloor", deadline=None)
 settings.load_profile("geofloor")

@@ -21,28 +21,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from displays.test_arguments import CALLS
 from sklearn.exceptions import NotFittedError
-from test_displays_arguments import CALLS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 import geofloor
-from geofloor import (
-    allocation,
-    capacity,
-    datasets,
-    displays,
-    distillation,
-    distortion,
-    forecasting,
-    probing,
-    statistics,
-    students,
-    tokens,
-    toy,
-    uncertainty,
-)
-from geofloor.agreement import agreement_table
+from geofloor import datasets, displays, features, forecasting, language_models, probing, students, theory, toy
 
 FOLDER = tempfile.TemporaryDirectory(prefix="geofloor-fuzz-")  # goes when Python ends
 N_TOKENS = 24
@@ -117,8 +102,8 @@ def fitted(name: str) -> Any:
             "probe": lambda: geofloor.ConceptProbe(random_state=0).fit(ROWS, LABELS),
             "toy": lambda: geofloor.ToyModel(2, **TOY).fit(SPARSE),
             "sweep": lambda: toy.toy_sweep(**SWEEP),
-            "waterfilling": lambda: allocation.Waterfilling(IMPORTANCES, allocation.cutoff_curve(3.0)),
-            "packing": lambda: allocation.BlockPacking(IMPORTANCES[:4], [1, 2], [1, 3], [0.0, 0.1]),
+            "waterfilling": lambda: theory.Waterfilling(IMPORTANCES, theory.cutoff_curve(3.0)),
+            "packing": lambda: theory.BlockPacking(IMPORTANCES[:4], [1, 2], [1, 3], [0.0, 0.1]),
         }[name]()
 
 
@@ -341,19 +326,19 @@ def cases() -> dict[str, Case]:
         "ToyModel.fit": of_method("toy", "fit", lambda made: made.predict(SPARSE), X=SPARSE, teacher=fitted("toy")),
         **{f"ToyModel.{name}": of_method("toy", name, X=SPARSE) for name in ("predict", "score", "transform")},
         "ToyModel.inverse_transform": of_method("toy", "inverse_transform", X=SPARSE[:, :2]),
-        "capacity": of_function(capacity.capacity, alpha=[0.8, 0.9], method="minimax"),
-        "critical_width": of_function(capacity.critical_width, n_features=[10, 20], alpha=[0.8, 0.9], method="minimax"),
-        "kept_features": of_function(capacity.kept_features, width=[10, 20], alpha=[0.8, 0.9], method="minimax"),
+        "capacity": of_function(theory.capacity, alpha=[0.8, 0.9], method="minimax"),
+        "critical_width": of_function(theory.critical_width, n_features=[10, 20], alpha=[0.8, 0.9], method="minimax"),
+        "kept_features": of_function(theory.kept_features, width=[10, 20], alpha=[0.8, 0.9], method="minimax"),
         "DistortionCurve": of_class(
-            allocation.DistortionCurve, lambda made: made, capacities=[0.0, 1.0], distortions=[1.0, 0.0]
+            theory.DistortionCurve, lambda made: made, capacities=[0.0, 1.0], distortions=[1.0, 0.0]
         ),
-        "lower_hull": of_function(allocation.lower_hull, capacities=[0.0, 0.5, 1.0], distortions=[1.0, 0.8, 0.0]),
-        "cutoff_curve": of_function(allocation.cutoff_curve, capacity=3.0),
+        "lower_hull": of_function(theory.lower_hull, capacities=[0.0, 0.5, 1.0], distortions=[1.0, 0.8, 0.0]),
+        "cutoff_curve": of_function(theory.cutoff_curve, capacity=3.0),
         "Waterfilling": of_class(
-            allocation.Waterfilling,
+            theory.Waterfilling,
             lambda made: made.floors(WIDTHS),
             charges=IMPORTANCES[:4],
-            curves=[allocation.cutoff_curve(3.0), allocation.cutoff_curve(4.0)],
+            curves=[theory.cutoff_curve(3.0), theory.cutoff_curve(4.0)],
             which=[0, 1, 0, 1],
         ),
         **{
@@ -362,7 +347,7 @@ def cases() -> dict[str, Case]:
         },
         "Waterfilling.shares": of_method("waterfilling", "shares", width=2),
         "BlockPacking": of_class(
-            allocation.BlockPacking,
+            theory.BlockPacking,
             lambda made: made.floors([1, 2]),
             charges=IMPORTANCES[:4],
             block_widths=[1, 2],
@@ -371,16 +356,16 @@ def cases() -> dict[str, Case]:
         ),
         "BlockPacking.floors": of_method("packing", "floors", widths=[1, 2]),
         "BlockPacking.shares": of_method("packing", "shares", width=2),
-        "blocks": of_function(distortion.blocks, alpha=0.9),
-        "distortion_curve": of_function(distortion.distortion_curve, alpha=0.9),
-        "distortion_curves": of_function(distortion.distortion_curves, alphas=[0.9, 0.95]),
-        "empty_distortion": of_function(distortion.empty_distortion, alpha=0.9),
-        "power_law_tail": of_function(statistics.power_law_tail, values=IMPORTANCES),
+        "blocks": of_function(theory.blocks, alpha=0.9),
+        "distortion_curve": of_function(theory.distortion_curve, alpha=0.9),
+        "distortion_curves": of_function(theory.distortion_curves, alphas=[0.9, 0.95]),
+        "empty_distortion": of_function(theory.empty_distortion, alpha=0.9),
+        "power_law_tail": of_function(features.power_law_tail, values=IMPORTANCES),
         "resampled_tables": of_function(
-            statistics.resampled_tables, take, blocks=[fitted("statistics")] * 2, n_resamples=2, random_state=0
+            features.resampled_tables, take, blocks=[fitted("statistics")] * 2, n_resamples=2, random_state=0
         ),
         "bootstrap_floors": of_function(
-            uncertainty.bootstrap_floors,
+            features.bootstrap_floors,
             predictor=floors,
             blocks=[fitted("statistics")] * 2,
             widths=[1, 2],
@@ -404,9 +389,9 @@ def cases() -> dict[str, Case]:
         "summarize_sweep": of_function(toy.summarize_sweep, sweep=table),
         "predict_sweep": of_function(toy.predict_sweep, summary=summary, predictors={"a": lambda n, alpha: floors}),
         "agreement_table": of_function(
-            agreement_table, measured=LOSSES, predictions={"a": LOSSES + 0.1}, strata=["a", "b", "a", "b"]
+            forecasting.agreement_table, measured=LOSSES, predictions={"a": LOSSES + 0.1}, strata=["a", "b", "a", "b"]
         ),
-        "token_blocks": of_function(tokens.token_blocks, texts=TEXTS, tokenizer=tokenizer(), length=4),
+        "token_blocks": of_function(language_models.token_blocks, texts=TEXTS, tokenizer=tokenizer(), length=4),
         "student_config": of_function(
             students.student_config, lambda made: made.to_dict() and None, config=teacher().config, width=4
         ),
@@ -415,12 +400,12 @@ def cases() -> dict[str, Case]:
         ),
         "count_parameters": of_function(students.count_parameters, config=teacher().config),
         "distill_widths": Case(
-            lambda **given: [s.score(TOKENS) for s in distillation.distill_widths(**STUDENT | given)],
+            lambda **given: [s.score(TOKENS) for s in students.distill_widths(**STUDENT | given)],
             {"teacher": teacher(), "tokens": TOKENS, "widths": [4], "eval_tokens": TOKENS[:4], "random_state": 0},
-            parameters_of(distillation.distill_widths),
+            parameters_of(students.distill_widths),
         ),
-        "distillation_kl": of_function(distillation.distillation_kl, student=logits, teacher=logits.flip(0)),
-        "zero_width_kl": of_function(distillation.zero_width_kl, teacher=teacher(), tokens=TOKENS, device="cpu"),
+        "distillation_kl": of_function(language_models.distillation_kl, student=logits, teacher=logits.flip(0)),
+        "zero_width_kl": of_function(language_models.zero_width_kl, teacher=teacher(), tokens=TOKENS, device="cpu"),
         "forecast_table": of_function(
             forecasting.forecast_table,
             estimators={"a": geofloor.PowerLawCalibrator()},

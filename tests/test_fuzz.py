@@ -11,7 +11,7 @@ BOUNDED = settings(
     derandomize=True, database=None, deadline=None, max_examples=25, suppress_health_check=list(HealthCheck)
 )
 # By scikit-learn or by a parameter's own case.
-INHERITED = {"get_params", "plot"}
+INHERITED = {"get_params", "set_params", "plot"}
 
 
 @pytest.fixture(autouse=True)

@@ -60,7 +60,7 @@ class Case:
     """A kind of file: its content, how it is read, and what a reader of the original gives."""
 
     def __init__(self, kind, folder):
-        from geofloor._distilling import Distillation
+        from geofloor.students._engine import Distillation
 
         rng = np.random.default_rng(0)
         self.path = folder / "victim.safetensors"

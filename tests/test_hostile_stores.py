@@ -10,10 +10,11 @@ from hostile import damaged, forged, forged_file, read_or_refusal
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXModel, PreTrainedTokenizerFast
 
-from geofloor import ActivationExtractor, ActivationStore, tokens
-from geofloor._files import write_sealed
+from geofloor import ActivationExtractor, ActivationStore
+from geofloor._files.sealed import write_sealed
 from geofloor._training.checkpoints import sign
-from geofloor.tokens import token_blocks
+from geofloor.language_models import _tokens as tokens
+from geofloor.language_models import token_blocks
 from geofloor.toy import toy_sweep
 
 TEXTS = [" ".join(map(str, np.random.default_rng(i).integers(1, 40, size=i % 12))) for i in range(120)]
@@ -48,7 +49,7 @@ def small_pieces():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "_TEXTS_AT_ONCE", 3)
         patch.setattr(tokens, "_SAVE_TOKENS", 40)
-        patch.setattr("geofloor.language_models._LOOK_AHEAD", 2)
+        patch.setattr("geofloor.language_models._extractor._LOOK_AHEAD", 2)
         yield
 
 

@@ -3,7 +3,8 @@
 import ast
 import importlib
 import inspect
-import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,38 +12,31 @@ import pytest
 import geofloor
 
 ROOT = Path(geofloor.__file__).parent
-# Each module may import those on its own level's left and all levels above this line of it.
-LEVELS = [
-    ["_validation", "_runs", "_short_repr", "_streams", "_columns", "capacity", "allocation", "distortion"],
-    ["_widths", "statistics", "floor", "calibration", "agreement", "uncertainty", "probing", "forecasting", "planning"],
-    ["_training", "_files", "_sparse_step", "_autoencoder_settings", "_divergence", "sparse_autoencoder", "toy"],
-    [
-        "_token_rows",
-        "_causal",
-        "_portable",
-        "_saved_students",
-        "_student_settings",
-        "_student_progress",
-        "_principal",
-        "tokens",
-        "language_models",
-        "students",
-        "_distilling",
-        "distillation",
-        "ablation",
-        "bottleneck",
-    ],
-    ["datasets", "displays"],
+# Each package may import those on its left, and third-party libraries where it is listed.
+PACKAGES = [
+    "_validation",
+    "_files",
+    "_estimators",
+    "theory",
+    "_training",
+    "features",
+    "toy",
+    "language_models",
+    "students",
+    "forecasting",
+    "probing",
+    "planning",
+    "datasets",
+    "displays",
 ]
-RANK = {name: (level, place) for level, names in enumerate(LEVELS) for place, name in enumerate(names)}
-THIRD_PARTY_FROM_LEVEL = {
-    "torch": 2,
-    "safetensors": 2,
-    "accelerate": 2,
-    "transformers": 3,
-    "datasets": 3,
-    "tokenizers": 4,
-    "matplotlib": 4,
+THIRD_PARTY = {
+    "torch": {"_training", "features", "language_models", "students", "toy", "datasets"},
+    "safetensors": {"_training"},
+    "accelerate": {"_training"},
+    "transformers": {"language_models", "students", "datasets"},
+    "datasets": {"language_models", "students"},
+    "tokenizers": {"datasets"},
+    "matplotlib": {"displays"},
 }
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
@@ -61,31 +55,43 @@ def top(path):
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def test_every_module_has_a_level():
-    assert {top(path) for path in MODULES} == set(RANK)
+def test_every_package_has_a_place():
+    assert {top(path) for path in MODULES} == set(PACKAGES)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_imports_go_downwards_only(path):
-    rank = RANK[top(path)]
     for name in imported(path):
-        package, *rest = name.split(".")
-        if package == "geofloor":
+        library, *rest = name.split(".")
+        if library == "geofloor":
             assert rest, f"{path} imports from the package root"
-            assert rest[0] == top(path) or RANK[rest[0]] < rank, f"{path} imports {name}"
-        elif package in THIRD_PARTY_FROM_LEVEL:
-            assert rank[0] >= THIRD_PARTY_FROM_LEVEL[package], f"{path} imports {name}"
+            assert PACKAGES.index(rest[0]) <= PACKAGES.index(top(path)), f"{path} imports {name}"
+        elif library in THIRD_PARTY:
+            assert top(path) in THIRD_PARTY[library], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "geofloor.FloorPredictor",
+        "geofloor.theory.capacity",
+        "geofloor.FeatureStatistics",
+        "geofloor.language_models.token_blocks",
+        "geofloor.forecasting.forecast_table",
+        "geofloor.datasets.load_paper_tables",
+    ],
+)
+def test_what_needs_no_torch_loads_none(use):
+    code = f"import sys, geofloor; {use}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def public_objects():
-    for module_info in pkgutil.walk_packages(geofloor.__path__, "geofloor."):
-        if any(part.startswith("_") for part in module_info.name.split(".")[1:]) or "train_teacher" in module_info.name:
-            continue
-        module = importlib.import_module(module_info.name)
-        for name, value in vars(module).items():
-            defined_here = getattr(value, "__module__", "").startswith(module_info.name)
-            if defined_here and not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value)):
-                yield f"{module_info.name}.{name}", value
+    for module in [geofloor, *(importlib.import_module(f"geofloor.{name}") for name in PACKAGES if name[0] != "_")]:
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                yield f"{module.__name__}.{name}", value
 
 
 @pytest.mark.parametrize(
@@ -109,5 +115,5 @@ def test_every_public_name_can_be_imported_and_an_unknown_one_cannot():
     for name in geofloor.__all__:
         assert getattr(geofloor, name) is not None
     assert set(geofloor.__all__) <= set(dir(geofloor))
-    with pytest.raises(AttributeError, match="no attribute 'FloorPredicter'"):
+    with pytest.raises(AttributeError, match="No geofloor attribute FloorPredicter"):
         geofloor.FloorPredicter  # noqa: B018

@@ -33,9 +33,8 @@ from geofloor import (
     SparseAutoencoder,
 )
 from geofloor.datasets import load_paper_tables, load_teacher, pile_concepts
-from geofloor.distillation import distill_widths, zero_width_kl
-from geofloor.language_models import token_blocks
-from geofloor.students import count_parameters, student_config
+from geofloor.language_models import token_blocks, zero_width_kl
+from geofloor.students import count_parameters, distill_widths, student_config
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPT = EXAMPLES / "reproduce_pythia_410m.py"
@@ -454,7 +453,7 @@ def test_operations_of_a_bottleneck_are_those_counted(costs, kept, monkeypatch):
     config = GPTNeoXConfig(hidden_size=64, intermediate_size=256, **TINY)
     teacher, shape = GPTNeoXForCausalLM(config), costs.shape_of(config)
     tokens = np.random.default_rng(0).integers(512, size=(16, 32))
-    monkeypatch.setattr("geofloor._divergence._KEPT_BYTES", 2**32 if kept else 0)
+    monkeypatch.setattr("geofloor.language_models._divergence._KEPT_BYTES", 2**32 if kept else 0)
 
     def operations(n_steps):
         bound = BottleneckPredictor(teacher, widths=[24], n_positions=10**6, n_steps=n_steps, device="cpu")

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from geofloor._training.checkpoints import check_writable, read_tensors
-from geofloor._training.schema import Field, fields, mapping, number, plain, refusing, text
+from geofloor._files.atomic import check_writable
+from geofloor._files.schema import Field, fields, mapping, number, plain, refusing, text
+from geofloor._training.checkpoints import read_tensors
 from geofloor._training.seeds import draw_seed
 from geofloor._validation import check_array_of_numbers, check_number, plain_array, shown
 

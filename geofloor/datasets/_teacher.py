@@ -43,7 +43,7 @@ def load_teacher() -> Bunch:
     """
     from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-    from geofloor._causal import building
+    from geofloor.language_models._loading import building
 
     with building():
         model: GPTNeoXForCausalLM = GPTNeoXForCausalLM.from_pretrained(TEACHER_PATH, dtype="float32").eval()

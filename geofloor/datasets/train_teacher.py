@@ -22,20 +22,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from geofloor._causal import building
-from geofloor._training.checkpoints import (
-    atomic_path,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
+from geofloor._files.atomic import atomic_path, write_json
+from geofloor._training.checkpoints import load_optimizer_tensors, optimizer_tensors, read_tensors, write_tensors
 from geofloor._training.progress import progress_bar
 from geofloor._training.sampling import epoch_rows
 from geofloor._training.schedules import warmup_cosine
 from geofloor.datasets._corpus import load_local_corpus
 from geofloor.language_models import token_blocks
+from geofloor.language_models._loading import building
 
 _END_OF_TEXT = "<|endoftext|>"
 _CHECKPOINT = "geofloor teacher checkpoint"

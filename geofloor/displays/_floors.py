@@ -18,7 +18,6 @@ from geofloor._validation import (
     check_object,
     shown,
 )
-from geofloor.capacity import METHODS, CapacityMethod, capacity, kept_features
 from geofloor.displays._style import (
     COLORS,
     DASHES,
@@ -32,7 +31,9 @@ from geofloor.displays._style import (
     check_predictor,
     numbers_of,
 )
-from geofloor.statistics import PowerLawTail, power_law_tail
+from geofloor.features import PowerLawTail, power_law_tail
+from geofloor.theory import capacity, kept_features
+from geofloor.theory._capacity import METHODS, CapacityMethod
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -298,7 +299,7 @@ class SpectrumDisplay:
     --------
     SpectrumDisplay.from_importances : Fit the tail, compute the kept features and draw.
     SpectrumDisplay.from_statistics : The same from fitted `FeatureStatistics`.
-    geofloor.statistics.power_law_tail : Fits the power law.
+    geofloor.features.power_law_tail : Fits the power law.
 
     Notes
     -----
@@ -348,7 +349,7 @@ class SpectrumDisplay:
         alpha : float, default=None
             Sparsity, in [0, 1); needed with `widths`.
         capacity : {"asymptotic", "minimax", "minimax_nonnegative"} or callable, default="asymptotic"
-            Features per dimension, as in `geofloor.capacity.capacity`.
+            Features per dimension, as in `geofloor.theory.capacity`.
         fit_tail : bool, default=True
             Whether to fit and draw the power law of the largest importances.
         scale : {"log", "linear"}, default="log"
@@ -513,7 +514,7 @@ class CapacityDisplay:
     alphas : array-like of shape (n_alphas,)
         Sparsities, in [0, 1).
     capacities : mapping of str to array-like of shape (n_alphas,)
-        Features per dimension, by method. Other names than those of `geofloor.capacity.capacity`
+        Features per dimension, by method. Other names than those of `geofloor.theory.capacity`
         stand in the legend as they are.
 
     Attributes
@@ -530,7 +531,7 @@ class CapacityDisplay:
     See Also
     --------
     CapacityDisplay.from_methods : Compute the capacities and draw them.
-    geofloor.capacity.capacity : Features per dimension.
+    geofloor.theory.capacity : Features per dimension.
 
     Examples
     --------
@@ -557,7 +558,7 @@ class CapacityDisplay:
         Parameters
         ----------
         methods : sequence of str, default=("asymptotic", "minimax", "minimax_nonnegative")
-            Methods of `geofloor.capacity.capacity`.
+            Methods of `geofloor.theory.capacity`.
         alphas : array-like of shape (n_alphas,), default=None
             Sparsities, in [0, 1). By default 0 to 0.999, evenly spaced in log(1 − α).
         ax : matplotlib Axes, default=None

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from geofloor._validation import check_array_of_numbers, check_choice, check_object, shown
-from geofloor.capacity import METHODS
+from geofloor.theory._capacity import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +102,7 @@ def check_predictor(name: str, predictor: Any, *attributes: str) -> Any:
 
 
 def check_capacity(method: Any) -> None:
-    """Refuse what is no method of `geofloor.capacity.capacity`."""
+    """Refuse what is no method of `geofloor.theory.capacity`."""
     if not callable(method):
         check_choice("capacity", method, METHODS)
 

@@ -15,7 +15,6 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from geofloor._validation import check_array_of_numbers, check_number, check_object, shown
-from geofloor.capacity import CapacityMethod, critical_width
 from geofloor.displays._style import (
     ALPHA_COLORMAP,
     COLORS,
@@ -36,6 +35,8 @@ from geofloor.displays._style import (
     plain_table,
     ramp,
 )
+from geofloor.theory import critical_width
+from geofloor.theory._capacity import CapacityMethod
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,7 +142,7 @@ class FloorGridDisplay:
         spread : str or None, default="floor_std"
             Column with half the height of the band around them; None draws none.
         capacity : {"asymptotic", "minimax", "minimax_nonnegative"} or callable, default="asymptotic"
-            Features per dimension for the critical widths, as in `geofloor.capacity.capacity`.
+            Features per dimension for the critical widths, as in `geofloor.theory.capacity`.
         figure : matplotlib Figure or SubFigure, default=None
             Figure to draw in, with constrained layout; by default a new one.
 
@@ -938,7 +939,7 @@ class CollapseDisplay:
         measured : str, default="floor"
             Column of measured floors.
         capacity : {"asymptotic", "minimax", "minimax_nonnegative"} or callable, default="asymptotic"
-            Features per dimension for the critical widths, as in `geofloor.capacity.capacity`.
+            Features per dimension for the critical widths, as in `geofloor.theory.capacity`.
         ax : matplotlib Axes, default=None
             Axes to draw on; by default those of a new figure.
 

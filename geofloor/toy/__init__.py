@@ -1,7 +1,5 @@
 """Toy models of superposition: the ground truth that predictions of the floor are tested on."""
 
-from geofloor.toy._features import SparseFeatures
-from geofloor.toy._model import ToyModel
-from geofloor.toy._sweep import SweepError, predict_sweep, summarize_sweep, toy_sweep
+import lazy_loader
 
-__all__ = ["SparseFeatures", "SweepError", "ToyModel", "predict_sweep", "summarize_sweep", "toy_sweep"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from geofloor._training.schedules import warmup_cosine
-from geofloor.distortion import AMPLITUDES
+from geofloor.theory._distortion import AMPLITUDES
 from geofloor.toy._features import SparseFeatures
 
 BETAS = (0.9, 0.999)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
 from geofloor._validation import check_array_of_numbers, check_number, plain_array, shown
-from geofloor.distortion import AMPLITUDES, check_amplitude
+from geofloor.theory._distortion import AMPLITUDES, check_amplitude
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,10 +19,11 @@ import torch
 from joblib import Parallel, delayed
 from sklearn.exceptions import ConvergenceWarning
 
-from geofloor._training.checkpoints import check_writable, read_tensors, remove_left_behind, write_tensors
+from geofloor._files.atomic import check_writable, remove_left_behind
+from geofloor._files.schema import refusing
+from geofloor._training.checkpoints import check_tensors, read_tensors, write_tensors
 from geofloor._training.devices import one_thread, resolve_device
 from geofloor._training.progress import progress_bar
-from geofloor._training.schema import check_tensors, refusing
 from geofloor._training.seeds import draw_seed
 from geofloor._validation import check_choice, check_number, check_object, check_path, plain_array, shown
 from geofloor.toy._engine import DistributionStream, Stack, evaluate, initial_parameters, stacked, train

@@ -1,0 +1,17 @@
+from ._distillation import DistillationDisplay as DistillationDisplay
+from ._distillation import DistillationSummaryDisplay as DistillationSummaryDisplay
+from ._distillation import DistilledFloorsDisplay as DistilledFloorsDisplay
+from ._floors import CalibrationDisplay as CalibrationDisplay
+from ._floors import CapacityDisplay as CapacityDisplay
+from ._floors import FloorDisplay as FloorDisplay
+from ._floors import SpectrumDisplay as SpectrumDisplay
+from ._forecasts import ForecastDisplay as ForecastDisplay
+from ._probes import FeatureStaircaseDisplay as FeatureStaircaseDisplay
+from ._probes import ProbeHeatmapDisplay as ProbeHeatmapDisplay
+from ._sweeps import AccuracyDisplay as AccuracyDisplay
+from ._sweeps import CollapseDisplay as CollapseDisplay
+from ._sweeps import ErrorDisplay as ErrorDisplay
+from ._sweeps import FloorGridDisplay as FloorGridDisplay
+from ._sweeps import PredictionDisplay as PredictionDisplay
+from ._sweeps import SparsityDisplay as SparsityDisplay
+from ._sweeps import TrainingCurvesDisplay as TrainingCurvesDisplay

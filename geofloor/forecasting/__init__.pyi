@@ -1,0 +1,9 @@
+from ._agreement import agreement_table as agreement_table
+from ._calibration import AffineCalibrator as AffineCalibrator
+from ._calibration import PowerLawCalibrator as PowerLawCalibrator
+from ._evaluation import CapacityCalibrator as CapacityCalibrator
+from ._evaluation import ForecastErrors as ForecastErrors
+from ._evaluation import forecast_errors as forecast_errors
+from ._evaluation import forecast_table as forecast_table
+from ._forecaster import Decision as Decision
+from ._forecaster import LossForecaster as LossForecaster

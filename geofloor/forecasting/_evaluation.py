@@ -1,0 +1,314 @@
+"""How well predictors and rivals forecast the losses of widths that were not trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize_scalar, nnls
+from sklearn.base import BaseEstimator, RegressorMixin, clone
+from sklearn.metrics import r2_score
+from sklearn.utils.validation import check_is_fitted
+
+from geofloor._estimators import WidthInputMixin
+from geofloor._validation import check_array_of_numbers, check_number, check_object, shown
+from geofloor.forecasting._runs import SEEDS_DIFFER, check_order, read_runs, read_widths, warn_of_rise
+
+_LARGEST_MULTIPLIER = 1e6  # of a capacity; beyond it no student drops anything
+
+
+class ForecastErrors(NamedTuple):
+    """Relative errors, predicted / observed − 1, of losses that a fit did not see."""
+
+    left_out: np.ndarray  # (n_widths,) at each width, from all others
+    two_runs: np.ndarray  # (n_widths - 1, n_widths) row k: from the k-th width and the widest; NaN at these two
+
+
+def forecast_errors(estimator: Any, widths: ArrayLike, losses: ArrayLike) -> ForecastErrors:
+    """Errors at widths left out one by one, and of forecasts from two runs.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Regressor of losses on widths, such as a pipeline of a frozen `FloorPredictor` and an
+        `AffineCalibrator`, or a `PowerLawCalibrator`. Clones of it are fitted to widths of shape (n_runs, 1).
+    widths : array-like of shape (n_widths,)
+        Widths of students, in dimensions, all different and in ascending order.
+    losses : array-like of shape (n_widths,)
+        Observed losses, in nats per token, above 0.
+
+    Returns
+    -------
+    errors : ForecastErrors
+        Named tuple of ``left_out`` (n_widths,) and ``two_runs`` (n_widths − 1, n_widths): row k holds the
+        errors after a fit to the k-th width and the widest, NaN at these two. It is NaN altogether where the
+        estimator refuses two runs, as those with three parameters do.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than three widths, they are not ascending, a loss is not above 0, or widths and
+        losses are exchanged.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from geofloor import PowerLawCalibrator
+    >>> from geofloor.forecasting import forecast_errors
+    >>> widths = np.array([8, 16, 32, 64])
+    >>> errors = forecast_errors(PowerLawCalibrator(), widths, 0.1 + 2.0 / widths)
+    >>> bool((abs(errors.left_out) < 1e-6).all()), bool(np.isnan(errors.two_runs).all())
+    (True, True)
+    """
+    _check_estimator("estimator", estimator)
+    at, observed = _read_runs(widths, losses)
+    n_widths = len(at)
+    left_out = np.empty(n_widths)
+    for i in range(n_widths):
+        seen = np.arange(n_widths) != i
+        left_out[i] = _errors(clone(estimator).fit(at[seen], observed[seen]), at[[i]], observed[[i]])[0]
+    two_runs = np.full((n_widths - 1, n_widths), np.nan)
+    for k in range(n_widths - 1):
+        seen = np.isin(np.arange(n_widths), [k, n_widths - 1])
+        try:
+            fitted = clone(estimator).fit(at[seen], observed[seen])
+        except ValueError:  # the data were good enough above, so it is their number
+            break
+        two_runs[k, ~seen] = _errors(fitted, at[~seen], observed[~seen])
+    return ForecastErrors(left_out, two_runs)
+
+
+def forecast_table(estimators: Mapping[str, Any], widths: ArrayLike, losses: ArrayLike) -> pd.DataFrame:
+    """Compare predictors and rivals by how they forecast widths that they have not seen.
+
+    Parameters
+    ----------
+    estimators : mapping of str to estimator
+        Regressors of losses on widths by name, as for `forecast_errors`.
+    widths : array-like of shape (n_widths,)
+        Widths of students, in dimensions, all different and in ascending order.
+    losses : array-like of shape (n_widths,)
+        Observed losses, in nats per token, above 0.
+
+    Returns
+    -------
+    table : DataFrame
+        One row for each estimator, with the columns
+
+        - ``r2``: on all runs, fitted to all runs;
+        - ``left_out``: median absolute relative error at a width, fitted to all others;
+        - ``inside``: the same without the narrowest and the widest, where it is an extrapolation;
+        - ``two_runs``: forecast from the widest run and one more: median over the other widths, and then over
+          the choices of the second run;
+        - ``two_runs_best``, ``two_runs_worst``: of these choices.
+
+    Raises
+    ------
+    ValueError
+        As `forecast_errors`, or if there is no estimator.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.frozen import FrozenEstimator
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from geofloor import AffineCalibrator, FloorPredictor, PowerLawCalibrator
+    >>> from geofloor.forecasting import forecast_table
+    >>> floor = FloorPredictor(alpha=0.992).fit(1 / np.arange(1, 3001))
+    >>> widths = np.array([8, 16, 32, 64])
+    >>> rivals = {
+    ...     "Eq. 2": make_pipeline(FrozenEstimator(floor), AffineCalibrator()),
+    ...     "power law": PowerLawCalibrator(),
+    ... }
+    >>> table = forecast_table(rivals, widths, 0.2 * floor.predict(widths) + 0.05)
+    >>> bool(table.left_out["Eq. 2"] < 1e-6 < table.left_out["power law"])
+    True
+    """
+    check_object("estimators", estimators, Mapping, "give a dict of estimators by name")
+    if not estimators:
+        raise ValueError("estimators is empty; give at least one estimator by name.")
+    for name, estimator in estimators.items():
+        _check_estimator(f"estimators[{name!r}]", estimator)
+    at, observed = _read_runs(widths, losses)
+    rows = {}
+    for name, estimator in estimators.items():
+        errors = forecast_errors(estimator, at[:, 0], observed)
+        choices = np.nanmedian(np.abs(errors.two_runs), axis=1) if np.isfinite(errors.two_runs).any() else [np.nan]
+        rows[name] = {
+            "r2": r2_score(observed, clone(estimator).fit(at, observed).predict(at)),
+            "left_out": np.median(np.abs(errors.left_out)),
+            "inside": np.median(np.abs(errors.left_out[1:-1])),
+            "two_runs": np.median(choices),
+            "two_runs_best": np.min(choices),
+            "two_runs_worst": np.max(choices),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+class CapacityCalibrator(WidthInputMixin, RegressorMixin, BaseEstimator):
+    r"""Fit a multiplier of the capacity together with slope and baseline, on four runs or more.
+
+    A student may keep κ times as many features per dimension as the predictor says:
+    observed = C · floor(κ d) + B, with C and B at least 0.
+
+    Parameters
+    ----------
+    predictor : FrozenEstimator of a FloorPredictor
+        Fitted predictor of the floors, in `sklearn.frozen.FrozenEstimator`.
+    smallest, largest : float, default=0.25 and 8.0
+        Range of κ.
+
+    Attributes
+    ----------
+    multiplier_ : float
+        κ.
+    slope_ : float
+        C, in nats per unit of the floor.
+    baseline_ : float
+        B, in nats per token.
+    r2_ : float
+        R² on the runs fitted.
+
+    See Also
+    --------
+    AffineCalibrator : Without a multiplier, from two runs on.
+    forecast_table : Tells whether the third parameter is worth it.
+
+    Notes
+    -----
+    Variable projection [1]_: for a given κ the best C and B are non-negative least squares, so the search is
+    over κ alone, on a grid and then by Brent's method. With Eq. 2 a floor at the width κ d is that of a
+    capacity κ g(α) at the width d. Where importances follow one power law, κ can't be told from C (or from B,
+    for 1/i), and only the way they end tells it: the fit may be good and its three numbers arbitrary.
+
+    References
+    ----------
+    .. [1] Golub and Pereyra (1973), "The Differentiation of Pseudo-Inverses and Nonlinear Least Squares
+       Problems Whose Variables Separate", SIAM Journal on Numerical Analysis 10(2).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.frozen import FrozenEstimator
+    >>> from geofloor import FloorPredictor
+    >>> from geofloor.forecasting import CapacityCalibrator
+    >>> floor = FloorPredictor(alpha=0.992).fit(np.exp(-np.arange(3000) / 1000))
+    >>> widths = np.array([8, 16, 32, 64])
+    >>> fitted = CapacityCalibrator(FrozenEstimator(floor)).fit(widths, 0.01 * floor.predict(1.5 * widths) + 0.5)
+    >>> f"kappa = {fitted.multiplier_:.1f}, B = {fitted.baseline_:.1f}, R2 = {fitted.r2_:.3f}"
+    'kappa = 1.5, B = 0.5, R2 = 1.000'
+    """
+
+    def __init__(self, predictor: Any, *, smallest: float = 0.25, largest: float = 8.0) -> None:
+        self.predictor = predictor
+        self.smallest = smallest
+        self.largest = largest
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> CapacityCalibrator:
+        """Fit multiplier, slope and baseline by least squares.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_runs,) or (n_runs, 1)
+            Widths of the students, in dimensions.
+        y : array-like of shape (n_runs,)
+            Observed losses, in nats per token.
+
+        Returns
+        -------
+        self : CapacityCalibrator
+            The fitted calibrator.
+
+        Raises
+        ------
+        ValueError
+            If values are not finite, there are fewer than four different widths, widths and losses are
+            exchanged, or the range of κ is empty.
+
+        Warns
+        -----
+        UserWarning
+            If losses rise with width.
+        """
+        smallest, largest = (
+            check_number(name, getattr(self, name), 0, _LARGEST_MULTIPLIER, open_low=True)
+            for name in ("smallest", "largest")
+        )
+        if not smallest < largest:
+            raise ValueError(f"smallest={smallest!r} must be below largest={largest!r}.")
+        if not hasattr(self.predictor, "predict"):
+            raise TypeError(
+                f"predictor={shown(self.predictor)} has no predict; give a fitted FloorPredictor in a FrozenEstimator."
+            )
+        widths, observed = read_runs(self, X, y)
+        if len(np.unique(widths)) < 4:
+            raise ValueError(
+                f"X has {len(np.unique(widths))} different widths (n_samples = {len(widths)}); a multiplier, a slope "
+                "and a baseline need at least 4. For fewer, use AffineCalibrator."
+            )
+
+        warn_of_rise(widths, observed, SEEDS_DIFFER)
+
+        def solve(log_multiplier: float) -> tuple[np.ndarray, float]:
+            floors = self._floors(widths, np.exp(log_multiplier))
+            return nnls(np.column_stack([floors, np.ones(len(floors))]), observed)
+
+        # The residual has a step at each feature and may have more than one minimum: a grid brackets the search.
+        grid = np.linspace(np.log(smallest), np.log(largest), 64)
+        residuals = [solve(point)[1] for point in grid]
+        best = int(np.argmin(residuals))
+        bracket = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
+        found = minimize_scalar(
+            lambda point: solve(point)[1], bounds=bracket, method="bounded", options={"xatol": 1e-8}
+        )
+        chosen = found.x if found.fun < residuals[best] else grid[best]
+        (slope, baseline), _ = solve(chosen)
+        self.multiplier_, self.slope_, self.baseline_ = float(np.exp(chosen)), float(slope), float(baseline)
+        self.r2_ = float(r2_score(observed, self.predict(X)))
+        return self
+
+    def predict(self, X: ArrayLike) -> np.ndarray:
+        """Loss at each width.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_widths,) or (n_widths, 1)
+            Widths of the students, in dimensions.
+
+        Returns
+        -------
+        predicted : ndarray of shape (n_widths,)
+            Predicted loss, in nats per token.
+        """
+        check_is_fitted(self)
+        return self.slope_ * self._floors(read_widths(self, X), self.multiplier_) + self.baseline_
+
+    def _floors(self, widths: np.ndarray, multiplier: float) -> np.ndarray:
+        return check_array_of_numbers(self.predictor.predict(multiplier * widths), "predictor.predict(widths)")
+
+
+def _errors(fitted: Any, widths: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    return np.asarray(fitted.predict(widths)) / losses - 1.0
+
+
+def _check_estimator(name: str, estimator: Any) -> None:
+    if not (hasattr(estimator, "fit") and hasattr(estimator, "predict")):
+        raise TypeError(f"{name}={shown(estimator)} has no fit and predict; give a regressor of losses on widths.")
+
+
+def _read_runs(widths: ArrayLike, losses: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Read widths, as a column, and losses."""
+    at, observed = check_array_of_numbers(widths, "widths", low=0), check_array_of_numbers(losses, "losses")
+    if at.shape != observed.shape:
+        raise ValueError(f"widths has shape {at.shape} and losses {observed.shape}; give one loss for each width.")
+    check_order(at, observed, ("widths", "losses"))
+    if len(at) < 3 or not (np.diff(at) > 0).all():
+        raise ValueError(
+            f"widths={shown(at.tolist())} must be 3 or more different widths, ascending; average repeated runs."
+        )
+    if not observed.min() > 0:
+        raise ValueError(f"losses holds {observed.min():g}; relative errors need losses above 0.")
+    return at[:, np.newaxis], observed

@@ -1,0 +1,126 @@
+"""Causal language models as rows that give logits."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from geofloor._training.products import faster_linear, largest_matrix
+from geofloor._training.weights import model_sha256
+from geofloor._validation import check_number
+from geofloor.language_models._divergence import Rows
+from geofloor.language_models._hooks import evaluating
+from geofloor.language_models._token_rows import TokenRows, ending_ids
+
+
+def _logits(output: Any) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output.logits
+
+
+class LanguageModel:
+    """A causal language model as rows that give logits: split off its unembedding where that is known to be exact.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Takes token ids (n, seq_len) and returns logits, or an object that has them.
+    name : str
+        What error messages call it.
+    """
+
+    def __init__(self, module: torch.nn.Module, name: str) -> None:
+        self.module: Any = module
+        parameter = next(module.parameters(), None)
+        self.device = torch.device("cpu") if parameter is None else parameter.device
+        self.head: torch.nn.Linear | None = None
+        self._largest = largest_matrix(module)
+        self._options: dict[str, Any] = {}
+        probe = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
+        with evaluating(module), torch.no_grad():
+            try:
+                logits = _logits(module(probe))
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                raise ValueError(
+                    f"{name} is a {type(module).__name__} that can't take token ids of shape (n_sequences, seq_len) "
+                    f"({type(error).__name__}: {error})."
+                ) from error
+            if not isinstance(logits, torch.Tensor) or logits.ndim != 3:
+                raise ValueError(
+                    f"{name} is a {type(module).__name__} that gives no logits (n, seq_len, n_vocabulary)."
+                )
+            self.n_vocabulary = logits.shape[-1]
+            if isinstance(module, PreTrainedModel):
+                if "use_cache" in inspect.signature(module.base_model.forward).parameters:
+                    self._options["use_cache"] = False
+                self._split(probe, logits)
+
+    def _split(self, probe: torch.Tensor, logits: torch.Tensor) -> None:
+        """Use hidden states and unembedding, unless the model does more than multiply them."""
+        head = self.module.get_output_embeddings()
+        if type(head) is not torch.nn.Linear or self.module.base_model is self.module:
+            return
+        hidden = self.module.base_model(probe, **self._options)[0]
+        if hidden.shape[-1] == head.in_features and torch.allclose(head(hidden), logits, rtol=1e-3, atol=1e-4):
+            self.head = head
+
+    @property
+    def max_length(self) -> int | None:
+        config = getattr(self.module, "config", None)
+        if not isinstance(self.module, PreTrainedModel) or config is None:
+            return None
+        return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def n_tokens(self) -> int:
+        """Token ids that it embeds."""
+        if isinstance(self.module, PreTrainedModel):
+            return min(self.module.get_input_embeddings().weight.shape[0], self.n_vocabulary)
+        return self.n_vocabulary
+
+    def check_layer(self, layer: Any) -> None:
+        """Refuse a block that is not there, as far as the number of blocks is known."""
+        layer = check_number("layer", layer, whole=True)
+        config = getattr(self.module, "config", None)
+        n = (
+            getattr(config.get_text_config(), "num_hidden_layers", None)
+            if isinstance(config, PreTrainedConfig)
+            else None
+        )
+        if n is not None and not -n <= layer < n:
+            raise ValueError(f"layer={layer} is not there: the model has {n} blocks, 0 to {n - 1} (or -{n} to -1).")
+
+    @property
+    def ending_ids(self) -> set[int]:
+        """Token ids that may stand for padding."""
+        config = getattr(self.module, "config", None)
+        return ending_ids(config.get_text_config()) if isinstance(config, PreTrainedConfig) else set()
+
+    def token_rows(self, tokens: Any, name: str, pad_token_id: int | None, **options: Any) -> TokenRows:
+        """Token ids for this model, checked."""
+        return TokenRows(
+            tokens, name, self.n_tokens, self.max_length, pad_token_id, suspects=self.ending_ids, **options
+        )
+
+    def inner_matrices(self) -> list[torch.nn.Parameter]:
+        """Weights of two dimensions that are neither embeddings nor give logits."""
+        outer = {id(part.weight) for part in self.module.modules() if isinstance(part, torch.nn.Embedding)}
+        matrices = [each for each in self.module.parameters() if each.ndim == 2 and id(each) not in outer]
+        if self.head is not None:
+            return [each for each in matrices if each is not self.head.weight]
+        return [each for each in matrices if self.n_vocabulary not in each.shape]
+
+    def rows(self, ids: torch.Tensor) -> Rows:
+        with faster_linear(ids.numel(), self._largest, ids.device):
+            if self.head is None:
+                return Rows(_logits(self.module(ids, **self._options)).flatten(0, 1))
+            hidden = self.module.base_model(ids, **self._options)[0]
+        return Rows(hidden.flatten(0, 1), self.head.weight, self.head.bias)
+
+    def digest(self) -> str:
+        """SHA-256 of all weights and buffers, and of what else the configuration says: tells one model from another."""
+        return model_sha256(self.module)

@@ -1,0 +1,384 @@
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from sklearn.base import clone
+from sklearn.utils import estimator_checks
+from torch.nn import functional
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from geofloor import BottleneckPredictor, DistilledStudent, LossForecaster
+from geofloor.datasets import load_teacher
+from geofloor.displays import ForecastDisplay
+from geofloor.language_models import zero_width_kl
+
+N_TOKENS, WIDTH, LENGTH = 16, 8, 10
+
+
+def gpt_neox():
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=N_TOKENS, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=1, intermediate_size=32,
+        max_position_embeddings=LENGTH, initializer_range=1.0,
+    )  # fmt: skip
+    return GPTNeoXForCausalLM(config).eval()
+
+
+def gpt2():
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=N_TOKENS, n_embd=WIDTH, n_layer=1, n_head=1, n_positions=LENGTH, initializer_range=0.8)
+    ).eval()
+
+
+def llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=N_TOKENS, hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1,
+        intermediate_size=32, max_position_embeddings=LENGTH, initializer_range=0.8,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+class Biased(torch.nn.Module):
+    """Logits with a bias, and no unembedding to be found."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.bias = torch.nn.Parameter(torch.linspace(-2, 2, N_TOKENS))
+
+    def forward(self, ids):
+        return self.model(ids).logits + self.bias
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return np.random.default_rng(0).integers(N_TOKENS, size=(20, LENGTH))
+
+
+def halves(tokens):
+    """Those whose positions are fitted, if all positions are, and the others."""
+    order = np.random.RandomState(0).permutation(len(tokens))
+    return tokens[np.sort(order[::2])], tokens[np.sort(order[1::2])]
+
+
+def fitted(model, tokens, **settings):
+    return BottleneckPredictor(model, **{"n_positions": 10**6, "n_points": 20, "random_state": 0, **settings}).fit(
+        tokens
+    )
+
+
+def distributions(model, tokens, temperature):
+    with torch.no_grad():
+        output = model(torch.from_numpy(tokens))
+        logits = output if isinstance(output, torch.Tensor) else output.logits
+    return torch.softmax(logits.double() / temperature, dim=-1).flatten(0, 1)
+
+
+def lowest(p, width):
+    """Least KL of softmax(H W' + b) from p, by L-BFGS in float64 from several random places."""
+    shapes = [(len(p), width), (p.shape[1], width), (p.shape[1],)]
+    ends = np.cumsum([np.prod(shape) for shape in shapes])
+
+    def value(flat):
+        flat = torch.from_numpy(flat).requires_grad_()
+        parts = flat.tensor_split(torch.from_numpy(ends[:-1]))
+        rows, weight, bias = (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+        loss = functional.kl_div((rows @ weight.T + bias).log_softmax(1), p, reduction="batchmean")
+        loss.backward()
+        return loss.item(), flat.grad.numpy()
+
+    starts = [np.random.default_rng(seed).normal(size=ends[-1]) for seed in range(2)]
+    options = {"maxiter": 1200, "maxfun": 3000}
+    return min(minimize(value, start, jac=True, method="L-BFGS-B", options=options).fun for start in starts)
+
+
+@pytest.mark.parametrize(("make", "temperature"), [(gpt_neox, 1.0), (gpt2, 2.0)])
+def test_the_loss_is_the_lowest_that_logits_of_the_rank_can_have(make, temperature, tokens):
+    model = make()
+    bound = fitted(model, tokens, temperature=temperature, widths=[1, 3], n_steps=400)
+    p = distributions(model, halves(tokens)[0], temperature)
+    for width in (1, 3):
+        low = bound.predict([width], return_interval=True)[1][0, 0]
+        assert low == pytest.approx(lowest(p, width), rel=0.02)
+
+
+@pytest.mark.parametrize("make", [gpt_neox, gpt2, llama])
+def test_both_ends_of_the_curve(make, tokens):
+    model = make()
+    bound = fitted(model, tokens)
+    # Layer normalisation takes one dimension.
+    assert bound.rank_ == (WIDTH if make is llama else WIDTH - 1) == bound.critical_width_
+    assert bound.curve_["width"].tolist() == list(range(bound.rank_))
+    losses, ends = bound.predict([0, bound.rank_, 100], return_interval=True)
+    assert losses[1:].tolist() == [0, 0]
+    assert not ends[1:].any()
+    assert bound.curve_["low"][0] == pytest.approx(zero_width_kl(model, halves(tokens)[0]), rel=1e-4)
+    assert losses[0] == bound.zero_width_loss_ == pytest.approx(np.sqrt(ends[0].prod()))
+    assert ends[0].tolist() == pytest.approx(sorted(bound.curve_.loc[0, ["low", "high"]]))
+    falling = bound.predict(np.arange(bound.rank_ + 1))
+    assert (np.diff(falling) < 0).all()
+    np.testing.assert_array_equal(bound.predict([2.9, 3.0]), falling[2:4])
+    np.testing.assert_array_equal(bound.transform([2, 3]), falling[2:4, np.newaxis])
+    low = bound.predict(np.arange(bound.rank_ + 1), return_interval=True)[1][:, 0]
+    assert (bound.min_width(low[3]), bound.min_width(0.99 * low[3]), bound.min_width(0.0)) == (3, 4, bound.rank_)
+    assert bound.min_width([low[0], low[2]]).tolist() == [0, 2]
+    with pytest.raises(ValueError, match="loss contains NaN"):
+        bound.min_width(np.nan)
+    # Dimensions that the unembedding does not read are none.
+    with torch.no_grad():
+        model.get_output_embeddings().weight[:, 4:] = 0
+    assert fitted(model, tokens, n_steps=1).rank_ == 4
+
+
+def test_other_positions_lose_more_and_more_positions_close_the_gap():
+    teacher = load_teacher()
+    tokens = np.stack([np.roll(np.arange(2048), shift)[:64] for shift in range(0, 2048, 64)])
+    few, many = (
+        fitted(teacher.model, tokens, widths=[8, 32], n_positions=n, n_steps=60).curve_.query("width in (8, 32)")
+        for n in (128, 1024)
+    )
+    for curve in (few, many):
+        assert (curve["low"] < curve["high"]).all()
+    assert (few["low"] < many["low"]).all()
+    assert (many["high"] < few["high"]).all()
+
+
+def test_no_student_gets_below_it():
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=LENGTH, initializer_range=1.0,
+    )  # fmt: skip
+    model = GPTNeoXForCausalLM(config).eval()
+    tokens = np.random.default_rng(0).integers(64, size=(20, LENGTH))
+    seen = halves(tokens)[0]
+    bound = fitted(model, tokens, widths=[8, 16])
+    for width in (8, 16):
+        least = bound.predict([width], return_interval=True)[1][0, 0]
+        # Trained on the very text that it is evaluated on.
+        student = DistilledStudent(
+            model, width, n_steps=600, batch_size=len(seen), init="random", device="cpu", random_state=0
+        ).fit(seen, eval_tokens=seen)  # fmt: skip
+        assert least < student.floor_ < 0.9 * bound.zero_width_loss_
+
+
+def test_logits_are_taken_from_any_module_and_padding_is_left_out(tokens):
+    whole = fitted(gpt_neox(), tokens, widths=[2], n_steps=300)
+    split = fitted(Biased(gpt_neox()), tokens, widths=[2], n_steps=300)
+    # The bias of the student takes that of the teacher, but not the probabilities that it gives.
+    p = distributions(Biased(gpt_neox()), halves(tokens)[0], 2.0)
+    assert split.rank_ == whole.rank_ == WIDTH - 1
+    assert split.curve_["low"][1] == pytest.approx(lowest(p, 2), rel=0.02)
+    real = np.where(tokens == N_TOKENS - 1, 0, tokens)
+    padded = real.copy()
+    padded[:, 6:] = N_TOKENS - 1
+    shorter = fitted(gpt_neox(), real[:, :6], widths=[2])
+    masked = fitted(gpt_neox(), padded, widths=[2], pad_token_id=N_TOKENS - 1)
+    np.testing.assert_allclose(masked.curve_, shorter.curve_, rtol=1e-3)
+
+
+class Masked(torch.nn.Module):
+    """Logits with tokens that never come: masked by a padded vocabulary or at some positions only."""
+
+    def __init__(self, model, everywhere):
+        super().__init__()
+        self.model, self.everywhere = model, everywhere
+
+    def forward(self, ids):
+        logits = functional.pad(self.model(ids).logits, (2, 3), value=-torch.inf if self.everywhere else 0.0)
+        if not self.everywhere:
+            logits[:, ::2, 4] = -torch.inf
+        return logits
+
+
+def test_tokens_that_are_masked_at_every_position_drop_out(tokens):
+    settings = {"n_steps": 20, "widths": [2, 4], "random_state": 0}
+
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = gpt_neox()
+
+        def forward(self, ids):
+            return self.model(ids).logits
+
+    expected = BottleneckPredictor(Plain(), **settings).fit(tokens)
+    found = BottleneckPredictor(Masked(gpt_neox(), True), **settings).fit(tokens)
+    assert found.rank_ == expected.rank_
+    np.testing.assert_array_equal(found.curve_, expected.curve_)
+
+
+def test_tokens_that_a_bias_masks_drop_out(tokens):
+    model = gpt_neox()
+    head = model.get_output_embeddings()
+    masked = torch.nn.Linear(WIDTH, N_TOKENS + 2)
+    with torch.no_grad():
+        masked.weight.normal_()
+        masked.weight[:N_TOKENS] = head.weight
+        masked.bias.zero_()
+        masked.bias[N_TOKENS:] = -torch.inf
+    settings = {"n_steps": 20, "widths": [2, 4], "random_state": 0}
+    biased = torch.nn.Linear(WIDTH, N_TOKENS)
+    with torch.no_grad():
+        biased.weight.copy_(head.weight)
+        biased.bias.zero_()
+    model.set_output_embeddings(biased)
+    expected = BottleneckPredictor(model, **settings).fit(tokens)
+    model.set_output_embeddings(masked)
+    found = BottleneckPredictor(model, **settings).fit(tokens)
+    np.testing.assert_array_equal(found.curve_, expected.curve_)
+
+
+def test_tokens_that_are_masked_at_some_positions_are_refused(tokens):
+    with pytest.raises(ValueError, match="−inf for some tokens at some positions only"):
+        BottleneckPredictor(Masked(gpt_neox(), False)).fit(tokens)
+
+
+def test_the_seed_draws_the_positions_and_the_teacher_stays_as_it_is(tokens):
+    model = gpt_neox().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = {"n_positions": 40, "widths": [2], "n_steps": 20}
+    first, again, other = (fitted(model, tokens, **settings, random_state=seed) for seed in (1, 1, 2))
+    assert first.curve_.equals(again.curve_)
+    assert not first.curve_.equals(other.curve_)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    copied = clone(first)
+    assert copied.teacher is model
+    assert not hasattr(copied, "curve_")
+
+
+def test_a_law_above_the_bound(tokens):
+    bound = fitted(gpt_neox(), tokens)
+    widths = np.array([1, 2, 4, 6])
+    shares = bound.predict(widths) / bound.zero_width_loss_
+    losses = bound.zero_width_loss_ * np.exp(-0.5 * (-np.log(shares)) ** 1.25)
+    for seen in (slice(1, 2), slice(0, 4, 2)):  # one run is enough
+        law = LossForecaster(bound=bound).fit(widths[seen], losses[seen])
+        np.testing.assert_allclose(law.predict(widths), losses)
+        assert (law.slope_, law.decay_, law.exponent_) == pytest.approx((bound.zero_width_loss_, 0.5, 1.25))
+    with pytest.warns(UserWarning, match="width 50, which is not below bound.critical_width_=7"):
+        forecast, ends = law.predict([3, bound.rank_, 50], return_interval=True)
+    assert forecast[1:].tolist() == [0, 0]
+    assert not ends[1:].any()
+    assert law.min_width(0.0) == bound.rank_
+    # What is fitted to losses at the bound is held above it.
+    least = bound.predict(widths, return_interval=True)[1][:, 0]
+    low = LossForecaster(bound=bound, bound_exponent=1.0).fit(widths[[0]], least[[0]])
+    losses, ends = low.predict(widths, return_interval=True)
+    assert (losses >= least).all()
+    assert (ends >= least[:, np.newaxis]).all()
+    decision = low.decide(2, least[1] / 2)
+    assert (decision.answer, decision.least) == ("no-go", pytest.approx(least[1]))
+    assert (
+        f"can't reach {least[1] / 2:.3g} nats per token, however it is trained: no student of this width gets below"
+        in (str(decision))
+    )
+    assert clone(law).bound is bound
+    band = ForecastDisplay.from_forecaster(law, widths).least_band_
+    assert band.get_datalim(band.axes.transData).y1 == pytest.approx(least[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"predictor": 1}, "predictor=1 does not go with a bound"),
+        ({"zero_width_loss": 2.0}, "zero_width_loss=2.0 does not go with a bound"),
+        ({"teacher_width": 8}, "teacher_width=8 does not go with a bound"),
+        ({"bound_exponent": 0.0}, "bound_exponent=0.0 must be a finite number above 0"),
+        ({"bound": BottleneckPredictor(None)}, "not fitted"),
+    ],
+)
+def test_laws_say_what_does_not_go_together(tokens, settings, message):
+    bound = fitted(gpt_neox(), tokens, n_steps=1)
+    with pytest.raises(ValueError, match=message):
+        LossForecaster(**{"bound": bound, **settings}).fit([2], [0.1])
+
+
+def test_laws_say_which_runs_have_no_place_above_the_bound(tokens):
+    bound = fitted(gpt_neox(), tokens, n_steps=1)
+    low = bound.predict([4], return_interval=True)[1][0, 0] / 3
+    with pytest.raises(
+        ValueError, match=rf"{low:.3g} at width 4, .* gets below {3 * low:.3g}.*temperature=2.0.*cross-en"
+    ):
+        LossForecaster(bound=bound).fit([2, 4], [bound.predict([2])[0], low])
+    with pytest.raises(ValueError, match=r"width 7, which is not below bound.critical_width_=7"):
+        LossForecaster(bound=bound).fit([7], [0.1])
+    with pytest.raises(ValueError, match=r"loss 9.5, which is not below bound.zero_width_loss_="):
+        LossForecaster(bound=bound).fit([2], [9.5])
+
+
+def test_small_integers_of_numpy_do_not_wrap(tokens):
+    settings = {"n_steps": 5, "n_points": 3, "n_positions": 100, "batch_size": 3, "random_state": 0}
+    plain = BottleneckPredictor(gpt_neox(), **settings).fit(tokens)
+    small = BottleneckPredictor(gpt_neox(), **{name: np.int8(value) for name, value in settings.items()}).fit(tokens)
+    assert small.curve_.equals(plain.curve_)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"teacher": 3}, TypeError, "teacher=3 is a int; give a transformers model"),
+        ({"teacher_kwargs": 3}, TypeError, "teacher_kwargs=3 is a int"),
+        ({"widths": [2.5]}, ValueError, r"widths=\[2.5\] must be whole numbers"),
+        ({"n_steps": "x"}, ValueError, "n_steps='x' must be a whole number"),
+        ({"temperature": torch.nan}, ValueError, "temperature=nan must be a finite number"),
+        ({"pad_token_id": "x"}, ValueError, "pad_token_id='x' must be a whole number"),
+    ],
+)
+def test_parameters_are_named(tokens, settings, error, message):
+    with pytest.raises(error, match=message):
+        BottleneckPredictor(**{"teacher": gpt_neox(), **settings}).fit(tokens)
+
+
+def test_widths_beyond_any_rank_are_not_measured(tokens):
+    found = BottleneckPredictor(gpt_neox(), widths=[2, 1e30], n_steps=2, random_state=0).fit(tokens)
+    assert found.curve_["width"].tolist() == [0, 2, found.rank_ - 1]
+
+
+def test_bad_input_is_named(tokens):
+    def fit(data=tokens, **settings):
+        return BottleneckPredictor(gpt_neox(), **settings).fit(data)
+
+    with pytest.raises(ValueError, match="tokens has 1 sequence; give more"):
+        fit(tokens[:1])
+    for name, value in (("temperature", 0), ("n_points", 1), ("n_positions", 1), ("n_steps", 0), ("batch_size", 0)):
+        with pytest.raises(ValueError, match=f"{name}={value} must be"):
+            fit(**{name: value})
+    with pytest.raises(ValueError, match="Negative values in data passed to widths"):
+        fit(widths=[-1])
+    with pytest.raises(ValueError, match="token id 16, outside the teacher's vocabulary"):
+        fit(tokens + 1)
+    with pytest.raises(ValueError, match="Negative values"):
+        fit(n_steps=1).predict([-1])
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        broken = gpt_neox()
+        with torch.no_grad():
+            getattr(broken, name)().weight[:] = torch.nan
+        with pytest.raises(ValueError, match="logits are not finite"):
+            BottleneckPredictor(broken).fit(tokens)
+    flat = gpt_neox()
+    with torch.no_grad():
+        flat.get_output_embeddings().weight[:] = 1.0
+    with pytest.raises(ValueError, match="logits have rank [01] on these tokens"):
+        BottleneckPredictor(flat).fit(tokens)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "check_do_not_raise_errors_in_init_or_set_params",
+        "check_estimator_cloneable",
+        "check_estimator_repr",
+        "check_estimators_unfitted",
+        "check_get_params_invariance",
+        "check_mixin_order",
+        "check_no_attributes_set_in_init",
+        "check_set_params",
+        "check_valid_tag_types",
+    ],
+)
+def test_scikit_learn_checks(check):
+    getattr(estimator_checks, check)("BottleneckPredictor", BottleneckPredictor(gpt_neox()))
