@@ -22,6 +22,7 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 from displays.test_arguments import CALLS
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
@@ -127,6 +128,12 @@ def stored() -> str:
 def saved(name: str) -> str:
     path = new_path(".safetensors")
     fitted(name).save(path)
+    return path
+
+
+def checkpoint_of(name: str, **data: Any) -> str:
+    path = new_path(".safetensors")
+    clone(fitted(name)).set_params(checkpoint_path=path).fit(**data)
     return path
 
 
@@ -241,6 +248,9 @@ def cases() -> dict[str, Case]:
         "SparseAutoencoder.load": of_function(
             geofloor.SparseAutoencoder.load, lambda made: made.decoder_, path=saved("autoencoder"), device="cpu"
         ),
+        "SparseAutoencoder.steps_done": of_function(
+            geofloor.SparseAutoencoder.steps_done, checkpoint_path=checkpoint_of("autoencoder", X=ROWS)
+        ),
         "FeatureStatistics": of_class(geofloor.FeatureStatistics, fit["FeatureStatistics"]),
         "FeatureStatistics.fit": of_method("statistics", "fit", lambda made: made.transform(CODES), codes=CODES),
         "FeatureStatistics.partial_fit": of_method(
@@ -314,6 +324,9 @@ def cases() -> dict[str, Case]:
         "DistilledStudent.save": of_method("student", "save", path=new_path(".safetensors")),
         "DistilledStudent.load": of_function(
             geofloor.DistilledStudent.load, lambda made: made.predict(TOKENS), path=saved("student"), device="cpu"
+        ),
+        "DistilledStudent.steps_done": of_function(
+            geofloor.DistilledStudent.steps_done, checkpoint_path=checkpoint_of("student", tokens=TOKENS)
         ),
         "ConceptProbe": of_class(geofloor.ConceptProbe, fit["ConceptProbe"], cv=2, random_state=0),
         "ConceptProbe.fit": of_method(

@@ -291,6 +291,37 @@ def test_a_checkpoint_is_checked_beyond_its_checksum(kind, change, message, tmp_
         case.read()
 
 
+@pytest.mark.parametrize(
+    ("kind", "owner", "steps"),
+    [("autoencoder checkpoint", SparseAutoencoder, 4), ("student checkpoint", DistilledStudent, 3)],
+)
+def test_steps_of_a_checkpoint_are_read_or_it_is_refused(kind, owner, steps, tmp_path):
+    case = Case(kind, tmp_path)
+
+    def steps_of(content, label):
+        case.path.write_bytes(content)
+        return read_or_refusal(lambda: owner.steps_done(case.path), case.path, label=label)
+
+    assert steps_of(case.content, "none") == steps
+    rng = np.random.default_rng(3)
+    for _ in range(40):
+        label, content = damaged(case.content, rng)
+        assert steps_of(content, label) in (None, steps), label
+    for odd in (0, -1, True, 2.0, "3", None, 2**63, [3], {}):
+        content = signed(case.content, lambda d, t, odd=odd: d["metadata"].update(step=odd))
+        assert steps_of(content, f"step={odd!r}") is None
+    assert steps_of(signed(case.content, lambda d, t: d["metadata"].pop("step")), "no step") is None
+    other = {SparseAutoencoder: DistilledStudent, DistilledStudent: SparseAutoencoder}[owner]
+    case.path.write_bytes(case.content)
+    with pytest.raises(ValueError, match="victim.safetensors' holds a geofloor"):
+        other.steps_done(case.path)
+    with pytest.raises(FileNotFoundError):
+        owner.steps_done(tmp_path)
+    with pytest.raises(TypeError, match="checkpoint_path=3"):
+        owner.steps_done(3)
+    assert owner.steps_done(tmp_path / "none") == 0
+
+
 @pytest.mark.slow
 def test_many_hostile_files(case):
     damage_all(case, 300, seed=3)

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from geofloor._files.atomic import atomic_path, read_json
+from geofloor._files.schema import number, refusing
 from geofloor._training.muon import Muon
 from geofloor._validation import check_path
 
@@ -122,6 +123,22 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
     if not isinstance(document["metadata"], dict):
         raise ValueError(f"'{path}' was not written by geofloor: its metadata are no mapping.")
     return tensors, document["metadata"]
+
+
+def steps_done(path: str | os.PathLike[str], *, kind: str) -> int:
+    """Read how many steps a checkpoint of the given `kind` has; 0 if there is no file.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, foreign, of another kind or without steps; the message names it.
+    """
+    path = check_path("checkpoint_path", path)
+    if not path.exists():
+        return 0
+    _, metadata = read_tensors(path, kind=kind)
+    with refusing(path):
+        return number(1, whole=True)("step", metadata.get("step"))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer") -> dict[str, torch.Tensor]:

@@ -24,6 +24,7 @@ from geofloor._training.checkpoints import (
     load_optimizer_tensors,
     optimizer_tensors,
     read_tensors,
+    steps_done,
     write_tensors,
 )
 from geofloor._training.devices import keep_freed_memory, memory_advice, resolve_device, to_device
@@ -593,6 +594,49 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         sae._n_features_out = sae.n_latents_
         sae.device_ = str(resolve_device(device))
         return sae
+
+    @staticmethod
+    def steps_done(checkpoint_path: str | os.PathLike[str]) -> int:
+        """Read how many steps of a `fit` its checkpoint holds.
+
+        Parameters
+        ----------
+        checkpoint_path : str or path
+            The file given to that `fit` as `checkpoint_path`.
+
+        Returns
+        -------
+        n_steps : int
+            Steps taken; 0 if there is no such file, as before the first checkpoint.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the path is a folder or a device.
+        ValueError
+            If the file is truncated, altered or no checkpoint of a sparse autoencoder.
+
+        Notes
+        -----
+        The call reads the whole file to verify its checksum. It may be called while `fit` runs, because `fit`
+        replaces the file atomically.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from geofloor import SparseAutoencoder
+        >>> rng = np.random.default_rng(0)
+        >>> features = rng.random((6000, 12)) * (rng.random((6000, 12)) < 0.1)
+        >>> activations = features @ rng.normal(size=(12, 8))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = f"{folder}/checkpoint.safetensors"
+        ...     before = SparseAutoencoder.steps_done(path)
+        ...     sae = SparseAutoencoder(24, l0=2, checkpoint_path=path, random_state=0).fit(activations)
+        ...     before, SparseAutoencoder.steps_done(path) == sae.n_steps_
+        (0, True)
+        """
+        return steps_done(checkpoint_path, kind=_CHECKPOINT)
 
     # Training
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from geofloor._estimators import SharedParametersMixin, ShortReprMixin
 from geofloor._files.schema import choice, fields, flag, mapping, number, optional, refusing, text
-from geofloor._training.checkpoints import read_tensors, write_tensors
+from geofloor._training.checkpoints import read_tensors, steps_done, write_tensors
 from geofloor._training.devices import memory_advice
 from geofloor._training.processes import ALONE, Processes, join_processes
 from geofloor._training.settings import NOT_SAVED, check_files, plain_parameters, saved_parameters
@@ -30,7 +30,7 @@ from geofloor.language_models._logits import LanguageModel
 from geofloor.language_models._pickles import PortablePickleMixin
 from geofloor.language_models._token_rows import TokenRows
 from geofloor.students._architecture import check_width, make_student
-from geofloor.students._engine import HISTORY, Distillation, Run, is_final
+from geofloor.students._engine import CHECKPOINT, HISTORY, Distillation, Run, is_final
 from geofloor.students._progress import has_converged, remaining_fall, warn_of_training
 from geofloor.students._saved import model_of, plain_config
 from geofloor.students._settings import AUTO, PAPER, plain_settings
@@ -552,6 +552,40 @@ class DistilledStudent(
             setattr(student, name, float("nan") if value is None else value)
         student._saved_teacher = content["teacher"]
         return student
+
+    @staticmethod
+    def steps_done(checkpoint_path: str | os.PathLike[str]) -> int:
+        """Read how many steps of a `fit` its checkpoint holds.
+
+        Parameters
+        ----------
+        checkpoint_path : str or path
+            The file given to that `fit` as `checkpoint_path`.
+
+        Returns
+        -------
+        n_steps : int
+            Steps taken; 0 if there is no such file, as before the first checkpoint.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the path is a folder or a device.
+        ValueError
+            If the file is truncated, altered or no checkpoint of a student.
+
+        Notes
+        -----
+        The call reads the whole file to verify its checksum. It may be called while `fit` runs, because `fit`
+        replaces the file atomically.
+
+        Examples
+        --------
+        >>> from geofloor import DistilledStudent
+        >>> DistilledStudent.steps_done("no-checkpoint-yet.safetensors")
+        0
+        """
+        return steps_done(checkpoint_path, kind=CHECKPOINT)
 
     # Checks
 

@@ -35,7 +35,7 @@ from geofloor.students._architecture import default_init, make_student
 from geofloor.students._settings import choose
 
 FINAL_SHARE = 0.1  # of the steps, whose evaluations make the floor
-_CHECKPOINT = "geofloor distillation checkpoint"
+CHECKPOINT = "geofloor distillation checkpoint"
 HISTORY = table(step=number(0, whole=True), train_kl=optional(number()), eval_kl=number(), learning_rate=number(0))
 _STATE = {"unused": texts, "step": number(1, whole=True), "kl_steps": number(0, whole=True), "history": HISTORY}
 _LOOK_EVERY = 50  # steps between looks at the loss, each of which waits for the device
@@ -457,7 +457,7 @@ class Distillation:
             "teacher": self.teacher_digest,
             **{name: getattr(run, name) for name in ("seed", "step", "kl_steps", "history")},
         }
-        write_tensors(run.estimator.checkpoint_path, tensors, kind=_CHECKPOINT, metadata=metadata)
+        write_tensors(run.estimator.checkpoint_path, tensors, kind=CHECKPOINT, metadata=metadata)
 
     def expected(self, run: Run) -> dict[str, tuple[torch.dtype, Shape]]:
         """Types and shapes of a checkpoint's tensors."""
@@ -476,7 +476,7 @@ class Distillation:
         """A run from its checkpoint, if there is one; refuse one of other settings, data or teacher."""
         found = read_checkpoint(
             estimator.checkpoint_path,
-            kind=_CHECKPOINT,
+            kind=CHECKPOINT,
             settings=settings_of(estimator),
             random_state=estimator.random_state,
             made_with={"tokens": self.data_fingerprint, "teacher": self.teacher_digest},

@@ -949,9 +949,12 @@ def test_a_checkpoint_of_something_else_is_refused(teacher, tokens, tmp_path):
         student(teacher, checkpoint_path=path).fit(tokens[::-1])
     with pytest.raises(ValueError, match="other teacher"):
         student(new_teacher(initializer_range=0.2), checkpoint_path=path).fit(tokens)
+    assert DistilledStudent.steps_done(path) == SETTINGS["n_steps"]
     write_tensors(path, {"a": torch.zeros(1)}, kind="something else", metadata={})
     with pytest.raises(ValueError, match="holds a something else"):
         student(teacher, checkpoint_path=path).fit(tokens)
+    with pytest.raises(ValueError, match="holds a something else"):
+        DistilledStudent.steps_done(path)
 
 
 def test_a_checkpoint_of_a_teacher_or_of_tokens_that_differ_in_one_number_is_refused(teacher, tokens, tmp_path):
