@@ -96,7 +96,8 @@ class StreamRows:
     """Batches that come in an order of their own and are cut to the size asked for.
 
     Nothing depends on how the same rows were cut before. Rows that fill no batch at the end of an epoch are
-    dropped, unless there are no others.
+    dropped, unless there are no others. Over a single epoch, training resumes at its row of the stream, if the
+    stream has a method ``iter_from(row)``.
 
     Attributes
     ----------
@@ -147,17 +148,24 @@ class StreamRows:
     def batches(self, batch_size: int, n_epochs: int, first_step: int, seed: int) -> Iterator[np.ndarray]:
         if self._one_shot and n_epochs > 1:
             raise ValueError(f"n_epochs={n_epochs} passes need data that can be read again; X is a one-time iterator.")
+        if first_step > 0 and n_epochs == 1 and hasattr(self._stream, "iter_from"):
+            first_row = self._first + first_step * batch_size
+            yield from self._cut(self._stream.iter_from(first_row), batch_size, given=True)
+            return
         step = 0
         for _ in range(n_epochs):
-            for batch in self._epoch(batch_size):
+            for batch in self._cut(self._stream, batch_size, skip=self._first):
                 if step >= first_step:
                     yield batch
                 step += 1
 
-    def _epoch(self, batch_size: int) -> Iterator[np.ndarray]:
+    def _cut(
+        self, pieces: Iterable[Any], batch_size: int, *, skip: int = 0, given: bool = False
+    ) -> Iterator[np.ndarray]:
+        """Cut pieces into batches after the first `skip` rows; `given` tells of earlier batches."""
         rest: list[np.ndarray] = []
-        held, skip, given = 0, self._first, False
-        for piece in self._stream:
+        held = 0
+        for piece in pieces:
             checked = self._check(piece, self.sample.shape[1])
             skipped = min(skip, len(checked))
             skip -= skipped

@@ -368,7 +368,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             batches of an iterable, such as a generator or a list of arrays, are cut to `batch_size`, whatever
             their own sizes. If there are at most 65,536 rows and 128 MiB, they are read at once, as an array;
             else they are taken in the order given, which should be random. For several epochs an iterable must
-            be iterable again.
+            be iterable again. A resumed `fit` reads an iterable again from its start, and drops the rows already
+            trained on. If ``n_epochs=1`` and the iterable has a method ``iter_from(row)``, it reads the first batches
+            and then those from the next row on.
         y : None
             Ignored; here by convention.
 

@@ -251,6 +251,43 @@ def test_a_stopped_fit_goes_on_to_the_same_bits(activations, sae, tmp_path, monk
     assert_same_weights(clone(stopped).fit(activations), never_stopped)  # already complete
 
 
+class SeekableStream:
+    """Batches of an array that can start at any row, and stop working before some row."""
+
+    def __init__(self, X, stops_at=None):
+        self.X, self.stops_at, self.asked = X, stops_at, []
+
+    def __iter__(self):
+        return self.iter_from(0)
+
+    def iter_from(self, row):
+        self.asked.append(row)
+        for start in range(row, len(self.X), 70):
+            if self.stops_at is not None and start >= self.stops_at:
+                raise StoppedError
+            yield self.X[start : start + 70]
+
+
+def test_a_resumed_fit_asks_a_stream_for_the_rows_that_are_left(activations, sae, tmp_path, long_streams):
+    path = tmp_path / "checkpoint"
+    sae.set_params(n_epochs=1, validation_fraction=0.1, checkpoint_every=1)  # 20 rows of the sample of 200
+    never_stopped = clone(sae).fit(SeekableStream(activations))
+    sae.set_params(checkpoint_path=path)
+    assert SparseAutoencoder.steps_done(path) == 0
+    with pytest.raises(StoppedError):
+        clone(sae).fit(SeekableStream(activations, stops_at=420))
+    assert SparseAutoencoder.steps_done(path) == 4
+    stream = SeekableStream(activations)
+    resumed = clone(sae).fit(stream)
+    assert stream.asked == [0, 20 + 4 * 100]
+    assert_same_weights(resumed, never_stopped)
+    assert resumed.history_ == never_stopped.history_
+    assert SparseAutoencoder.steps_done(path) == resumed.n_steps_ == 5
+    assert_same_weights(clone(sae).fit(SeekableStream(activations)), never_stopped)  # already complete
+    with pytest.raises(StoppedError):  # of several epochs all rows are read, since no steps per epoch are known
+        clone(sae).set_params(n_epochs=2, checkpoint_path=None).fit(SeekableStream(activations, stops_at=420))
+
+
 _KILLED = """
 import sys
 import numpy as np
