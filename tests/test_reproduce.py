@@ -1,8 +1,10 @@
-"""The paper's reproduction in miniature: the same script on the embedded teacher and rows with The Pile's columns."""
+"""The paper's reproduction in miniature: on the embedded teacher and rows with The Pile's columns."""
 
 import contextlib
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,12 +34,12 @@ from geofloor import (
     PowerLawCalibrator,
     SparseAutoencoder,
 )
+from geofloor._training import rows as data_rows
 from geofloor.datasets import load_paper_tables, load_teacher, pile_concepts
 from geofloor.language_models import token_blocks, zero_width_kl
 from geofloor.students import count_parameters, distill_widths, student_config
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-SCRIPT = EXAMPLES / "reproduce_pythia_410m.py"
+JOB = Path(__file__).parents[1] / "examples" / "reproduce_pythia"
 OUTPUT = Path("results")  # relative, so that two folders hold the same bytes
 WIDTHS = [8, 16, 32, 64]
 SMALL = [
@@ -55,20 +57,21 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def script():
-    """The script as a module, its neighbour beside it."""
+def job():
+    """Load ``__main__.py`` as a module, which finds the modules beside it."""
+    specification = importlib.util.spec_from_file_location("reproduce_pythia", JOB / "__main__.py")
+    job = importlib.util.module_from_spec(specification)
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        import reproduce_pythia_410m
-
-        yield reproduce_pythia_410m
-    for name in ("reproduce_pythia_410m", "costs"):
-        sys.modules.pop(name, None)
+        patch.syspath_prepend(JOB)
+        specification.loader.exec_module(job)
+        yield job
+    for path in JOB.glob("[!_]*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture(scope="module")
-def costs(script):
-    return script.costs
+def costs(job):
+    return job.costs
 
 
 def rows():
@@ -92,24 +95,24 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(script, folder, *arguments):
+def run(job, folder, *arguments):
     folder.mkdir(exist_ok=True)
     with contextlib.chdir(folder):
-        script.main([*SMALL, *arguments])
+        job.main([*SMALL, *arguments])
 
 
 @pytest.fixture(scope="module")
-def finished(script, folder):
-    """A run that was never stopped."""
-    run(script, folder / "whole")
+def finished(job, folder):
+    """Output folder of a run that was never stopped."""
+    run(job, folder / "whole")
     return folder / "whole" / OUTPUT
 
 
-def planned(script, *arguments):
-    options = script.parse_arguments(arguments)
-    config = script.configuration(options.model)
-    plan = script.make_plan(options, config)
-    return options, plan, script.costs.costs(options, config, plan)
+def planned(job, *arguments):
+    options = job.parse_arguments(arguments, job.STEPS)
+    config = job.teacher_config(options.model)
+    plan = job.make_plan(options, config)
+    return options, plan, job.costs.costs(options, config, plan)
 
 
 # Results
@@ -238,7 +241,7 @@ def test_probes_are_those_of_the_pile_s_concepts(finished):
 
 
 def content(path):
-    """Bytes of a file; of safetensors the header apart, whose entries come in any order."""
+    """Read a file's bytes; parse the header of safetensors, because its entries come in any order."""
     raw = path.read_bytes()
     if path.suffix != ".safetensors":
         return raw
@@ -246,16 +249,16 @@ def content(path):
     return json.loads(raw[8:end]), raw[end:]
 
 
-def test_killed_in_two_steps_and_resumed_to_the_same_bytes(script, folder, finished):
+def test_killed_in_two_steps_and_resumed_to_the_same_bytes(job, folder, finished, capsys):
     killed = folder / "killed"
     killed.mkdir()
-    _, _, by_step = planned(script, *SMALL)
+    _, _, by_step = planned(job, *SMALL)
     for step, mark, result in (
         ("sae", "autoencoders/layer-2.safetensors", "sae-layer-2.safetensors"),
         ("students", "distillation/width-8-seed-1.safetensors", "students.csv"),
     ):
         with subprocess.Popen(
-            [sys.executable, str(SCRIPT), *SMALL], cwd=killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, str(JOB), *SMALL], cwd=killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
             while not (killed / OUTPUT / mark).exists() and process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -266,15 +269,17 @@ def test_killed_in_two_steps_and_resumed_to_the_same_bytes(script, folder, finis
         size = sum(path.stat().st_size for path in (killed / OUTPUT / mark).parent.glob("*.safetensors"))
         assert by_step[step].checkpoints == pytest.approx(size, rel=0.1)
         if step == "sae":
-            assert script.steps_done(killed / OUTPUT / mark) % 10 == 0 < script.steps_done(killed / OUTPUT / mark)
-    run(script, killed)
+            n_done = SparseAutoencoder.steps_done(killed / OUTPUT / mark)
+            assert n_done % 10 == 0 < n_done
+    run(job, killed)
+    assert "sae: finished before" in capsys.readouterr().out
     files = sorted(path.name for path in finished.iterdir())
     assert files == sorted(path.name for path in (killed / OUTPUT).iterdir())
     for file in files:
         assert content(killed / OUTPUT / file) == content(finished / file), file
 
 
-class Counted:
+class CountingExtractor:
     skip_first = 1
 
     def __init__(self):
@@ -285,27 +290,74 @@ class Counted:
         return np.repeat(sequences[:, 1:].reshape(-1, 1), 2, axis=1).astype(np.float32)
 
 
-def test_activations_that_were_trained_on_are_not_computed_again(script, monkeypatch):
-    monkeypatch.setattr(script, "SAMPLE_ROWS", 3)
+def test_activations_that_were_trained_on_are_not_computed_again(job):
+    import activations
+
     sequences, order = np.arange(50).reshape(10, 5), np.arange(10)[::-1]
-    whole = list(script.Activations(Counted(), sequences, order, 2))
-    extractor = Counted()
-    pieces = list(script.Activations(extractor, sequences, order, 2, first_row=25))  # within the fourth piece
-    assert [sequences[order[start], 0] for start in (0, 6, 8)] == extractor.read
-    for index in (0, 3, 4):
-        np.testing.assert_array_equal(pieces[index], whole[index])
-    assert [piece.shape for piece in pieces] == [piece.shape for piece in whole]
+    whole = np.concatenate(list(activations.Activations(CountingExtractor(), sequences, order, 11)))
+    for row in range(42):  # batches of two sequences, which have eight rows
+        extractor = CountingExtractor()
+        rest = list(activations.Activations(extractor, sequences, order, 11).iter_from(row))
+        assert extractor.read == [sequences[order[start], 0] for start in range(row // 8 * 2, 10, 2)]
+        np.testing.assert_array_equal(np.concatenate([np.empty((0, 2)), *rest]), whole[row:])
 
 
-def test_finished_steps_are_skipped_and_other_arguments_refused(script, folder, finished, capsys):
+class StoppedError(Exception):
+    pass
+
+
+def test_a_long_autoencoder_resumes_without_the_activations_before(job, folder, finished, monkeypatch, capsys):
+    monkeypatch.setattr(data_rows, "_SAMPLE_ROWS", 2000)  # the activations are a stream, not read at once
+    transform, computed, most = ActivationExtractor.transform, [], 50
+
+    def counted(self, X):
+        if len(computed) == most:
+            raise StoppedError
+        computed.append(len(X))
+        return transform(self, X)
+
+    monkeypatch.setattr(ActivationExtractor, "transform", counted)
+    options = {**vars(job.parse_arguments(SMALL, job.STEPS)), "layers": [1]}
+    place = folder / "long"
+    place.mkdir()
+    shutil.copy(finished / "tokens.npy", place)
+
+    def train():
+        computed.clear()
+        job.train_autoencoders(place, **job.arguments_of(job.STEPS["sae"], options))
+
+    with pytest.raises(StoppedError):
+        train()
+    n_done = SparseAutoencoder.steps_done(place / "autoencoders" / "layer-1.safetensors")
+    most = None
+    train()
+    assert f"layer 1: resuming at step {n_done}" in capsys.readouterr().out
+    assert n_done >= 30
+    per_batch = 8 * 63  # rows, of which 2,001 are looked at first
+    assert len(computed) == -(-2001 // per_batch) + -(-635 // 8) - n_done * 512 // per_batch
+    resumed = content(place / "sae-layer-1.safetensors")
+    (place / "sae-layer-1.safetensors").unlink()
+    train()
+    assert resumed == content(place / "sae-layer-1.safetensors")
+
+
+def test_every_option_belongs_to_a_step_or_to_the_run(job):
+    options = vars(job.parse_arguments([], job.STEPS))
+    given = {**options, "n_blocks": 0, "is_main": True}
+    of_steps = {name for step in job.STEPS.values() for name in job.arguments_of(step, given)}
+    assert options.keys() - of_steps == {"output", "steps", "dry_run", "gpu", "utilization"}
+    assert job.INCIDENTAL.issubset(of_steps)
+
+
+def test_finished_steps_are_skipped_and_other_arguments_refused(job, folder, finished, capsys):
     times = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
-    run(script, folder / "whole")
+    run(job, folder / "whole")
     assert "sae: finished before" in capsys.readouterr().out
     assert times == {path: path.stat().st_mtime_ns for path in finished.iterdir()}
     with pytest.raises(SystemExit, match="the step 'sae' with other values of expansion"):
-        run(script, folder / "whole", "--expansion", "8", "--steps", "statistics")
+        run(job, folder / "whole", "--expansion", "8", "--steps", "statistics")
     with pytest.raises(SystemExit, match="'probes' needs students"):
-        run(script, folder / "new", "--steps", "probes")
+        run(job, folder / "new", "--steps", "probes")
 
 
 def test_several_processes_share_the_students_alone(folder):
@@ -316,7 +368,7 @@ def test_several_processes_share_the_students_alone(folder):
     for place, launched in ((alone, []), (together, launch)):
         place.mkdir()
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, *launched, str(SCRIPT), *SMALL, *few]
+        command = [sys.executable, *launched, str(JOB), *SMALL, *few]
         done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("students …") == 1
@@ -326,7 +378,9 @@ def test_several_processes_share_the_students_alone(folder):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "folder"])
-def test_text_comes_from_files_and_folders(script, folder, tmp_path, kind):
+def test_text_comes_from_files_and_folders(job, folder, tmp_path, kind):
+    import step1_tokens
+
     source = tmp_path / f"pile.{kind}"
     if kind == "parquet":
         datasets.Dataset.from_list(list(rows())).to_parquet(source)
@@ -334,7 +388,7 @@ def test_text_comes_from_files_and_folders(script, folder, tmp_path, kind):
         file = source / "train.jsonl" if kind == "folder" else source
         file.parent.mkdir(exist_ok=True)
         file.write_bytes((folder / "pile.jsonl").read_bytes())
-    found = script.open_dataset(script.parse_arguments(["--dataset", str(source)]))
+    found = step1_tokens.open_dataset(str(source), "train")
     assert isinstance(found, datasets.IterableDataset)
     assert list(found.take(5)) == list(islice(rows(), 5))
 
@@ -348,45 +402,45 @@ def test_text_comes_from_files_and_folders(script, folder, tmp_path, kind):
         (["--warmup-steps", "30"], "--warmup-steps"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_starts(script, folder, arguments, named):
+def test_what_does_not_fit_is_refused_before_anything_starts(job, folder, arguments, named):
     with pytest.raises(SystemExit, match=f"{named}: out of range"):
-        run(script, folder / "refused", *arguments)
+        run(job, folder / "refused", *arguments)
     assert not (folder / "refused" / OUTPUT).exists()
 
 
 # What it costs
 
 
-def test_the_dry_run_knows_the_paper_s_models_without_a_connection(script, capsys, monkeypatch, tmp_path):
+def test_the_dry_run_knows_the_paper_s_models_without_a_connection(job, capsys, monkeypatch, tmp_path):
     def connect(*arguments, **settings):
         raise AssertionError("a dry run asked for a configuration")
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", connect)
     monkeypatch.chdir(tmp_path)
-    script.main(["--dry-run"])
+    job.main(["--dry-run"])
     printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed.splitlines()[1:9]] == [*script.NEEDS, "in"]
+    assert [line.split()[0] for line in printed.splitlines()[1:9]] == [*job.STEPS, "in"]
     assert "does not fit" not in printed
     assert not list(tmp_path.iterdir())
-    config = script.configuration(script.PYTHIA_410M)
+    config = job.teacher_config("EleutherAI/pythia-410m")
     table = load_paper_tables().students
     for row in table.itertuples():
         student = student_config(config, row.width)
         assert round(count_parameters(student) / 1e6) == row.parameters_millions
-        assert script.costs.shape_of(student).n_parameters == count_parameters(student)
+        assert job.costs.shape_of(student).n_parameters == count_parameters(student)
 
 
-def test_what_does_not_fit_a_gpu_is_said_and_the_remedy_works(script, costs):
-    options, _, by_step = planned(script, "--gpu", "rtx4090")
+def test_what_does_not_fit_a_gpu_is_said_and_the_remedy_works(job, costs):
+    options, _, by_step = planned(job, "--gpu", "rtx4090")
     printed = costs.table(by_step, options)
     assert "The step 'students' needs" in printed
     remedy = by_step["students"].remedy.split()
-    options, _, by_step = planned(script, "--gpu", "rtx4090", *remedy)
+    options, _, by_step = planned(job, "--gpu", "rtx4090", *remedy)
     assert "does not fit" not in costs.table(by_step, options)
 
 
-def test_hours_are_operations_over_the_peak_that_is_reached(script):
-    _, plan, by_step = planned(script, "--gpu", "a100", "--utilisation", "0.5", "--precision", "bf16")
+def test_hours_are_operations_over_the_peak_that_is_reached(job):
+    _, plan, by_step = planned(job, "--gpu", "a100", "--utilization", "0.5", "--precision", "bf16")
     assert by_step["students"].seconds == pytest.approx(by_step["students"].flops / (0.5 * 312e12))
     assert by_step["sae"].seconds == pytest.approx(by_step["sae"].flops / (0.5 * 156e12))  # float32 in any case
     assert plan.sae_steps * 32 * 1024 == pytest.approx(300e6, rel=1e-3)
@@ -496,8 +550,8 @@ def test_memory_of_a_backward_pass_is_that_counted(costs, precision):
     assert per_layer / (8 * 64 * 128) == pytest.approx(costs.SAVED_BYTES[precision], rel=0.1)
 
 
-def test_disk_is_what_the_miniature_wrote(script, finished):
-    _, plan, by_step = planned(script, *SMALL)
+def test_disk_is_what_the_miniature_wrote(job, finished):
+    _, plan, by_step = planned(job, *SMALL)
     written = {
         "tokens": ["tokens.npy"],
         "sae": ["sae-*.safetensors"],

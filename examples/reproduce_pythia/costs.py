@@ -1,10 +1,9 @@
 """
-What a reproduction costs
-=========================
+Costs
+=====
 
-Floating-point operations, device memory, disk and hours of each step of :ref:`reproduce_pythia_410m.py
-<sphx_glr_auto_examples_reproduce_pythia_410m.py>`, from the configuration of the teacher alone: nothing is
-downloaded, trained or allocated. The formulas stand beside what they count.
+Estimate the floating-point operations, device memory, disk and hours of each step from the teacher's configuration.
+Nothing is downloaded, trained or allocated. Tests compare the formulas with counted operations and measured sizes.
 """
 
 # %%
@@ -19,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from geofloor.students import student_config
 
 # Dense peaks in FLOP/s (bf16 with float32 accumulation, TF32, float32 without tensor cores) and memory in GiB, from
-# the vendors' data sheets; where these give figures "with sparsity", half of them.
+# the vendors' data sheets: half of the figures "with sparsity", where the sheets give those.
 GPUS = {
     "h200": (989e12, 495e12, 67e12, 141),
     "h100": (989e12, 495e12, 67e12, 80),  # SXM
@@ -35,30 +34,30 @@ GPUS = {
     "rtx3090": (71e12, 35.6e12, 35.6e12, 24),
     "mi300x": (1307e12, 654e12, 163e12, 192),
 }
-USABLE = 0.9  # share of the memory: the rest goes to the driver, to kernels and to what is lost between tensors
-TOKENS_PER_SECOND = 5e5  # that a tokenizer makes on some cores; the download of the text comes on top
+USABLE = 0.9  # share of the memory (assumed); the driver, kernels and fragmentation take the rest
+TOKENS_PER_SECOND = 5e5  # of a tokenizer on several cores (assumed); the download of the text comes on top
 GIB = 2**30
-CHUNK_LOGITS = 2**25  # numbers that geofloor's chunked loss and its autoencoder's step hold at a time on a GPU
-BOTTLENECK_STEPS = 150  # of the fit at each width, for the job and for its cost
-KEPT_BYTES = 2**32  # up to which the teacher's probabilities are kept for all students of a step
-# Bytes that a block keeps for the backward pass, per token and dimension, of GPT-NeoX with fused attention: normalised
-# inputs, queries, keys and values before and after rotation, 4d units before and after the activation. Measured.
+CHUNK_LOGITS = 2**25  # numbers per chunk of geofloor's loss and of its autoencoder's step on a GPU
+BOTTLENECK_STEPS = 150  # of the fit at each width
+KEPT_BYTES = 2**32  # the teacher's probabilities are kept for all students if they take no more
+# Bytes saved per block for the backward pass, per token and dimension, of GPT-NeoX with fused attention: normalized
+# inputs; queries, keys and values before and after rotation; 4d units before and after the activation. Measured.
 SAVED_BYTES = {"fp32": 72, "tf32": 72, "bf16": 38}
 
 
 class Shape(NamedTuple):
-    """What the costs of a language model depend on."""
+    """Sizes of a language model, for its costs."""
 
     width: int
     n_layers: int
     n_parameters: int
-    block: int  # weights of the matrices of one block: each is one multiplication and one addition a token
+    block: int  # weights in the matrices of one block; each takes one multiplication and one addition per token
     unembedding: int  # weights
     n_vocabulary: int
 
 
 def shape_of(config):
-    """Counted on the model itself, built without memory."""
+    """Count the weights of a model, built on the meta device without memory."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings().weight
@@ -71,36 +70,39 @@ def shape_of(config):
 # %%
 # Operations per token
 # --------------------
+# Each function counts per token, or per position.
 
 
 def blocks_forward(shape, length, n_layers=None):
-    """2 N for N weights, and 4 T d for attention's products of queries with keys and of weights with values.
+    """Count the operations of a forward pass through the blocks, in matrix products alone.
 
-    Causal kernels may do half of the latter; no other operation counts beside products of matrices.
+    2 N for N weights, and 4 T d for attention's two products: queries with keys, and attention weights with values.
+    Causal kernels may do half of the latter.
     """
     return (shape.n_layers if n_layers is None else n_layers) * (2 * shape.block + 4 * length * shape.width)
 
 
 def sae_training(width, n_latents):
-    """Five products of 2 d F: encode, decode, and gradients on codes and on both weights.
+    """Count the operations of an autoencoder's training step.
 
-    Automatic differentiation would take a sixth, the gradient on the inputs; geofloor's step sums the codes' gradients
-    over the batch first. The encoder's and the decoder's bias, Adam and the projection are of order F or once a batch.
+    Five products of 2 d F: encoding, decoding, and the gradients of codes and of both weights. Automatic
+    differentiation would take a sixth, the gradient of the inputs; geofloor's step sums the codes' gradients over the
+    batch first. The biases take of order F operations; Adam and the projection run once per batch.
     """
     return 10 * width * n_latents
 
 
 def divergence(shape):
-    """What a model adds to the KL: softmax, logarithm and gradient, ten operations for each word, not of matrices."""
+    """Count the operations of a model's share of the KL: softmax, logarithm and gradient, ten per vocabulary entry."""
     return 10 * shape.n_vocabulary
 
 
 def distillation(teacher, students, length, teacher_passes=1):
-    """Of one training token of all students.
+    """Count the operations of training all students.
 
-    6 N for the blocks and the unembedding of a student (2 N forward, 4 N backward), attention likewise 3 times, 2 N for
-    the teacher. `teacher_passes` is how often the teacher's logits are made from its hidden states: once if they are
-    kept for all students.
+    6 N for the blocks and the unembedding of a student (2 N forward, 4 N backward), 3 times the forward pass for
+    attention, and 2 N for the teacher. The teacher's logits are computed `teacher_passes` times: once if they are kept
+    for all students.
     """
     kl = divergence(teacher)
     total = blocks_forward(teacher, length) + teacher_passes * (2 * teacher.unembedding + kl)
@@ -108,26 +110,26 @@ def distillation(teacher, students, length, teacher_passes=1):
 
 
 def evaluation(teacher, students, length):
-    """Of one held-out token: forward passes only."""
+    """Count the operations of an evaluation: forward passes only."""
     models = (teacher, *students)
     return sum(blocks_forward(each, length) + 2 * each.unembedding + divergence(each) for each in models)
 
 
-# %%
 def ablation(teacher, length, n_points, n_latents):
-    """Of one held-out token and one layer: codes, and forward passes of the teacher, whole and at each point.
+    """Count the operations of an ablation after one layer: codes, and passes of the teacher through all its blocks.
 
-    Each pass goes through all blocks; what is taken out of the residual stream is of order d.
+    Removing features from the residual stream takes of order d.
     """
     forward = evaluation(teacher, [], length)
-    return 2 * teacher.width * n_latents + (n_points + 2) * forward  # nothing taken out, and everything, beside points
+    return 2 * teacher.width * n_latents + (n_points + 2) * forward  # the two: no feature and all features removed
 
 
 def bottleneck(teacher, width, n_steps, *, kept):
-    """Of one position that logits of a rank are fitted to, and one that they are tried on.
+    """Count the operations per pair of positions, one fitted and one tried, of fitting logits of rank `width`.
 
-    Logits and gradients, of which the unembedding's is needed where it is fitted; the teacher's logits if its
-    probabilities are not kept. What stands at the start and at the end is done once, not at every step.
+    Each step computes logits and gradients; only the fitted position needs the unembedding's gradient. The teacher's
+    logits are computed again unless its probabilities are kept. The work before the first step and after the last
+    runs once, and is left out.
     """
     products = 10 * teacher.n_vocabulary * width + (0 if kept else 4 * teacher.unembedding)
     return n_steps * (products + 2 * divergence(teacher))
@@ -139,24 +141,24 @@ def bottleneck(teacher, width, n_steps, *, kept):
 
 
 class Cost(NamedTuple):
-    """Of one step; bytes."""
+    """Cost of one step; sizes are in bytes."""
 
     flops: float = 0.0
-    memory: float = 0.0  # at its peak, on the device
-    disk: float = 0.0  # results, which stay
-    checkpoints: float = 0.0  # removed when the step is done
+    memory: float = 0.0  # peak on the device
+    disk: float = 0.0  # of the results
+    checkpoints: float = 0.0  # removed at the end of the step
     seconds: float = 0.0
-    remedy: str = ""  # what takes less memory
+    remedy: str = ""  # option to save memory
 
 
 def costs(options, config, plan):
-    """Cost of each step by name; `plan` says how many blocks of tokens go where."""
+    """Estimate the cost of each step, by its name."""
     teacher = shape_of(config)
     students = {width: shape_of(student_config(config, width)) for width in options.widths}
     n_latents = options.expansion * teacher.width
     n_sae = 2 * n_latents * teacher.width + n_latents + teacher.width
     wide = 2 if options.precision == "bf16" else 4
-    # The extractor loads the teacher without its unembedding; of one block a dozen numbers for each dimension live.
+    # The extractor loads the teacher without its unembedding; a block holds about a dozen numbers per dimension.
     forward = wide * (teacher.n_parameters - teacher.unembedding)
     forward += 12 * wide * options.forward_batch * options.sae_length * teacher.width
     depth = sum(layer % teacher.n_layers + 1 for layer in options.layers)
@@ -176,7 +178,7 @@ def costs(options, config, plan):
         "sae": Cost(
             flops=extraction(plan.n_sae)
             + n_layers * plan.sae_steps * options.sae_batch * sae_training(teacher.width, n_latents),
-            # Weights, two sets of gradients and Adam's moments; codes and their gradients in pieces; the batch.
+            # Weights, two sets of gradients and Adam's two moments; codes and their gradients in chunks; the batch.
             memory=forward + 20 * n_sae + 3 * 4 * CHUNK_LOGITS + 2 * 4 * options.sae_batch * teacher.width,
             disk=n_layers * 4 * n_sae,
             checkpoints=3 * 4 * n_sae + 8 * n_latents,  # weights, Adam's moments, tokens since each latent fired
@@ -186,7 +188,7 @@ def costs(options, config, plan):
             flops=extraction(plan.n_statistics)
             + n_layers * measured * 2 * teacher.width * n_latents  # codes alone
             + n_layers * ablated * ablation(teacher, options.length, options.ablation_points, n_latents),
-            # The ablation loads the teacher once more, whole, and keeps its probabilities if these are not too many.
+            # The ablation loads the whole teacher as well, and keeps its probabilities if they fit KEPT_BYTES.
             memory=forward + 4 * n_sae + 4 * 4 * CHUNK_LOGITS + wide * teacher.n_parameters + min(kept, KEPT_BYTES),
             disk=n_layers * 4 * 8 * n_latents,  # importance, firing rate, mean, latent
             remedy="a smaller --forward-batch",
@@ -205,7 +207,7 @@ def _bottleneck(options, teacher, wide):
     probabilities = 4 * n * teacher.n_vocabulary
     kept = probabilities <= KEPT_BYTES
     flops = n * sum(bottleneck(teacher, width, BOTTLENECK_STEPS, kept=kept) for width in widths)
-    # The teacher; positions fitted and tried; weights, gradients and Adam's moments; the loss's chunks.
+    # The teacher; fitted and tried positions; weights, gradients and Adam's moments; the loss's chunks.
     memory = wide * teacher.n_parameters + 8 * n * teacher.width + (2 * probabilities if kept else 0)
     memory += 16 * teacher.width * (teacher.n_vocabulary + n) + 5 * 4 * CHUNK_LOGITS
     flops += 2 * n * evaluation(teacher, [], options.length)
@@ -214,24 +216,24 @@ def _bottleneck(options, teacher, wide):
 
 def _students(options, teacher, students):
     n_parameters = sum(each.n_parameters for each in students)
-    moments = 2 * n_parameters  # Adam's; of the blocks' matrices Muon keeps one
+    moments = 2 * n_parameters  # Adam keeps two; Muon keeps one for the blocks' matrices
     if options.optimizer == "muon":
         moments -= sum(each.n_layers * each.block for each in students)
     n_eval = options.n_steps // options.eval_every + 1
 
     def parts(accumulation):
-        return -(-options.batch_size // accumulation) * options.length  # positions that are worked on at once
+        return -(-options.batch_size // accumulation) * options.length  # positions per micro-batch
 
     def memory(accumulation):
         kept = 4 * parts(accumulation) * teacher.n_vocabulary
         saved = max(
             (SAVED_BYTES[options.precision] * each.n_layers + 4) * parts(accumulation) * each.width for each in students
         )
-        # Weights, gradients and moments of all students stay; one student's backward pass runs at a time, and then the
-        # loss's chunks: logits, probabilities and the gradient on the unembedding.
+        # Weights, gradients and moments of all students stay. One student's backward pass runs at a time, and then
+        # the loss's chunks: logits, probabilities and the gradient of the unembedding.
         total = 8 * n_parameters + 4 * moments + 4 * teacher.n_parameters + saved + (kept if kept <= KEPT_BYTES else 0)
         total += 5 * 4 * CHUNK_LOGITS + 2 * 4 * max(each.unembedding for each in students)
-        if options.precision == "bf16":  # copies of the weights, while autocast is on
+        if options.precision == "bf16":  # autocast's copies of the weights
             total += 2 * (teacher.n_parameters + max(each.n_parameters for each in students))
         return total
 
@@ -255,7 +257,7 @@ def _probes(options, teacher, students, wide):
     n_layers = options.probe_layer % teacher.n_layers + 1
     forward = sum(blocks_forward(each, options.length, n_layers) for each in (teacher, *students))
     return Cost(
-        flops=n_texts * options.length * forward,  # texts are shorter than this, or cut to it
+        flops=n_texts * options.length * forward,  # at most: texts are shorter, or cut to this length
         memory=wide * teacher.n_parameters + 12 * wide * options.forward_batch * options.length * teacher.width,
         disk=n_texts * (options.max_characters + 16),  # label, row and punctuation
         remedy="a smaller --forward-batch",
@@ -266,8 +268,8 @@ def _timed(step, cost, options):
     bf16, tf32, fp32, _ = GPUS[options.gpu]
     peak = {"bf16": bf16, "tf32": tf32, "fp32": fp32}[options.precision]
     if step in ("sae", "statistics", "bottleneck") and options.precision == "bf16":
-        peak = tf32  # autoencoders, and logits of low rank, are float32 in any case
-    return cost._replace(seconds=cost.seconds + cost.flops / (peak * options.utilisation))
+        peak = tf32  # autoencoders and low-rank logits are float32 in any case
+    return cost._replace(seconds=cost.seconds + cost.flops / (peak * options.utilization))
 
 
 # %%
@@ -276,7 +278,7 @@ def _timed(step, cost, options):
 
 
 def table(by_step, options):
-    """The costs as text, with what to change where a step does not fit."""
+    """Format the costs, with a remedy for each step too large for the GPU."""
     available = GPUS[options.gpu][-1]
     lines = [f"{'step':12}{'FLOPs':>10}{'memory':>12}{'disk':>12}{'checkpoints':>13}{'hours':>8}"]
     for step, cost in by_step.items():
@@ -291,13 +293,13 @@ def table(by_step, options):
         f"{'in all':12}{flops:10.2g}{_bytes(peak):>12}{_bytes(disk):>12}{_bytes(checkpoints):>13}{seconds / 3600:8.2f}"
     )
     lines += [
-        f"Memory and checkpoints: the largest at any time. Hours: on one {options.gpu} at {options.utilisation:.0%} of "
+        f"Memory and checkpoints: the largest at any time. Hours: on one {options.gpu} at {options.utilization:.0%} of "
         f"its peak in {options.precision}",
         f"({_peak(options):.0f} TFLOP/s of its data sheet), without downloads.",
     ]
     lines += [
-        f"The step {step!r} needs {_bytes(cost.memory)} and does not fit in the {available} GiB of one {options.gpu}, "
-        f"of which {USABLE:.0%} can be used: try {cost.remedy}."
+        f"The step {step!r} needs {_bytes(cost.memory)} and does not fit one {options.gpu} (usable: {USABLE:.0%} "
+        f"of {available} GiB): try {cost.remedy}."
         for step, cost in by_step.items()
         if cost.memory > USABLE * available * GIB
     ]
