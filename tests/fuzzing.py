@@ -83,6 +83,10 @@ PILE = [
 ]
 
 
+ALLOCATIONS = ("CutoffAllocation", "WaterfillingAllocation", "BlocksAllocation", "AutoAllocation")
+CHARGED = theory.ChargedFeatures(IMPORTANCES, IMPORTANCES[::-1], None, 0.9, 4.3, None, None)
+
+
 @cache
 def fitted(name: str) -> Any:
     """Return a fitted estimator, to be copied by whoever changes it."""
@@ -105,6 +109,8 @@ def fitted(name: str) -> Any:
             "sweep": lambda: toy.toy_sweep(**SWEEP),
             "waterfilling": lambda: theory.Waterfilling(IMPORTANCES, theory.cutoff_curve(3.0)),
             "packing": lambda: theory.BlockPacking(IMPORTANCES[:4], [1, 2], [1, 3], [0.0, 0.1]),
+            **{name: getattr(theory, name) for name in ALLOCATIONS},
+            "CurveAllocation": lambda: theory.CurveAllocation(theory.cutoff_curve(3.0)),
         }[name]()
 
 
@@ -169,6 +175,10 @@ def of_function(
 def parameters_of(called: Callable[..., Any]) -> tuple[str, ...]:
     plain = inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
     return tuple(name for name, value in inspect.signature(called).parameters.items() if value.kind not in plain)
+
+
+def allocated(allocation: Any) -> Any:
+    return geofloor.FloorPredictor(0.9, allocation=allocation).fit(IMPORTANCES).predict(WIDTHS)
 
 
 def drawing(display: Any, way: str | None, arguments: dict[str, Any]) -> Case:
@@ -270,7 +280,7 @@ def cases() -> dict[str, Case]:
         "FloorPredictor.predict": of_method("floor", "predict", widths=WIDTHS),
         "FloorPredictor.transform": of_method("floor", "transform", widths=WIDTHS),
         "FloorPredictor.kept_features": of_method("floor", "kept_features", widths=WIDTHS),
-        "FloorPredictor.min_width": of_method("floor", "min_width", floor=0.1),
+        "FloorPredictor.min_width": of_method("floor", "min_width", target=0.1),
         "FloorPredictor.allocate": of_method("floor", "allocate", width=2),
         "FloorPredictor.get_feature_names_out": of_method("floor", "get_feature_names_out"),
         "AblationPredictor": of_class(
@@ -281,7 +291,7 @@ def cases() -> dict[str, Case]:
         "AblationPredictor.predict": of_method("ablation", "predict", widths=WIDTHS),
         "AblationPredictor.transform": of_method("ablation", "transform", widths=WIDTHS),
         "AblationPredictor.kept_features": of_method("ablation", "kept_features", widths=WIDTHS),
-        "AblationPredictor.min_width": of_method("ablation", "min_width", floor=0.1),
+        "AblationPredictor.min_width": of_method("ablation", "min_width", target=0.1),
         "AblationPredictor.get_feature_names_out": of_method("ablation", "get_feature_names_out"),
         "BottleneckPredictor": Case(
             lambda **given: fit["tokens"](bottleneck(**given)),
@@ -369,6 +379,13 @@ def cases() -> dict[str, Case]:
         ),
         "BlockPacking.floors": of_method("packing", "floors", widths=[1, 2]),
         "BlockPacking.shares": of_method("packing", "shares", width=2),
+        "BlockPacking.served": of_method("packing", "served", widths=[1, 2]),
+        **{name: of_class(getattr(theory, name), allocated) for name in ALLOCATIONS},
+        "CurveAllocation": of_class(theory.CurveAllocation, allocated, distortion=theory.cutoff_curve(3.0)),
+        **{
+            f"{name}.divide": of_method(name, "divide", lambda made: made.floors(WIDTHS), features=CHARGED)
+            for name in (*ALLOCATIONS, "CurveAllocation")
+        },
         "blocks": of_function(theory.blocks, alpha=0.9),
         "distortion_curve": of_function(theory.distortion_curve, alpha=0.9),
         "distortion_curves": of_function(theory.distortion_curves, alphas=[0.9, 0.95]),
@@ -474,7 +491,8 @@ def cases() -> dict[str, Case]:
 
 # What is handed out, and warnings: nobody calls these with arguments of their own.
 RESULTS = {
-    "NonMonotoneCapacityWarning", "Shares", "Blocks", "PowerLawTail", "OutlierRowsWarning", "Allocation", "SweepError",
+    "NonMonotoneCapacityWarning", "Shares", "Blocks", "PowerLawTail", "OutlierRowsWarning", "SweepError",
+    "Allocation", "Division", "ChargedFeatures", "WidthAllocation",
     "ForecastErrors", "Decision", "ProbeComparison", "Document",
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from sklearn.base import clone
 from geofloor._validation import check_number, check_object, shown
 from geofloor.features._statistics import FeatureStatistics, resampled_tables
 from geofloor.theory import FloorPredictor
-from geofloor.theory._widths import read_column
+from geofloor.theory._widths import read_widths
 
 
 def bootstrap_floors(
@@ -83,7 +83,7 @@ def bootstrap_floors(
     check_object("predictor", predictor, FloorPredictor, "give a FloorPredictor, fitted or not")
     if calibrator is not None and not hasattr(calibrator, "predict"):
         raise TypeError(f"calibrator={shown(calibrator)} has no predict; give a fitted calibrator, or None.")
-    at = read_column(widths, "widths")
+    at = read_widths(widths)
     repeated: list[np.ndarray] = []
     for table in resampled_tables(blocks, n_resamples=n_resamples, random_state=random_state):
         fresh = clone(predictor)

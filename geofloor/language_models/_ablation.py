@@ -28,10 +28,12 @@ from geofloor.language_models._pickles import PortablePickleMixin
 from geofloor.language_models._token_rows import TokenRows
 from geofloor.theory import capacity
 from geofloor.theory._capacity import CapacityMethod
-from geofloor.theory._widths import WidthPredictorMixin, read_column
+from geofloor.theory._widths import FeaturePredictorMixin
 
 
-class AblationPredictor(ShortReprMixin, SharedParametersMixin, PortablePickleMixin, WidthPredictorMixin, BaseEstimator):
+class AblationPredictor(
+    ShortReprMixin, SharedParametersMixin, PortablePickleMixin, FeaturePredictorMixin, BaseEstimator
+):
     r"""Predict the loss floor of a student in nats a token, from what the teacher loses without what a student drops.
 
     A student of width d keeps the :math:`F_S = \lfloor d\,g(\alpha) \rfloor` most important features, as in Eq. 2.
@@ -315,49 +317,6 @@ class AblationPredictor(ShortReprMixin, SharedParametersMixin, PortablePickleMix
         losses = self._interpolate(np.log1p(kept))
         # Where it meets zero the curve may be below it by rounding.
         return np.maximum(losses - self.own_width_loss_ if self.above_own_width else losses, 0.0)
-
-    def kept_features(self, widths: ArrayLike) -> np.ndarray:
-        """Features kept at each width, at most all there are.
-
-        Parameters
-        ----------
-        widths : array-like of shape (n_widths,) or (n_widths, 1)
-            Widths of students, in dimensions.
-
-        Returns
-        -------
-        counts : ndarray of shape (n_widths,), int64
-            Features kept, F_S.
-
-        Raises
-        ------
-        ValueError
-            If a width is negative or not finite.
-        """
-        check_is_fitted(self)
-        at = read_column(widths, "widths")
-        return np.floor(np.minimum(at * self.capacity_, self.n_features_)).astype(np.int64)
-
-    def min_width(self, floor: ArrayLike) -> Any:
-        """Smallest whole width whose predicted floor is at most `floor`.
-
-        Parameters
-        ----------
-        floor : float or array-like
-            Target floor, in nats a token.
-
-        Returns
-        -------
-        width : int or ndarray of int64
-            Smallest such width, in dimensions; at most the one from which on nothing is taken out.
-
-        Raises
-        ------
-        ValueError
-            If a target is negative or not finite.
-        """
-        check_is_fitted(self)
-        return self._search_width(floor, int(np.ceil(self.critical_width_)))
 
 
 class _Swap:

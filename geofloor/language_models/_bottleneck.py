@@ -25,7 +25,7 @@ from geofloor.language_models._loading import load_language_model
 from geofloor.language_models._logits import LanguageModel
 from geofloor.language_models._pickles import PortablePickleMixin
 from geofloor.language_models._token_rows import TokenRows
-from geofloor.theory._widths import WidthPredictorMixin, read_column, read_targets
+from geofloor.theory._widths import WidthPredictorMixin, read_targets, read_widths
 
 _STEP = 0.1  # of Adam, in logits
 _WARMUP = 10  # steps
@@ -192,7 +192,7 @@ class BottleneckPredictor(
         self._batch_size = check_number("batch_size", self.batch_size, 1, whole=True)
         self._temperature = check_number("temperature", self.temperature, 1e-6)
         if self.widths is not None:
-            self._widths = read_column(self.widths, "widths")
+            self._widths = read_widths(self.widths)
             if (self._widths != np.floor(self._widths)).any():
                 raise ValueError(f"widths={shown(self.widths)} must be whole numbers of dimensions.")
         device, module = load_language_model(self.teacher, self.teacher_kwargs, self.device)
@@ -320,7 +320,7 @@ class BottleneckPredictor(
         """
         check_is_fitted(self)
         return_interval = check_flag("return_interval", return_interval)
-        at = np.floor(read_column(widths, "widths"))
+        at = np.floor(read_widths(widths))
         ends = np.exp(self._log_ends(np.log1p(np.minimum(at, self.curve_["width"].iloc[-1]))))
         ends[at >= self.rank_] = 0.0
         losses = np.sqrt(ends.prod(axis=1))

@@ -1,4 +1,4 @@
-"""Theory of the floor: what a width can hold, and what it loses."""
+"""Theory of the floor: capacity of a width, allocation of its dimensions, and the loss that remains."""
 
 import lazy_loader
 

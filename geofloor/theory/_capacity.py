@@ -1,4 +1,4 @@
-"""How many sparse features a dimension can carry: Eq. 1 and the exact thresholds behind it."""
+"""Capacity: sparse features per dimension, by Eq. 1 or by the exact thresholds behind it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from geofloor._validation import check_array_of_numbers, check_number, shown, wa
 
 CapacityMethod = str | Callable[[float], float]
 
-# 1 for features of one sign, 2 for both: the tails beyond the threshold that hold noise.
+# Noise exceeds the threshold in one tail for features of one sign, in two for features of either sign.
 _N_TAILS = {"minimax": 2.0, "minimax_nonnegative": 1.0}
 METHODS = ("asymptotic", *_N_TAILS)
-LEAST_SPARSITY = 1.0 - float(np.exp(-1.0))  # where Eq. 1 has its minimum: below, it falls as sparsity rises
+LEAST_SPARSITY = 1.0 - float(np.exp(-1.0))  # minimum of Eq. 1, which falls with sparsity below it
 
 
 class NonMonotoneCapacityWarning(UserWarning):
-    """Eq. 1 was evaluated at a sparsity where it falls as sparsity rises."""
+    """Warn that Eq. 1 falls with sparsity at the sparsity given."""
 
 
 def capacity(alpha: ArrayLike, method: CapacityMethod = "asymptotic") -> Any:
-    r"""Features per dimension g(α) that a space can hold at sparsity α.
+    r"""Compute the features per dimension g(α) that a space can hold at sparsity α.
 
     Parameters
     ----------
@@ -33,9 +33,9 @@ def capacity(alpha: ArrayLike, method: CapacityMethod = "asymptotic") -> Any:
     method : {"asymptotic", "minimax", "minimax_nonnegative"} or callable, default="asymptotic"
         - ``"asymptotic"``: Eq. 1 of the paper.
         - ``"minimax"``: the exact threshold for features of either sign.
-        - ``"minimax_nonnegative"``: the exact threshold for features that are never negative, such
-          as the codes of a sparse autoencoder.
-        - a callable from sparsity to features per dimension.
+        - ``"minimax_nonnegative"``: the exact threshold for non-negative features, such as the codes of a sparse
+          autoencoder.
+        - a callable: any function from sparsity to features per dimension.
 
     Returns
     -------
@@ -45,12 +45,12 @@ def capacity(alpha: ArrayLike, method: CapacityMethod = "asymptotic") -> Any:
     Raises
     ------
     ValueError
-        If `alpha` has a value outside [0, 1), or `method` is unknown or returns what is no finite number above 0.
+        If `alpha` has a value outside [0, 1), or if `method` is unknown or does not return a finite number above 0.
 
     Warns
     -----
     NonMonotoneCapacityWarning
-        If Eq. 1 is asked for between 0 and 1 − 1/e, where it is not monotone.
+        If Eq. 1 is evaluated between 0 and 1 − 1/e, where it is not monotone.
 
     Notes
     -----
@@ -59,9 +59,9 @@ def capacity(alpha: ArrayLike, method: CapacityMethod = "asymptotic") -> Any:
     .. math:: g(\alpha) = \frac{1}{(1-\alpha)\,\ln\frac{1}{1-\alpha}},
 
     an asymptotic form for α near 1. It has its minimum, e, at α = 1 − 1/e ≈ 0.632 and diverges as
-    α → 0; the paper's g(0) = 1 is a convention, kept here. What would overflow near 0 is the largest float64.
+    α → 0; the paper's convention g(0) = 1 is kept. Values that overflow near 0 become the largest float64.
 
-    The threshold that it approximates is 1/M(ε) with ε = 1 − α and, for c = 2 (either sign) or c = 1
+    It approximates the threshold 1/M(ε) with ε = 1 − α and, for c = 2 (either sign) or c = 1
     (non-negative) [2]_,
 
     .. math::
@@ -107,7 +107,7 @@ def is_too_dense(sparsity: Any) -> Any:
     Returns
     -------
     dense : bool or ndarray of bool
-        Whether it is below 1 − 1/e.
+        Whether each sparsity is below 1 − 1/e.
 
     Examples
     --------
@@ -128,7 +128,7 @@ def features_per_dimension(sparsity: np.ndarray, method: CapacityMethod, name: s
     method : str or callable
         As in `capacity`.
     name : str, default="method"
-        What the user knows `method` by.
+        Name of `method` in messages.
 
     Returns
     -------
@@ -138,7 +138,7 @@ def features_per_dimension(sparsity: np.ndarray, method: CapacityMethod, name: s
     Raises
     ------
     ValueError
-        If `method` is unknown or returns what is no finite number above 0.
+        If `method` is unknown, or does not return a finite number above 0.
 
     Examples
     --------
@@ -147,18 +147,43 @@ def features_per_dimension(sparsity: np.ndarray, method: CapacityMethod, name: s
     >>> features_per_dimension(np.array([0.0, 0.9]), "minimax").round(2)
     array([1.  , 3.04])
     """
+    check_method(method, name)
     if callable(method):
         values = [check_number(f"{name}({each:g})", method(each), 0.0, open_low=True) for each in sparsity.ravel()]
         return np.array(values, dtype=np.float64).reshape(sparsity.shape)
-    if isinstance(method, str) and method in _N_TAILS:
+    if method in _N_TAILS:
         return 1.0 / _minimax_risk(1.0 - sparsity, _N_TAILS[method])
-    if isinstance(method, str) and method == "asymptotic":
-        return _asymptotic(sparsity)
-    raise ValueError(f"{name}={shown(method)} is unknown; use one of {', '.join(map(repr, METHODS))} or a callable.")
+    return _asymptotic(sparsity)
+
+
+def check_method(method: Any, name: str) -> None:
+    """Refuse a method of capacity that is neither known nor callable.
+
+    Parameters
+    ----------
+    method : object
+        As in `capacity`.
+    name : str
+        Name of `method` in the message.
+
+    Raises
+    ------
+    ValueError
+        If `method` is unknown.
+
+    Examples
+    --------
+    >>> from geofloor.theory._capacity import check_method
+    >>> check_method("minimax", "capacity")
+    """
+    if not callable(method) and not (isinstance(method, str) and method in METHODS):
+        raise ValueError(
+            f"{name}={shown(method)} is unknown; use one of {', '.join(map(repr, METHODS))} or a callable."
+        )
 
 
 def critical_width(n_features: ArrayLike, alpha: ArrayLike, method: CapacityMethod = "asymptotic") -> Any:
-    """Width d* = F/g(α) from which on Eq. 2 drops no feature.
+    """Compute the critical width d* = F/g(α), from which on Eq. 2 drops no feature.
 
     Parameters
     ----------
@@ -177,7 +202,7 @@ def critical_width(n_features: ArrayLike, alpha: ArrayLike, method: CapacityMeth
     Raises
     ------
     ValueError
-        If `n_features` is negative or not finite, or as `capacity` does.
+        If `n_features` is negative or not finite, d* overflows float64, or as `capacity`.
 
     Examples
     --------
@@ -194,7 +219,7 @@ def critical_width(n_features: ArrayLike, alpha: ArrayLike, method: CapacityMeth
 
 
 def kept_features(width: ArrayLike, alpha: ArrayLike, method: CapacityMethod = "asymptotic") -> Any:
-    """Features F_S = ⌊d·g(α)⌋ that a student of width d keeps.
+    """Count the features F_S = ⌊d·g(α)⌋ kept by a student of width d.
 
     Parameters
     ----------
@@ -208,12 +233,12 @@ def kept_features(width: ArrayLike, alpha: ArrayLike, method: CapacityMethod = "
     Returns
     -------
     count : int or ndarray of int64
-        Features kept; it is not capped at the number there are, but at 2⁶².
+        Features kept, at most 2⁶²; the number of features of the teacher is no limit here.
 
     Raises
     ------
     ValueError
-        If `width` is negative or not finite, or as `capacity` does.
+        If `width` is negative or not finite, or as `capacity`.
 
     Examples
     --------
@@ -223,8 +248,36 @@ def kept_features(width: ArrayLike, alpha: ArrayLike, method: CapacityMethod = "
     """
     with np.errstate(over="ignore"):
         kept = np.floor(_check_beside_alpha(width, "width", alpha) * capacity(alpha, method))
-    count = np.minimum(kept, 2.0**62).astype(np.int64)  # what an integer can hold
+    count = np.minimum(kept, 2.0**62).astype(np.int64)  # the largest power of two in int64
     return int(count) if count.ndim == 0 else count
+
+
+def count_kept(widths: np.ndarray, capacity: float, n_features: int) -> np.ndarray:
+    """Count the features kept at each width, at most all there are.
+
+    Parameters
+    ----------
+    widths : ndarray
+        Widths, in dimensions.
+    capacity : float
+        Features per dimension.
+    n_features : int
+        Features of the teacher.
+
+    Returns
+    -------
+    counts : ndarray of int64 of the shape of `widths`
+        Features kept, F_S.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from geofloor.theory._capacity import count_kept
+    >>> count_kept(np.array([0.0, 3.0, 9.0]), 2.5, 10)
+    array([ 0,  7, 10])
+    """
+    with np.errstate(over="ignore"):
+        return np.floor(np.minimum(widths * capacity, n_features)).astype(np.int64)
 
 
 def _asymptotic(sparsity: np.ndarray) -> np.ndarray:
@@ -235,10 +288,10 @@ def _asymptotic(sparsity: np.ndarray) -> np.ndarray:
 
 
 def _minimax_risk(density: np.ndarray, n_tails: float) -> np.ndarray:
-    """M(ε), at the threshold τ where its derivative vanishes.
+    """Compute M(ε), at the threshold τ where its derivative vanishes.
 
-    τ is the root of h(τ) = (1 − ε)·c·[φ(τ) − τΦ(−τ)] − ετ, which is convex and decreasing, so that
-    Newton's steps from τ = 0 approach it from below without a safeguard.
+    τ is the root of h(τ) = (1 − ε)·c·[φ(τ) − τΦ(−τ)] − ετ. Since h is convex and decreasing, Newton's steps from
+    τ = 0 approach the root from below, and need no safeguard.
     """
     tau = np.zeros_like(density)
     for _ in range(200):

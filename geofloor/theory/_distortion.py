@@ -1,13 +1,13 @@
-r"""Distortion curves that trained students reach, measured on toy models and shipped as tables.
+r"""Distortion curves of trained students, measured on toy models and shipped as tables.
 
-For K features of equal importance and sparsity α in d dimensions, students were trained and their losses
-kept, relative to the second moment: D(d, K; α). From it come the curve D(c) of water-filling, the lower
-convex hull over c = d/K, and the blocks of a packing. There is a table for each kind of student: ``"relu"``
-decodes with the transpose of its encoder and one ReLU, ``"deep"`` with two hidden layers of 256 units.
+Students with d dimensions were trained on K features of equal importance and sparsity α. The tables hold their
+losses relative to the second moment, D(d, K; α). These are the blocks of a packing, and their lower convex hull over
+c = d/K is the curve D(c) of water-filling. There is one table per kind of student: ``"relu"`` decodes with the
+transpose of its encoder and one ReLU, ``"deep"`` with two hidden layers of 256 units.
 
-Between measured sparsities log D is interpolated over log(1 − α) by shape-preserving cubics, which is exact
-where the loss is proportional to a power of the firing rate, as it is for rare features. Between measured
-numbers of features the loss of a whole block, K·D, is.
+Between measured sparsities, shape-preserving cubics interpolate log D over log(1 − α). This is exact for a loss
+proportional to a power of the firing rate, as for rare features. Between measured numbers of features they
+interpolate the loss of a whole block, K·D.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import PchipInterpolator
 
 from geofloor._validation import check_array_of_numbers, check_choice, check_number
-from geofloor.theory._allocation import DistortionCurve, lower_hull
 from geofloor.theory._capacity import capacity
+from geofloor.theory._curves import DistortionCurve, lower_hull
 
 CURVES = ("relu", "deep")
 STARTS = ("best", "mean")
@@ -35,9 +35,8 @@ AMPLITUDES = {
     "constant": (1.0, 1.0),
 }
 
-
-_SMALLEST = 1e-12  # stands for a distortion of zero, which has no logarithm
-_MOST_INTERPOLATED = 64  # features of a block that was not measured itself
+_SMALLEST = 1e-12  # replaces distortions of zero, which have no logarithm
+_MOST_INTERPOLATED = 64  # largest number of features of an interpolated block
 
 
 class Blocks(NamedTuple):
@@ -49,7 +48,7 @@ class Blocks(NamedTuple):
 
 
 class _Table:
-    """Measured blocks of one kind of student, which any sparsity can be asked for."""
+    """Interpolate the measured blocks of one kind of student at any sparsity."""
 
     def __init__(self, rows: np.ndarray, starts: str) -> None:
         alphas = np.unique(rows["alpha"])
@@ -58,7 +57,8 @@ class _Table:
         self.widths, self.features = kinds.astype(np.int64).T
         logs = np.full((len(alphas), len(kinds)), np.nan)
         logs[np.searchsorted(alphas, rows["alpha"]), block.ravel()] = np.log(np.maximum(rows[starts], _SMALLEST))
-        # Many features are measured at high sparsity only: kinds that begin at the same one share an interpolator.
+        # Blocks of many features are measured at high sparsity only. Those that begin at the same one share an
+        # interpolator.
         first = np.isfinite(logs).argmax(axis=0)
         self._groups = []
         for start in np.unique(first):
@@ -69,7 +69,7 @@ class _Table:
         self._candidates = [np.union1d(*pair) for pair in itertools.pairwise(hulls)]
 
     def at(self, alphas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distortion of each kind at each sparsity, NaN where it was not measured, and the interval α lies in."""
+        """Interpolate each block at each sparsity, NaN where unmeasured; also return the interval of each α."""
         places = np.clip(-np.log(1.0 - alphas), self.log_rates[0], self.log_rates[-1])
         distortions = np.full((len(alphas), len(self.widths)), np.nan)
         for start, chosen, curve in self._groups:
@@ -79,7 +79,7 @@ class _Table:
         return np.minimum(distortions, 1.0), np.minimum(intervals, len(self.log_rates) - 2)
 
     def hull_points(self, alphas: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Capacities and distortions of the blocks that may lie on the hull at each sparsity."""
+        """Select the blocks that may lie on the hull at each sparsity, as capacities and distortions."""
         points = []
         for distortions, interval in zip(*self.at(alphas), strict=True):
             chosen = self._candidates[interval]
@@ -98,40 +98,40 @@ class _Table:
 def _table(curve: str, starts: str) -> _Table:
     file = resources.files("geofloor.theory") / "_distortion_tables" / f"{curve}_uniform.csv"
     with file.open(encoding="utf-8") as lines:
-        next(lines)  # the command
+        next(lines)  # the command that measured the table
         names = next(lines).strip().split(",")
         rows = np.loadtxt(lines, delimiter=",", dtype=[(name, np.float64) for name in names])
     return _Table(rows, starts)
 
 
 def blocks(alpha: float, *, curve: str = "relu", starts: str = "best") -> Blocks:
-    """Blocks at a sparsity: what K features lose in d dimensions.
+    """Look up the losses of blocks, K features in d dimensions, at a sparsity.
 
     Parameters
     ----------
     alpha : float
         Sparsity, in [0, 1).
     curve : {"relu", "deep"}, default="relu"
-        What the student's decoder can compute: one ReLU layer with tied weights, or two hidden layers.
+        Decoder of the student: one ReLU layer with tied weights, or two hidden layers.
     starts : {"best", "mean"}, default="best"
-        Loss of the best of the starting points that were tried, or their mean. Models of few features often
-        end in poor minima, which larger models avoid: two features in one dimension, pointing the same way.
+        Loss of the best training, or the mean over starting points. Models of few features often end in poor
+        minima, such as two features in one dimension that point the same way. Larger models avoid them.
 
     Returns
     -------
     blocks : Blocks
-        All that were measured at the sparsities around α, and those between them of up to 64 features, as far as
-        four times the features that an ideal decoder could keep.
+        All blocks measured around α, and interpolated blocks of up to 64 features. Blocks end at four times the
+        features of an ideal decoder.
 
     Raises
     ------
     ValueError
-        If α is outside [0, 1), or `curve` or `starts` is unknown.
+        If `alpha` is outside [0, 1), or `curve` or `starts` is unknown.
 
     Notes
     -----
-    Measured are α from 0 to 0.9999 for ``"relu"`` and from 0.8 to 0.999 for ``"deep"``; beyond, the nearest
-    measurements are used as they are.
+    Sparsities were measured from 0 to 0.9999 for ``"relu"``, and from 0.8 to 0.999 for ``"deep"``. Beyond them the
+    nearest measurement is used.
 
     Examples
     --------
@@ -152,9 +152,9 @@ def _blocks(alpha: float, curve: str, starts: str) -> Blocks:
     table = _table(curve, starts)
     distortions = table.at(np.array([alpha]))[0][0]
     hull = distortion_curve(alpha, curve=curve, starts=starts, empty=1.0)
-    # Far beyond what an ideal decoder could keep, a block saves next to nothing.
+    # A block far beyond the capacity of an ideal decoder saves next to nothing.
     most = max(4.0 * capacity(alpha, "minimax_nonnegative"), 4.0)
-    # A block that needs no measurement: a feature with a dimension to itself loses nothing.
+    # A feature with a dimension to itself loses nothing: this block needs no measurement.
     found = [(np.array([1]), np.array([1]), np.array([0.0]))]
     for width in np.unique(table.widths):
         known = (table.widths == width) & np.isfinite(distortions)
@@ -164,18 +164,20 @@ def _blocks(alpha: float, curve: str, starts: str) -> Blocks:
         counts = np.union1d(features, np.arange(width + 1, min(int(features[-1]), _MOST_INTERPOLATED) + 1))
         counts = counts[counts <= most * width]
         between = PchipInterpolator(np.append(width, features), np.append(0.0, losses))(counts)
-        # What is interpolated must not lie below the hull, which bounds every division of dimensions.
+        # The hull bounds every division of dimensions from below, so interpolated losses must not lie under it.
         found.append((np.full(len(counts), width), counts, np.maximum(between / counts, hull(width / counts))))
     columns = [np.concatenate(column) for column in zip(*found, strict=True)]
-    if starts == "mean":  # interpolated apart, the mean of several starts can come out below the best of them
+    if starts == "mean":  # the mean and the best of several starts are interpolated apart, and can cross
         columns[2] = np.maximum(columns[2], _blocks(alpha, curve, "best").distortions)
     for column in columns:
-        column.setflags(write=False)  # the next call gets the same arrays
+        column.setflags(write=False)  # the cache gives the same arrays to the next call
     return Blocks(*columns)
 
 
 def empty_distortion(alpha: float, amplitude: str = "uniform") -> float:
-    """Loss of a feature without dimensions, relative to its second moment: its variance, since a bias is free.
+    """Compute the loss of a feature without dimensions, relative to its second moment.
+
+    A student with a bias answers such a feature with its mean, so that the loss is the variance.
 
     Parameters
     ----------
@@ -192,7 +194,7 @@ def empty_distortion(alpha: float, amplitude: str = "uniform") -> float:
     Raises
     ------
     ValueError
-        If α is outside [0, 1), or the law is unknown.
+        If `alpha` is outside [0, 1), or `amplitude` is unknown.
 
     Examples
     --------
@@ -207,7 +209,7 @@ def empty_distortion(alpha: float, amplitude: str = "uniform") -> float:
 
 
 def check_amplitude(amplitude: str) -> None:
-    """Refuse a law that is not known.
+    """Refuse an unknown law of amplitudes.
 
     Parameters
     ----------
@@ -217,7 +219,7 @@ def check_amplitude(amplitude: str) -> None:
     Raises
     ------
     ValueError
-        If it is not among `AMPLITUDES`.
+        If `amplitude` is not among `AMPLITUDES`.
 
     Examples
     --------
@@ -230,18 +232,20 @@ def check_amplitude(amplitude: str) -> None:
 def distortion_curve(
     alpha: float, *, curve: str = "relu", starts: str = "best", empty: float | None = None
 ) -> DistortionCurve:
-    """The curve D(c) at a sparsity: from the variance at 0 to nothing at one dimension a feature.
+    """Make the distortion curve D(c) at a sparsity.
+
+    It falls from the variance at 0 to nothing at one dimension per feature.
 
     Parameters
     ----------
     alpha : float
         Sparsity, in [0, 1).
     curve : {"relu", "deep"}, default="relu"
-        What the student's decoder can compute, as in `blocks`.
+        Decoder of the student, as in `blocks`.
     starts : {"best", "mean"}, default="best"
-        Best of the starting points, or their mean, as in `blocks`.
+        Best training, or the mean over starting points, as in `blocks`.
     empty : float, default=None
-        Loss of a feature without dimensions, in [0, 1]; by default that of the uniform law.
+        Loss of a feature without dimensions, in [0, 1]; by default its variance under the uniform law.
 
     Returns
     -------
@@ -251,7 +255,7 @@ def distortion_curve(
     Raises
     ------
     ValueError
-        If α is outside [0, 1), `empty` outside [0, 1], or `curve` or `starts` is unknown.
+        If `alpha` is outside [0, 1), `empty` is outside [0, 1], or `curve` or `starts` is unknown.
 
     Examples
     --------
@@ -268,23 +272,23 @@ def distortion_curve(
 def distortion_curves(
     alphas: ArrayLike, *, curve: str = "relu", starts: str = "best", empty: ArrayLike | None = None
 ) -> list[DistortionCurve]:
-    """The curves at several sparsities: as `distortion_curve`, in less time than one by one.
+    """Make the distortion curves at several sparsities, faster than one by one with `distortion_curve`.
 
     Parameters
     ----------
     alphas : array-like of shape (n_curves,)
         Sparsities, in [0, 1).
     curve : {"relu", "deep"}, default="relu"
-        What the student's decoder can compute, as in `blocks`.
+        Decoder of the student, as in `blocks`.
     starts : {"best", "mean"}, default="best"
-        Best of the starting points, or their mean, as in `blocks`.
+        Best training, or the mean over starting points, as in `blocks`.
     empty : array-like of shape (n_curves,), default=None
-        Loss of a feature without dimensions, in [0, 1]; by default that of the uniform law.
+        Loss of a feature without dimensions, in [0, 1]; by default its variance under the uniform law.
 
     Returns
     -------
     curves : list of DistortionCurve
-        One for each sparsity.
+        One curve per sparsity.
 
     Raises
     ------

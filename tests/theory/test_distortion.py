@@ -33,3 +33,8 @@ def test_other_bad_arguments_are_named(call, message):
 
 def test_a_feature_without_variance_loses_nothing_whatever_it_gets():
     assert distortion_curve(0.0, empty=0.0)([0.0, 0.5, 1.0]).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.1, 0.3, 0.4, 0.6])
+def test_the_mean_of_several_starts_is_never_below_the_best_of_them(alpha):
+    assert (blocks(alpha, starts="mean").distortions >= blocks(alpha, starts="best").distortions).all()
