@@ -1,4 +1,4 @@
-"""How far a predicted floor would move on other tokens."""
+"""Bootstrap intervals of predicted floors, over blocks of tokens."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ def bootstrap_floors(
     widths: ArrayLike,
     *,
     calibrator: Any = None,
-    level: float = 0.95,
+    level: float = 0.9,
     n_resamples: int = 200,
     random_state: int | np.random.RandomState | None = None,
 ) -> np.ndarray:
-    """Interval of the floor from the sampling error of the feature statistics.
+    """Bootstrap an interval of the floor, for the sampling error of the feature statistics.
 
-    The features were measured on a sample of tokens. Blocks of it are drawn anew, with replacement, and the
-    whole prediction is repeated: statistics, sparsity, allocation and, with a calibrator, nats. The error of
-    the calibration itself is not in it: that is `AffineCalibrator.predict` with ``return_interval=True``.
+    The features were measured on a sample of tokens. Each resample draws blocks of these tokens with replacement and
+    repeats the whole prediction: statistics, sparsity, allocation and, with a calibrator, nats. The error of
+    the calibration itself is not included: see `AffineCalibrator.predict` with ``return_interval=True``.
 
     Parameters
     ----------
     predictor : FloorPredictor
-        Predictor, fitted or not; it is left as it is. With ``alpha=None`` the sparsity varies too.
+        Predictor, fitted or not; it is not changed. With ``alpha=None`` the sparsity varies too.
     blocks : sequence of FeatureStatistics
-        Statistics of one block of tokens each, as `resampled_tables` takes them.
+        Statistics of one block of tokens each, as for `resampled_tables`.
     widths : array-like of shape (n_widths,)
         Widths of students, in dimensions.
     calibrator : estimator, default=None
         Fitted calibrator, whose `predict` turns floors into nats per token.
-    level : float, default=0.95
+    level : float, default=0.9
         Probability of the interval, between 0 and 1.
     n_resamples : int, default=200
-        Repetitions.
+        Number of resamples.
     random_state : int, RandomState or None, default=None
         Seed of the draws.
 
@@ -59,13 +59,13 @@ def bootstrap_floors(
         If `level` is outside (0, 1), `n_resamples` is below 2, a width is negative or not finite, or there are fewer
         than 2 blocks.
     TypeError
-        If `predictor`, `blocks` or `calibrator` is something else.
+        If `predictor`, `blocks` or `calibrator` is of another type.
     NotFittedError
         If a block has seen no codes.
 
     Notes
     -----
-    The ends are quantiles of the repetitions (percentile bootstrap).
+    The ends are quantiles over the resamples (percentile bootstrap).
 
     Examples
     --------
@@ -84,10 +84,10 @@ def bootstrap_floors(
     if calibrator is not None and not hasattr(calibrator, "predict"):
         raise TypeError(f"calibrator={shown(calibrator)} has no predict; give a fitted calibrator, or None.")
     at = read_widths(widths)
-    repeated: list[np.ndarray] = []
+    resampled: list[np.ndarray] = []
     for table in resampled_tables(blocks, n_resamples=n_resamples, random_state=random_state):
         fresh = clone(predictor)
-        # Draws of the same codes would all warn of the same: the first does.
-        floors = (fresh._fit(table) if repeated else fresh.fit(table)).predict(at)
-        repeated.append(floors if calibrator is None else calibrator.predict(floors))
-    return np.quantile(repeated, [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=0).T
+        # Only the first fit may warn: the others would repeat its warning.
+        floors = (fresh._fit(table) if resampled else fresh.fit(table)).predict(at)
+        resampled.append(floors if calibrator is None else calibrator.predict(floors))
+    return np.quantile(resampled, [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=0).T
