@@ -1,4 +1,4 @@
-"""Theory of the floor: capacity of a width, allocation of its dimensions, and the loss that remains."""
+"""Theory of the floor: capacity of a width, allocation of its dimensions, remaining loss."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Allocations of a student's dimensions to features: one small class each, with the options that only it uses."""
+"""Allocations of a student's dimensions to features: one small class each, with its own options."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ class Allocation(ABC):
         return False
 
     def _capacity_at(self, alpha: float) -> float:
-        """Compute g(α), by Eq. 1 where floors don't depend on it."""
+        """Compute g(α); by Eq. 1 if floors don't depend on it."""
         return float(features_per_dimension(np.array(alpha), "asymptotic"))
 
     def _doubt(self, critical_width: float) -> str | None:
-        """Say why the fitted features can't be trusted, if there is a reason."""
+        """Return a warning about the fitted features, if there is one."""
         return None
 
 
@@ -123,7 +123,7 @@ class CutoffAllocation(Allocation):
         Raises
         ------
         ValueError
-            If the capacity is so small that no width holds all features.
+            If no width up to 2⁵³ holds all features at this capacity.
         """
         _check_features(features)
         if len(features.charges) > features.capacity * _MOST_WIDTH:
@@ -162,7 +162,7 @@ class WaterfillingAllocation(Allocation):
         Decoder of the student: one ReLU layer with tied weights, or two hidden layers.
     amplitude : {"uniform", "exponential", "half-normal", "constant"}, default=None
         Law of an active feature, for importances without a feature table: the means of a table replace it. It sets
-        the loss of a dropped feature, for which a student with a bias answers its mean. By default ``"uniform"``.
+        the loss of a dropped feature, since a student with a bias answers its mean. By default ``"uniform"``.
 
     Raises
     ------
@@ -216,7 +216,7 @@ class BlocksAllocation(Allocation):
         Decoder of the student: one ReLU layer with tied weights, or two hidden layers.
     amplitude : {"uniform", "exponential", "half-normal", "constant"}, default=None
         Law of an active feature, for importances without a feature table: the means of a table replace it. It sets
-        the loss of a dropped feature, for which a student with a bias answers its mean. By default ``"uniform"``.
+        the loss of a dropped feature, since a student with a bias answers its mean. By default ``"uniform"``.
     starts : {"mean", "best"}, default="mean"
         Whether to predict the average training from one starting point, or the best of several. The average is
         above the best by a share 0.10/√n, where n is the effective number of features, (Σ w_i)²/Σ w_i² of the
@@ -378,7 +378,7 @@ def as_allocation(allocation: Any, options: Mapping[str, Any]) -> Allocation:
     allocation : Allocation, str or DistortionCurve
         The allocation, its short name, or the curve of a `CurveAllocation`.
     options : mapping of str to object
-        Options of a named allocation; those that are None keep their defaults.
+        Options of a named allocation; None stands for the default.
 
     Returns
     -------
@@ -388,7 +388,7 @@ def as_allocation(allocation: Any, options: Mapping[str, Any]) -> Allocation:
     Raises
     ------
     ValueError
-        If the allocation is unknown, an option has no such value, or an option is given that is not used.
+        If the allocation or an option is unknown, or if the allocation does not use the option.
 
     Examples
     --------

@@ -20,11 +20,11 @@ LEAST_SPARSITY = 1.0 - float(np.exp(-1.0))  # minimum of Eq. 1, which falls with
 
 
 class NonMonotoneCapacityWarning(UserWarning):
-    """Warn that Eq. 1 falls with sparsity at the sparsity given."""
+    """Warning of Eq. 1 at a sparsity below its range."""
 
 
 def capacity(alpha: ArrayLike, method: CapacityMethod = "asymptotic") -> Any:
-    r"""Compute the features per dimension g(α) that a space can hold at sparsity α.
+    r"""Compute the capacity g(α), in features per dimension, at sparsity α.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def features_per_dimension(sparsity: np.ndarray, method: CapacityMethod, name: s
 
 
 def check_method(method: Any, name: str) -> None:
-    """Refuse a method of capacity that is neither known nor callable.
+    """Refuse an unknown method of capacity.
 
     Parameters
     ----------
@@ -183,7 +183,9 @@ def check_method(method: Any, name: str) -> None:
 
 
 def critical_width(n_features: ArrayLike, alpha: ArrayLike, method: CapacityMethod = "asymptotic") -> Any:
-    """Compute the critical width d* = F/g(α), from which on Eq. 2 drops no feature.
+    """Compute the critical width d* = F/g(α).
+
+    From this width on Eq. 2 drops no feature.
 
     Parameters
     ----------

@@ -86,9 +86,10 @@ class DistortionCurve:
 
 
 def cutoff_curve(capacity: float) -> DistortionCurve:
-    """Make the curve under which water-filling is Eq. 2.
+    """Make the distortion curve of the cut-off of Eq. 2.
 
-    A feature costs 1/g dimensions: with these it loses nothing.
+    A feature costs 1/g dimensions, and then loses nothing. Water-filling this curve keeps the features with the
+    largest charges.
 
     Parameters
     ----------
@@ -137,8 +138,8 @@ def lower_hull(capacities: ArrayLike, distortions: ArrayLike) -> DistortionCurve
     Raises
     ------
     ValueError
-        If capacities and distortions differ in length, if 0 is missing among the capacities or alone, or if a value is
-        negative.
+        If capacities and distortions differ in length, if 0 is not among the capacities or is the only one, or if a
+        value is negative.
 
     Examples
     --------

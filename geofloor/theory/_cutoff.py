@@ -38,7 +38,7 @@ class CutoffDivision(Division):
 
     @property
     def critical_width(self) -> float:
-        """Width from which on no feature is dropped: d* = F/g(α)."""
+        """Critical width d* = F/g(α): beyond it no feature is dropped."""
         return len(self.charges) / self._capacity
 
     def floors(self, widths: ArrayLike) -> np.ndarray:
@@ -109,4 +109,4 @@ class CutoffDivision(Division):
         return super()._allocate(width)._replace(dropped=float(self.floors([width])[0]))
 
     def _meets(self, widths: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        return self.floors(widths) <= targets  # sums that don't depend on the other widths
+        return self.floors(widths) <= targets  # exact: these sums do not depend on the other widths of a call

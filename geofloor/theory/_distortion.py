@@ -40,7 +40,7 @@ _MOST_INTERPOLATED = 64  # largest number of features of an interpolated block
 
 
 class Blocks(NamedTuple):
-    """Groups of features that share a few dimensions, at one sparsity."""
+    """Groups of features sharing a few dimensions, at one sparsity."""
 
     widths: np.ndarray  # (n_blocks,) dimensions
     features: np.ndarray  # (n_blocks,) features
@@ -79,7 +79,7 @@ class _Table:
         return np.minimum(distortions, 1.0), np.minimum(intervals, len(self.log_rates) - 2)
 
     def hull_points(self, alphas: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Select the blocks that may lie on the hull at each sparsity, as capacities and distortions."""
+        """Select candidates for the hull at each sparsity, as capacities and distortions."""
         points = []
         for distortions, interval in zip(*self.at(alphas), strict=True):
             chosen = self._candidates[interval]

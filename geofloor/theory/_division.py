@@ -12,8 +12,8 @@ from geofloor._validation import check_array_of_numbers
 from geofloor.theory._widths import read_widths
 
 _LARGEST_SUM = 1e300  # of charges; a dimension can save a hundred times a charge, and must not overflow
-# Floors are sums of charges, whose last digits depend on which widths are asked for together. A target is met up to
-# this share of itself, and of the floor at width 0.
+# Floors are sums of charges. Their last digits depend on the other widths of a call, so a target counts as met up to
+# these shares of itself and of the floor at width 0.
 _ROUNDING, _ROUNDING_OF_ALL = 1e-12, 1e-15
 
 
@@ -92,11 +92,11 @@ class Division(ABC):
 
     @property
     def critical_width(self) -> float:
-        """Width from which on no dimension lowers the floor; by default one dimension per feature."""
+        """Critical width: beyond it the floor is constant. By default one dimension per feature."""
         return float(len(self.charges))
 
     def served(self, widths: ArrayLike) -> np.ndarray:
-        """Count the features that have dimensions at each width.
+        """Count the features with dimensions at each width.
 
         Parameters
         ----------
@@ -141,7 +141,7 @@ class Division(ABC):
 
 
 def check_charges(charges: ArrayLike) -> np.ndarray:
-    """Return charges as an array of finite numbers, none of them negative, that float64 can add up.
+    """Return charges as an array of non-negative numbers with a sum within float64.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def check_charges(charges: ArrayLike) -> np.ndarray:
 
 
 def check_total(total: float, name: str) -> None:
-    """Refuse charges that add up to nearly the largest float64.
+    """Refuse charges with a sum near the largest float64.
 
     Parameters
     ----------

@@ -48,7 +48,7 @@ class FloorPredictor(FeaturePredictorMixin, BaseEstimator):
         settled: the cut-off orders widths, and its forecasts from two distilled students can be off by a fifth or more.
     capacity : {"asymptotic", "minimax", "minimax_nonnegative"} or callable, default=None
         Option of ``"cutoff"``: see `CutoffAllocation`. This and the next four arguments go with a name; an object
-        has its own options. One that the allocation does not use is an error.
+        has its own options. An option unused by the allocation is an error.
     curve : {"relu", "deep"}, default=None
         Option of ``"waterfilling"``, ``"blocks"`` and ``"auto"``: see `BlocksAllocation`.
     amplitude : {"uniform", "exponential", "half-normal", "constant"}, default=None
@@ -65,9 +65,10 @@ class FloorPredictor(FeaturePredictorMixin, BaseEstimator):
     alpha_ : float
         Sparsity in use.
     capacity_ : float
-        Features per dimension, g(α). Allocations other than the cut-off don't use it; theirs is that of Eq. 1.
+        Features per dimension, g(α). For allocations other than the cut-off it is that of Eq. 1, and floors do not
+        depend on it.
     critical_width_ : float
-        Width from which on no dimension lowers the floor: d* = F/g(α) for the cut-off, F for the other named
+        Critical width: beyond it the floor is constant. It is d* = F/g(α) for the cut-off, and F for the other named
         allocations.
     n_features_ : int
         Number of features F.
@@ -203,7 +204,7 @@ class FloorPredictor(FeaturePredictorMixin, BaseEstimator):
         with np.errstate(over="ignore"):  # check_total finds sums that overflow
             features = self._charge(weights, firing_rates, means, second_moments)
             self._division = self.allocation_.divide(features)
-        self.critical_width_ = self._division.critical_width
+            self.critical_width_ = self._division.critical_width
         return self
 
     def _sparsity(self, firing_rates: np.ndarray | None) -> float:

@@ -74,7 +74,7 @@ def read_importances(importances: Any) -> tuple[np.ndarray, np.ndarray | None, n
 
 
 def _checked_table(table: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Refuse columns that no codes have, for example because they stand in another order."""
+    """Refuse columns of no possible codes, such as columns in another order."""
     weights = check_array_of_numbers(table["importance"], "importances", low=0.0)
     rates = means = None
     if "firing_rate" in table:

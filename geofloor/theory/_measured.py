@@ -1,4 +1,4 @@
-"""Division of dimensions by trained students: their distortion curves water-filled, or their blocks packed."""
+"""Division of dimensions as in trained students: water-filled distortion curves, or packed blocks."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class MeasuredDivision(Division):
     features : ChargedFeatures
         Charges, sparsity and firing rates of the teacher's features.
     curve : {"relu", "deep"}
-        Kind of decoder whose measurements are used.
+        Decoder of the measured students.
     amplitude : str or None
         Law of an active feature, for features without means; None is ``"uniform"``.
     starts : {"mean", "best"}
         Whether floors are those of an average training or of the best.
     packed_up_to : float
-        Largest width that is packed.
+        Largest packed width.
 
     Examples
     --------
@@ -72,7 +72,7 @@ class MeasuredDivision(Division):
 
     @property
     def critical_width(self) -> float:
-        """Width from which on nothing is lost: one dimension per feature."""
+        """Critical width: with one dimension per feature nothing is lost."""
         return float(len(self.charges))
 
     def floors(self, widths: ArrayLike) -> np.ndarray:
@@ -171,7 +171,7 @@ class MeasuredDivision(Division):
 
 
 def _rate_bins(rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Group features with like firing rates; return the mean rate of each group, and the group of each feature."""
+    """Group features by firing rate; return the mean rate of each group, and the group of each feature."""
     steps = np.log(np.maximum(rates, 1e-12))
     steps *= 1.0 / _BIN
     steps = np.rint(steps, out=steps).astype(np.int16)

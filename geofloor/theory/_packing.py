@@ -1,4 +1,4 @@
-"""Packing of blocks: groups of features that share whole dimensions."""
+"""Packing of blocks: groups of features in whole dimensions."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class BlockPacking(Division):
 
     @property
     def critical_width(self) -> float:
-        """Width from which on no dimension lowers the floor."""
+        """Critical width: beyond it the floor is constant."""
         return float(self._widest)
 
     def floors(self, widths: ArrayLike) -> np.ndarray:
@@ -130,7 +130,7 @@ class BlockPacking(Division):
         capacities, losses = np.zeros(n), np.full(n, self._empty)
         while reached > 0:
             used = int(kind[row][reached])
-            if used < 0:  # a dimension that stayed unused
+            if used < 0:  # this dimension stays unused
                 row -= 1
                 continue
             members = self._order[reached - counts[used] : reached]
@@ -149,7 +149,7 @@ class BlockPacking(Division):
         sums = np.concatenate([[0.0], np.cumsum(self._descending[:reach])])
         rest = self._empty * (sums[-1] - sums + float(self._descending[reach:].sum()))
         each = list(enumerate(zip(sizes.tolist(), counts.tolist(), distortions.tolist(), strict=True)))
-        # A row holds the loss of the first features packed in one width. The widest block says how many rows to keep.
+        # A row holds the losses of the first k packed features at one width. Blocks look back by their width.
         row = np.append(0.0, np.full(reach, np.inf))
         rows, floors = collections.deque([row], maxlen=int(min(sizes.max(), widest)) + 1), np.empty(widest + 1)
         floors[0] = (row + rest).min()

@@ -41,8 +41,8 @@ class Waterfilling(Division):
     Raises
     ------
     ValueError
-        If charges are empty, negative, not finite, or too large to add up in float64, or if `which` does not name a
-        curve for each feature.
+        If charges are empty, negative, not finite, or too large to add up in float64, or if `which` does not name one
+        curve per feature.
     TypeError
         If a curve is not a `DistortionCurve`.
 
@@ -50,7 +50,7 @@ class Waterfilling(Division):
     -----
     On a linear piece of a feature's curve, each dimension saves the same. At the level λ all pieces with larger
     savings are filled. Features with one curve reach a piece in the order of their charges. Counting the filled
-    pieces, and adding up the loss that is left, therefore takes one search in the sorted charges per piece of the
+    pieces, and adding up the remaining loss, therefore takes one search in the sorted charges per piece of the
     curve. Bisection brackets the level of a width until few pieces lie in the bracket; these are then sorted.
 
     Examples
@@ -91,7 +91,7 @@ class Waterfilling(Division):
 
     @property
     def critical_width(self) -> float:
-        """Width from which on no dimension lowers the floor."""
+        """Critical width, at the end of all curves: beyond it the floor is constant."""
         return float(sum(len(group[0]) * group[3].sum() for group in self._groups))
 
     def levels(self, widths: ArrayLike) -> np.ndarray:
@@ -134,7 +134,7 @@ class Waterfilling(Division):
         return self._last_fitting(widths, low.view(np.float64), high.view(np.float64), (place > 0) & (high - low > 1))
 
     def _last_fitting(self, widths: np.ndarray, low: np.ndarray, high: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        """Find the level of each width: the savings of the first piece from `high` down that does not fit."""
+        """Find the level of each width: the savings of the first piece from `high` down without room."""
         # Where rounding lets all pieces fit, the level is `low`: there the width is exceeded by rounding alone.
         levels = np.where(inside, low, high)
         rows = np.flatnonzero(inside)
@@ -254,7 +254,7 @@ class Waterfilling(Division):
         return Shares(capacities, distortions)
 
     def _filled(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Fill the pieces above each level: count their dimensions, the loss that is left, and the pieces."""
+        """Fill the pieces above each level; return their dimensions, the remaining loss, and their number."""
         dimensions, loss = np.zeros(levels.shape), np.zeros(levels.shape)
         pieces = np.zeros(levels.shape, dtype=np.int64)
         for ascending, left, savings, lengths, rest in self._groups:

@@ -104,11 +104,11 @@ class WidthPredictorMixin(WidthInputMixin, TransformerMixin):
         """
         check_is_fitted(self)
         targets = read_targets(target)
-        # One more than the critical width, which may be rounded.
-        widest = int(np.ceil(self.critical_width_)) + 1
+        # The critical width may be rounded, hence one more; float64 does not hold all whole widths beyond 2^53.
+        widest = int(min(np.ceil(self.critical_width_), 2.0**53)) + 1
         low = np.full(targets.shape, -1, dtype=np.int64)
         high = np.where(self._meets(np.full_like(low, widest), targets), widest, low)
-        while (open_ := high - low > 1).any():  # a finished search must not go on halving with the others
+        while (open_ := high - low > 1).any():  # leave finished searches alone
             middle = (low[open_] + high[open_]) // 2
             enough = self._meets(middle, targets[open_])
             high[open_], low[open_] = np.where(enough, middle, high[open_]), np.where(enough, low[open_], middle)
@@ -120,7 +120,7 @@ class WidthPredictorMixin(WidthInputMixin, TransformerMixin):
 
 
 class FeaturePredictorMixin(WidthPredictorMixin):
-    """Count the features kept at each width, beside what `WidthPredictorMixin` does.
+    """Count the features kept at each width, and search widths like `WidthPredictorMixin`.
 
     A class sets ``capacity_`` and ``n_features_`` in ``fit``.
     """
@@ -158,5 +158,5 @@ def read_targets(target: Any, name: str = "target") -> np.ndarray:
 
 
 def read_widths(widths: Any) -> np.ndarray:
-    """Read widths in one dimension or one column as float64: finite and not negative, in memory of their own."""
+    """Read widths in one dimension or one column as a float64 copy: finite and not negative."""
     return check_array_of_numbers(widths, "widths", low=0.0, empty=True)

@@ -173,8 +173,8 @@ def test_the_loss_that_a_curve_leaves_is_a_target_out_of_reach():
     assert predictor.critical_width_ == 6.0
     assert predictor.min_width([0.5, 0.49, 0.0, 2.0]).tolist() == [6, -1, -1, 0]
     assert predictor.min_width(0.1) == -1
-    unreached = predictor.min_width(0.1), predictor.min_width(0.5)
-    assert [type(width) for width in unreached] == [int, int]
+    flat = FloorPredictor(0.9, allocation=DistortionCurve([0.0, 1e300], [1.0, 0.0])).fit([1.0, 1.0])
+    assert flat.min_width([0.0, 2.0]).tolist() == [-1, 0]
 
 
 @pytest.mark.parametrize("allocation", ["waterfilling", "blocks", "auto"])
