@@ -1,4 +1,4 @@
-"""The dictionary of a teacher's features: a sparse autoencoder as a scikit-learn transformer."""
+"""Learn a dictionary of a teacher's features: a sparse autoencoder as a scikit-learn transformer."""
 
 from __future__ import annotations
 
@@ -46,63 +46,63 @@ _INCIDENTAL = frozenset({"device", "verbose", "checkpoint_path", "checkpoint_eve
 
 
 class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    r"""Learn an overcomplete dictionary in which activations have sparse, non-negative codes.
+    r"""Sparse autoencoder: an overcomplete dictionary with sparse, non-negative codes of activations.
 
-    Defaults suit anything from 5,000 rows to a billion, at any scale: what is ``"auto"`` follows from the
-    number of rows and inputs, by the rules below. `paper` gives the settings of the paper.
+    The defaults suit 5,000 to a billion rows at any scale. Each ``"auto"`` follows from the number of rows and inputs,
+    by the rule given with the parameter. `paper` gives the settings of the paper.
 
     Parameters
     ----------
     n_latents : int or None, default=None
         Number of latents; None means `expansion` times the number of inputs.
     expansion : int or "auto", default="auto"
-        Latents per input, where `n_latents` is None. ``"auto"`` is 32, but at most one latent per 8 rows
-        where that leaves 2 per input.
+        Latents per input if `n_latents` is None. ``"auto"`` is 32, lowered if need be to leave 8 rows per latent, but
+        not below 2.
     activation : {"topk", "relu"}, default="topk"
-        ``"topk"`` keeps the `l0` largest codes of each row and needs no penalty [3]_. ``"relu"`` keeps all
-        above zero and penalizes their sum, as the paper does.
+        ``"topk"`` keeps the `l0` largest codes of each row and needs no penalty [3]_. ``"relu"`` keeps all codes
+        above zero and penalizes their sum, as in the paper.
     l0 : int or "auto", default="auto"
-        Codes that ``"topk"`` keeps per row. ``"auto"`` is 4.5 √n_inputs, at most 128 and 4% of the latents.
+        Codes kept per row by ``"topk"``. ``"auto"`` is 4.5 √n_inputs, at most 128 and at most 4% of the latents.
+        It is an error with ``"relu"``.
     l1_coefficient : float or "auto", default="auto"
-        λ of ``"relu"``, on the codes summed over latents and averaged over the batch. Its effect depends on
-        the scale of the data: see `normalization`. ``"auto"`` is 0.8.
+        Penalty λ of ``"relu"`` on the codes, summed over latents and averaged over the batch. Its effect depends on
+        the scale of the data: see `normalization`. ``"auto"`` is 0.8. It is an error with ``"topk"``.
     normalization : {"spread", "mean_norm", "mean_square", None}, default="spread"
-        Scale on which the autoencoder is trained. ``"spread"``: the median distance of a row from the median
-        row is √n_inputs, whatever offset and outliers the data have. ``"mean_norm"``: E‖x‖ = √n_inputs.
-        ``"mean_square"``: E‖x‖² = 1. None: the data's own. The scale is folded into the biases and codes
-        afterwards, so that codes and reconstructions are always those of the data as given.
+        Scale of training. ``"spread"``: the median distance of a row from the median row is √n_inputs, for any offset
+        and any outliers. ``"mean_norm"``: E‖x‖ = √n_inputs. ``"mean_square"``: E‖x‖² = 1. None: the data's own scale.
+        Training folds the scale into the biases, so that codes and reconstructions are on the scale of the data.
     learning_rate : float or "auto", default="auto"
-        Adam's step size. ``"auto"`` is 0.024 / √n_inputs, and smaller by the root of the steps beyond 3,600.
+        Adam's step size. ``"auto"`` is 0.024 / √n_inputs. For over 3,600 steps it is divided by √(n_steps / 3,600).
     betas : tuple of two floats, default=(0.9, 0.999)
         Adam's decay rates.
     clip_norm : float or None, default=1.0
-        Largest joint norm of the gradients; None leaves them.
+        Largest joint norm of the gradients; None for no clipping.
     warmup_steps : int or "auto", default="auto"
-        Steps over which the learning rate rises linearly. ``"auto"`` is a twentieth of the steps, at most 1,000.
+        Steps of linear warm-up of the learning rate. ``"auto"`` is a twentieth of the steps, at most 1,000.
     decay_fraction : float or "auto", default="auto"
-        Final share of the steps over which the learning rate falls linearly to zero. ``"auto"`` is 0.3, and 0
-        for streams of unknown length.
+        Final share of the steps with linear decay of the learning rate to zero. ``"auto"`` is 0.3, and 0 for streams
+        of unknown length.
     batch_size : int or "auto", default="auto"
         Tokens per step. ``"auto"`` is a power of 2 from 128 to 1,024, about a 256th of the rows, and up to 8,192
-        for epochs of over 20,000 steps.
+        if an epoch would otherwise have over 20,000 steps.
     n_epochs : int or "auto", default="auto"
-        Passes over the data. ``"auto"`` is as many as make 3,600 steps, and 1 for streams of unknown length.
+        Passes over the data. ``"auto"`` gives at least 3,600 steps, and is 1 for streams of unknown length.
     resample_every : int or None, default=None
-        Tokens after which latents that have not fired since the last such time are pointed at inputs
-        that are reconstructed badly [2]_. The last time leaves at least as many tokens to train them. None, as
-        in the paper, lets latents die.
+        Tokens between resets of dead latents, that is, latents without firings since the last reset. A reset points
+        them at badly reconstructed inputs [2]_. The last reset leaves at least as many tokens to train them. None, as
+        in the paper, resets none.
     dead_after : int, default=100_000
         Tokens without firing after which a latent counts as dead in `history_`.
     validation_fraction : float, default=0.05
-        Share of the rows, the first ones and at most 2,048, that `fit` holds out to judge the result by.
+        Share of the rows held out by `fit` to score the result: the first rows, at most 2,048.
     checkpoint_path : str, path or None, default=None
-        File that `fit` keeps its state in. If it exists, from the same settings and data, `fit` goes on
-        from there to the result of a run never stopped. Data are told by a checksum of all rows; of a stream,
-        by one of its first rows, which are at most 65,536.
+        File for the state of `fit`. If it exists, `fit` resumes from it, to the bits of an uninterrupted run. A file of
+        other settings or other data is refused. Data are identified by a checksum of all rows, or of the first
+        rows of a stream, at most 65,536.
     checkpoint_every : int, default=100
         Steps between checkpoints.
     random_state : int, RandomState or None, default=None
-        Seed of the initial directions, of the order of the rows and of resampling.
+        Seed of the initial directions, of the order of the rows and of resets.
     device : str, default="auto"
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<index>"`` or ``"mps"``.
     verbose : int, default=0
@@ -115,15 +115,15 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     encoder_bias_ : ndarray of shape (n_latents_,), float32
         Encoder bias.
     decoder_ : ndarray of shape (n_latents_, n_features_in_), float32
-        Directions of the latents, of unit norm.
+        Directions of the latents, one per row, of unit norm.
     decoder_bias_ : ndarray of shape (n_features_in_,), float32
         Bias subtracted before encoding and added after decoding.
     n_latents_ : int
         Number of latents.
     l0_ : int or None
-        Codes that stay per row; None for ``"relu"``.
+        Codes kept per row; None for ``"relu"``.
     l1_coefficient_ : float
-        λ; 0 for ``"topk"``.
+        Penalty λ; 0 for ``"topk"``.
     batch_size_ : int
         Tokens per step.
     learning_rate_ : float
@@ -131,29 +131,29 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     scale_ : float
         Factor on the data during training.
     explained_variance_ : float or None
-        `score` of the rows that were held out; None if there were none.
+        Score of the held-out rows; None if there were none.
     history_ : list of dict
-        For each step: ``step``, ``n_tokens`` seen, ``loss``, ``reconstruction`` (squared error per
+        Measurements of each step: ``step``, ``n_tokens`` seen, ``loss``, ``reconstruction`` (squared error per
         token), ``l1`` (sum of codes per token), ``l0`` (codes above zero per token), ``dead`` (share of
-        latents that have not fired for `dead_after` tokens) and ``n_resampled``; losses are on the
-        scale of training.
+        latents without firings for `dead_after` tokens) and ``n_resampled`` (number of latents reset). ``loss``,
+        ``reconstruction`` and ``l1`` are on the scale of training.
     n_steps_ : int
         Steps taken.
     n_tokens_seen_ : int
         Tokens trained on.
     device_ : str
-        Device trained on.
+        Device of the training.
     n_features_in_ : int
         Number of inputs d.
 
     Warns
     -----
     ConvergenceWarning
-        From `fit`, once, with the reasons and what to change: fewer than 5,000 rows or 500 steps, a loss or
-        L0 that still falls, codes that are not sparse, most latents dead, held-out rows that are explained badly
-        or hardly better than Gaussian noise of the same covariance.
+        From `fit`, once, with the reasons and their remedies: fewer than 5,000 rows or 500 steps, a loss or
+        L0 still falling, dense codes, over two thirds of the latents dead, less than half of the held-out variance
+        explained, or hardly more of it than of Gaussian noise of the same covariance.
     OutlierRowsWarning
-        From `fit`, if a handful of rows carry much of the variance.
+        From `fit`, if a handful of rows carry over a tenth of the variance.
 
     See Also
     --------
@@ -162,18 +162,18 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     Notes
     -----
-    For inputs x of n_inputs dimensions the codes are
-    :math:`z = \mathrm{ReLU}(W_{enc}(x - b_{dec}) + b_{enc})`, of which ``"topk"`` keeps the largest, the
+    The codes of inputs x of n_inputs dimensions are
+    :math:`z = \mathrm{ReLU}(W_{enc}(x - b_{dec}) + b_{enc})`; ``"topk"`` sets all but the largest of them to zero. The
     reconstruction is :math:`\hat x = W_{dec}^\top z + b_{dec}`, and the loss is
 
     .. math:: \lVert x - \hat x \rVert^2 + \lambda \sum_j |z_j|,
 
     summed over inputs and latents and averaged over the batch ([1]_, Section 5.1 and Appendix D).
-    The decoder's gradient is projected off its directions, all gradients are clipped, Adam steps, and
-    the directions are brought back to unit norm. The decoder bias starts at the mean of the data.
+    A step removes the component of the decoder's gradient along each direction, clips all gradients, takes a step of
+    Adam and scales the directions to unit norm. The decoder bias starts at the mean of the data.
 
-    The rules for ``"auto"`` were chosen on three blocks of the embedded teacher, one of SmolLM2-135M and synthetic
-    sparse features: measured, not derived.
+    The rules for ``"auto"`` were measured, not derived: on three blocks of the embedded teacher, one block of
+    SmolLM2-135M and synthetic sparse features.
 
     On a CPU the same seed, data and number of threads give the same bits.
 
@@ -249,20 +249,20 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def paper(cls, n_latents: int | None = None, **changes: Any) -> SparseAutoencoder:
         """Make an autoencoder with the paper's settings.
 
-        32 latents per input, ReLU with λ = 8e-4 on the data's own scale, Adam at 3e-4 without schedule, one pass
-        in batches of 32,768, as in Section 5.1 and Appendix D of the paper. They need millions of tokens.
+        Section 5.1 and Appendix D of the paper give 32 latents per input, ReLU with λ = 8e-4 on the data's own scale,
+        Adam at 3e-4 without schedule, and one pass in batches of 32,768. These settings need millions of tokens.
 
         Parameters
         ----------
         n_latents : int or None, default=None
             Number of latents; None means 32 per input.
         **changes : object
-            Parameters of the class that differ from the paper's.
+            Parameters of the class, in place of the paper's.
 
         Returns
         -------
         sae : SparseAutoencoder
-            Not fitted.
+            Unfitted autoencoder.
 
         Examples
         --------
@@ -291,13 +291,13 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         ----------
         X : array-like of shape (n_tokens, n_inputs), or iterable of such batches
             Activations of any floating type, tensors included. An array, memory map or `ActivationStore` is
-            read in a random order that changes each epoch; memory maps and stores are read batch by batch. The
-            batches of an iterable, such as a generator or a list of arrays, are cut to `batch_size`, whatever
-            their own sizes. If there are at most 65,536 rows and 128 MiB, they are read at once, as an array;
-            else they are taken in the order given, which should be random. For several epochs an iterable must
-            be iterable again. A resumed `fit` reads an iterable again from its start, and drops the rows already
-            trained on. If ``n_epochs=1`` and the iterable has a method ``iter_from(row)``, it reads the first batches
-            and then those from the next row on.
+            read in a new random order each epoch; memory maps and stores are read batch by batch. The batches of an
+            iterable, such as a generator or a list of arrays, may have any size and are cut to `batch_size`.
+            At most 65,536 rows and 128 MiB of an iterable are read at once, as an array. More rows are read in the
+            order given, which should be random, and several epochs then need an iterable that can be read again.
+            A resumed `fit` reads an iterable again from its start, and drops the rows already trained on. If
+            ``n_epochs=1`` and the iterable has a method ``iter_from(row)``, it reads the first batches and then those
+            from the next row on.
         y : None
             Ignored; here by convention.
 
@@ -309,8 +309,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         Raises
         ------
         ValueError
-            If data or parameters are out of range, if `checkpoint_path` belongs to other settings or
-            data or is damaged, or if the loss becomes non-finite.
+            If data or parameters are out of range, if `checkpoint_path` holds other settings or other data or is
+            damaged, or if the loss becomes non-finite.
         MemoryError
             If a batch does not fit into memory.
         """
@@ -347,18 +347,20 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def partial_fit(self, X: Any, y: Any = None) -> SparseAutoencoder:
         """Train one pass over more activations, in the order given.
 
+        `n_epochs`, `validation_fraction` and checkpoints are for `fit`.
+
         Parameters
         ----------
         X : array-like of shape (n_tokens, n_inputs)
-            Activations; the first call sets the mean and the scale that training starts from. What is ``"auto"``
-            is chosen as for a stream of unknown length.
+            Activations. The first call sets the scale and the initial decoder bias. Each ``"auto"`` is chosen as for
+            a stream of unknown length.
         y : None
             Ignored; here by convention.
 
         Returns
         -------
         self : SparseAutoencoder
-            The autoencoder, trained on.
+            The autoencoder after one more pass.
 
         Raises
         ------
@@ -375,12 +377,12 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             settings = dataclasses.replace(
                 settings, n_latents=self.n_latents_, l0=self.l0_, l1_coefficient=self.l1_coefficient_
             )
-            state = self._left_state(settings)
+            state = self._last_state(settings)
         train(state, settings, (X[i : i + settings.batch_size] for i in range(0, len(X), settings.batch_size)))
         return self._publish(state, settings)
 
     def transform(self, X: Any) -> Any:
-        """Codes of activations.
+        """Encode activations.
 
         Parameters
         ----------
@@ -390,8 +392,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         Returns
         -------
         codes : CSR matrix or array of shape (n_tokens, n_latents), float32
-            Codes, all above zero where stored; a sparse array if scikit-learn's setting
-            ``sparse_interface`` is ``"sparray"``.
+            Codes on the scale of the data; stored codes are above zero. It is a sparse array if scikit-learn's
+            setting ``sparse_interface`` is ``"sparray"``.
 
         Raises
         ------
@@ -404,7 +406,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return sp.csr_array(stacked) if array_wanted else sp.csr_matrix(stacked)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """Reconstructions from codes.
+        """Reconstruct activations from codes.
 
         Parameters
         ----------
@@ -414,12 +416,12 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         Returns
         -------
         activations : ndarray of shape (n_tokens, n_inputs), float32
-            Reconstructed activations.
+            Reconstructed activations, on the scale of the data.
 
         Raises
         ------
         ValueError
-            If values are not finite or the number of latents is not the dictionary's.
+            If values are not finite or the number of latents differs from the dictionary's.
         """
         check_is_fitted(self)
         codes = check_array(check_numeric(X, "X"), accept_sparse="csr", dtype=np.float32, input_name="X")
@@ -428,7 +430,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return codes @ self.decoder_ + self.decoder_bias_
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Explained variance of the reconstruction, 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖².
+        """Compute the explained variance of the reconstruction, 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖².
 
         Parameters
         ----------
@@ -440,8 +442,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         Returns
         -------
         explained_variance : float
-            At most 1; with one mean over all tokens, summed in float64. Where all rows are equal it is
-            1 if they are reconstructed and 0 if they are not.
+            Share of the variance, at most 1, with one mean over all tokens and sums in float64. Equal rows score 1
+            if they are reconstructed and 0 otherwise.
 
         Raises
         ------
@@ -455,10 +457,10 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             parameters = parameters or self._parameters(inputs.device)
             residual = (inputs - decode(parameters, codes)).double()
             error += float(residual.square().sum())
-            # About the decoder bias, which is near the mean, so that little cancels.
-            centred = (inputs - parameters.decoder_bias).double()
-            squares += float(centred.square().sum())
-            total = total + centred.sum(dim=0).cpu().numpy()
+            # Squares about the decoder bias lose few digits, because the bias is near the mean.
+            centered = (inputs - parameters.decoder_bias).double()
+            squares += float(centered.square().sum())
+            total = total + centered.sum(dim=0).cpu().numpy()
             n_rows += len(inputs)
         variance = squares - float(total @ total) / n_rows
         if variance <= 1e-12 * squares:
@@ -471,9 +473,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         Parameters
         ----------
         path : str or path
-            File to write, atomically. It holds what inference needs, and the history, but not the
-            optimiser's state, with which `partial_fit` starts anew: to continue a `fit` use
-            `checkpoint_path`.
+            File to write, atomically. It holds the weights, settings and history, but no optimizer state: `partial_fit`
+            after `load` starts with a new optimizer. To resume a `fit`, use `checkpoint_path`.
 
         Raises
         ------
@@ -486,7 +487,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str = "auto") -> SparseAutoencoder:
-        """Read an autoencoder that `save` wrote. No code in the file is run.
+        """Read an autoencoder written by `save`, without running code from the file.
 
         Parameters
         ----------
@@ -505,7 +506,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file is truncated, altered or not one of these, or its content is no autoencoder.
+            If the file is truncated, altered or of another kind, or its content is no autoencoder.
         """
         weights, parameters, fitted = read_autoencoder(path)
         with refusing(path):
@@ -561,8 +562,6 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """
         return steps_done(checkpoint_path, kind=CHECKPOINT)
 
-    # Training
-
     def _open(self, X: Any) -> ArrayRows | StreamRows:
         """Wrap the data; of memory maps, stores and streams check only the first rows."""
         if is_stream(X):
@@ -575,6 +574,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return open_rows(self._checked(X, reset=True), stream=False)
 
     def _checked(self, X: Any, *, reset: bool) -> np.ndarray:
+        """Check activations and return them as float32, (n_rows, n_inputs)."""
         X = check_numeric(X, "X")
         shape = tuple(getattr(X, "shape", ()))
         if len(shape) > 2:
@@ -582,6 +582,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return validate_data(self, X, dtype=np.float32, order="C", reset=reset)
 
     def _n_held_out(self, rows: ArrayRows | StreamRows) -> int:
+        """Count the rows to hold out."""
         n_rows = len(rows.sample) if rows.n_rows is None else rows.n_rows
         return min(int(self.validation_fraction * n_rows), _MAX_HELD_OUT, len(rows.sample) // 2)
 
@@ -600,13 +601,15 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if found:
             warn_caller(f"The sparse autoencoder is not to be trusted: {'; '.join(found)}.", ConvergenceWarning)
 
-    def _left_state(self, settings: Settings) -> TrainingState:
-        """Return the state that training left or, after `load`, the weights with a new optimizer."""
+    def _last_state(self, settings: Settings) -> TrainingState:
+        """Return the state after the last step or, after `load`, the weights with a new optimizer."""
+        state = getattr(self, "_state", None)
+        if isinstance(state, TrainingState):
+            return state
         device = resolve_device(self.device)
-        if hasattr(self, "_state"):
-            return (
-                self._state if isinstance(self._state, TrainingState) else unpack_state(*self._state, settings, device)
-            )
+        if state is not None:  # from a pickle
+            tensors, values = state
+            return unpack_state(tensors, values, settings, device)
         parameters = self._parameters(device)
         parameters.encoder_bias.mul_(self.scale_)
         parameters.decoder_bias.mul_(self.scale_)
@@ -642,11 +645,12 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return state
 
     def _parameters(self, device: torch.device) -> Parameters:
+        """Copy the weights, on the scale of the data, to a device."""
         arrays = (self.encoder_, self.encoder_bias_, self.decoder_, self.decoder_bias_)
         return Parameters(*(torch.tensor(array, device=device) for array in arrays))
 
     def _encoded(self, X: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield rows and their dense codes, as many at a time as memory is meant to hold."""
+        """Yield rows and their dense codes, in pieces of at most `_CODES_AT_A_TIME` codes."""
         check_is_fitted(self)
         if is_stream(X):
             is_empty = True
@@ -674,11 +678,12 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
 
 def _is_on_disk(X: Any) -> bool:
-    """Tell memory maps and stores, which are read piece by piece."""
+    """Tell whether data are a memory map or store, to be read piece by piece."""
     return isinstance(X, np.memmap) or hasattr(X, "iter_batches")
 
 
 def _to_csr(codes: torch.Tensor) -> sp.csr_array:
+    """Move codes above zero from a dense tensor on any device into CSR."""
     fires = codes > 0
     data, columns = codes[fires].cpu().numpy(), fires.nonzero()[:, 1].cpu().numpy()
     starts = np.concatenate([[0], fires.sum(dim=1).cumsum(dim=0).cpu().numpy()])

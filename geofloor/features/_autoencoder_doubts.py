@@ -86,20 +86,20 @@ def _final_mean(values: Sequence[float]) -> float:
 
 
 def _final_fall(values: Sequence[float]) -> float:
-    """Subtract, within the last tenth of the values, the mean of the second half from that of the first."""
+    """Measure the fall of the mean from the first to the second half of the last tenth of the values."""
     half = max(len(values) // 20, 1)
     return float(np.mean(values[-2 * half : -half]) - np.mean(values[-half:]))
 
 
 def find_outliers(sample: np.ndarray) -> str | None:
-    """Describe outlying rows that carry over a tenth of the variance, and their remedy; None without such rows."""
+    """Describe outlying rows with over a tenth of the variance, and their remedy; return None without such rows."""
     n_outlying, share = outlier_share(sample)
     if share <= _OUTLYING:
         return None
     return (
-        f"X has {n_outlying} row(s) in {len(sample):,} with {share:.0%} of the variance, each over ten times "
-        "as far from the median row as half of the rows are: attention sinks, perhaps. They decide what is "
-        "learned and every second moment; drop them, or raise skip_first of the ActivationExtractor."
+        f"X has {n_outlying} row(s) in {len(sample):,} with {share:.0%} of the variance. The distance of each from the "
+        "median row is over ten times the median distance. They may be attention sinks, and they dominate the loss and "
+        "every second moment; drop them, or raise skip_first of the ActivationExtractor."
     )
 
 

@@ -102,7 +102,7 @@ def write_autoencoder(
     parameters: dict[str, Any],
     fitted: dict[str, Any],
 ) -> None:
-    """Write what `read_autoencoder` reads."""
+    """Write weights, parameters and fitted attributes for `read_autoencoder`."""
     tensors = {name.removesuffix("_"): torch.from_numpy(array) for name, array in weights.items()}
     write_tensors(path, tensors, kind=AUTOENCODER, metadata={"parameters": parameters, "fitted": fitted})
 
@@ -129,7 +129,7 @@ class CheckpointFile:
     data: str
 
     def write(self, state: TrainingState) -> None:
-        """Replace the file by a state whose measurements are all in its history."""
+        """Write a state with a complete history, atomically."""
         tensors, values = pack_state(state)
         metadata = {**values, "settings": self.parameters, "data": self.data}
         write_tensors(self.path, tensors, kind=CHECKPOINT, metadata=metadata)
@@ -190,13 +190,13 @@ def unpack_state(
 
 
 def _check_history(history: list[dict[str, Any]], step: int) -> None:
-    """Refuse a history that does not end with the last step."""
+    """Refuse a history without the last step at its end."""
     if not history or history[-1]["step"] != step:
         raise ValueError(f"its history does not end with step {step}")
 
 
 def _check_directions(decoder: torch.Tensor) -> None:
-    """Refuse a decoder with directions that are not of unit norm, because every step normalizes them."""
+    """Refuse a decoder without directions of unit norm, because every step normalizes them."""
     norms = torch.linalg.vector_norm(decoder.double(), dim=1)
     if not bool(((norms - 1).abs() < 1e-4).all()):
         raise ValueError("the directions of its decoder are not of unit norm")

@@ -35,9 +35,10 @@ _MEDIAN_ROWS = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of a fit, all that the trainer is told of the parameters of `SparseAutoencoder`.
+    """Settings of a fit, as the trainer gets them.
 
-    Every ``"auto"`` is resolved, and every number is a plain one of Python.
+    They follow from the parameters of `SparseAutoencoder`. Every ``"auto"`` is resolved, and every number is a plain
+    one of Python.
 
     Attributes
     ----------
@@ -146,7 +147,7 @@ def _check_auto(name: str, value: Any, low: float, high: float = np.inf, *, whol
 
 
 def resolve_settings(sae: Any, rows: Any, n_inputs: int) -> Settings:
-    """Resolve the settings of a fit by the rules that `SparseAutoencoder` documents.
+    """Resolve the settings of a fit by the rules in the docstring of `SparseAutoencoder`.
 
     Parameters
     ----------

@@ -130,7 +130,7 @@ def compute_gradients(
 
 
 def project_decoder_gradient(parameters: Parameters, gradients: Parameters) -> None:
-    """Remove, in place, the component of the decoder's gradient along each direction, which only changes norms."""
+    """Remove, in place, the component of the decoder's gradient along each direction: it only changes norms."""
     along = (gradients.decoder_weight * parameters.decoder_weight).sum(dim=1, keepdim=True)
     gradients.decoder_weight.addcmul_(parameters.decoder_weight, along, value=-1.0)
 

@@ -192,7 +192,7 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            As from `fit`, except that all features may still be dead. No codes are added then.
+            As from `fit`, but dead features are no error. An error leaves the statistics unchanged.
         """
         self._check_parameters()
         if not hasattr(self, "n_tokens_"):

@@ -116,5 +116,5 @@ def _tail_sizes(logs: np.ndarray) -> np.ndarray:
 
 
 def check_level(level: float) -> float:
-    """Refuse a coverage probability that is not between 0 and 1."""
+    """Refuse a coverage probability outside the open interval from 0 to 1."""
     return check_number("level", level, 0.0, 1.0, open_low=True, open_high=True)

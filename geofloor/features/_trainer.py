@@ -30,7 +30,7 @@ _READ_EVERY = 20  # steps between readings of the loss, because each reading wai
 
 @dataclass
 class TrainingState:
-    """Weights, optimizer and counters, all that changes from step to step.
+    """Weights, optimizer and counters of a training.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ def start_training(sample: np.ndarray, settings: Settings, seed: int, device: to
 
 
 def wrap_weights(parameters: Parameters, settings: Settings, *, scale: float, seed: int) -> TrainingState:
-    """Give weights a new optimizer and latents that have all just fired."""
+    """Wrap weights with a new optimizer and without counted steps or idle latents."""
     idle_tokens = torch.zeros_like(parameters.encoder_bias, dtype=torch.int64)
     return TrainingState(parameters, make_optimizer(parameters, settings), idle_tokens, scale, seed)
 

@@ -54,7 +54,7 @@ def test_normalization_is_folded_into_codes_of_raw_data(activations, sae, normal
     codes, scaled = small.transform(activations).toarray(), large.transform(1024 * activations).toarray()
     np.testing.assert_allclose(scaled, 1024 * codes, rtol=1e-4, atol=1e-2)
     assert large.score(1024 * activations) == pytest.approx(small.score(activations), abs=1e-4)
-    # The decoder's own reading of the codes is on the raw scale too.
+    # The decoder reads the codes on the raw scale too.
     np.testing.assert_allclose(
         small.inverse_transform(codes), codes @ small.decoder_ + small.decoder_bias_, rtol=1e-4, atol=1e-5
     )
@@ -104,7 +104,7 @@ def test_same_seed_same_bits(activations, sae):
     assert_same_weights(clone(sae).fit(activations), clone(sae).fit(activations))
 
 
-def test_memory_maps_are_trained_on_as_arrays_are(activations, sae, tmp_path):
+def test_a_memory_map_gives_the_bits_of_an_array(activations, sae, tmp_path):
     np.save(tmp_path / "x.npy", activations)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     assert_same_weights(clone(sae).fit(mapped), clone(sae).fit(activations))
@@ -119,7 +119,7 @@ def test_a_fit_on_a_stream_does_not_depend_on_how_it_is_cut(activations, sae, lo
     assert uneven.explained_variance_ == whole.explained_variance_ == whole.score(activations[:60])
 
 
-def test_a_short_stream_is_fitted_as_the_array_that_it_is(activations, sae):
+def test_a_short_stream_gives_the_bits_of_an_array(activations, sae):
     sae.set_params(normalization="spread", validation_fraction=0.1)
     assert_same_weights(clone(sae).fit(iter(np.split(activations, 6))), clone(sae).fit(activations))
 
@@ -144,7 +144,7 @@ class StoppedError(Exception):
 
 
 @pytest.mark.parametrize("steps", [1, 4, 13, 29])
-def test_a_stopped_fit_goes_on_to_the_same_bits(activations, sae, tmp_path, monkeypatch, steps):
+def test_a_stopped_fit_resumes_to_the_same_bits(activations, sae, tmp_path, monkeypatch, steps):
     settings = {"resample_every": 700, "decay_fraction": 0.2, "warmup_steps": 3}
     never_stopped = clone(sae).set_params(**settings).fit(activations)
     stopped = clone(sae).set_params(**settings, checkpoint_path=tmp_path / "checkpoint", checkpoint_every=3)
@@ -312,7 +312,7 @@ def test_bad_data_is_named(activations, sae, tmp_path, monkeypatch):
 
 
 def sparse_features(n_rows, n_inputs=64, n_features=400, rate=0.02, seed=0):
-    """Rows of sparse features in superposition, of uniform size."""
+    """Make rows of sparse features in superposition, with sizes uniform from 0 to 1."""
     rng = np.random.default_rng(seed)
     directions = rng.normal(size=(n_features, n_inputs))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -335,7 +335,7 @@ def test_defaults_find_sparse_features_at_any_scale_of_the_data(factor):
 
 
 @pytest.mark.filterwarnings("default::sklearn.exceptions.ConvergenceWarning")
-def test_what_was_trained_too_little_says_so_at_the_callers_line(activations):
+def test_a_short_fit_warns_at_the_callers_line(activations):
     with pytest.warns(ConvergenceWarning, match="600 rows only.*of the latents|600 rows only") as caught:
         SparseAutoencoder(n_latents=48, n_epochs=3, random_state=0).fit(activations)
     assert [each.filename for each in caught] == [__file__]
@@ -343,12 +343,12 @@ def test_what_was_trained_too_little_says_so_at_the_callers_line(activations):
 
 
 @pytest.mark.filterwarnings("default::sklearn.exceptions.ConvergenceWarning")
-def test_noise_without_sparse_features_is_told(rng):
+def test_a_fit_on_noise_warns(rng):
     with pytest.warns(ConvergenceWarning, match="hardly better than Gaussian noise"):
         SparseAutoencoder(random_state=0).fit(rng.normal(size=(6000, 16)))
 
 
-def test_rows_far_from_all_others_are_told():
+def test_outlying_rows_give_a_warning():
     X = sparse_features(20_000, n_inputs=8, n_features=12, rate=0.3)
     sinks = X.copy()
     sinks[::1000] *= 300
@@ -358,13 +358,13 @@ def test_rows_far_from_all_others_are_told():
     with warnings.catch_warnings():
         warnings.simplefilter("error", OutlierRowsWarning)
         clean = SparseAutoencoder(8, n_epochs=1, random_state=0).fit(X)
-    # A handful of rows does not set the scale.
+    # A handful of outlying rows does not change the scale.
     assert find_scale(sinks, "spread") == pytest.approx(clean.scale_, rel=0.01)
 
 
 @pytest.mark.parametrize("rows_of_all", [np.zeros, np.ones])
 @pytest.mark.parametrize("normalization", ["spread", "mean_norm", "mean_square", None])
-def test_rows_that_are_all_equal_are_learned(rows_of_all, normalization):
+def test_equal_rows_are_learned(rows_of_all, normalization):
     X = rows_of_all((50, 4), dtype=np.float32)
     sae = SparseAutoencoder(8, normalization=normalization, n_epochs=1, random_state=0).fit(X)
     assert np.isfinite(sae.encoder_).all()
@@ -386,7 +386,7 @@ def test_activations_of_any_type_give_one_result(activations, sae, tmp_path):
             np.testing.assert_array_equal(found.transform(X).toarray(), expected.transform(values).toarray())
 
 
-def test_a_stream_is_scored_as_its_rows_are(activations, sae):
+def test_a_stream_has_the_score_of_its_rows(activations, sae):
     sae.fit(activations)
     score = sae.score(activations)
     assert sae.score(piece for piece in np.split(activations, [100, 250])) == pytest.approx(score, rel=1e-12)

@@ -31,7 +31,7 @@ def assert_same_weights(a, b):
         {"clip_norm": np.float64(1.0), "device": torch.device("cpu")},
     ],
 )
-def test_numbers_of_other_libraries_are_kept_in_files(activations, sae, tmp_path, odd):
+def test_numbers_of_numpy_and_torch_are_kept_in_files(activations, sae, tmp_path, odd):
     sae.set_params(n_epochs=1, **odd, checkpoint_path=tmp_path / "checkpoint").fit(activations)
     sae.save(tmp_path / "saved")
     assert_same_weights(SparseAutoencoder.load(tmp_path / "saved"), sae)
@@ -47,7 +47,9 @@ def test_the_history_of_a_resumed_fit_has_its_names_in_the_same_order(activation
     assert list(SparseAutoencoder.load(tmp_path / "saved").history_[0]) == list(sae.history_[0])
 
 
-def test_what_can_not_be_written_is_refused_before_the_first_step(activations, sae, tmp_path, monkeypatch):
+def test_parameters_and_paths_that_no_file_can_hold_are_refused_before_training(
+    activations, sae, tmp_path, monkeypatch
+):
     monkeypatch.setattr(_autoencoder, "start_training", None)
     for wrong, message in [
         ({"verbose": Decimal(1)}, "verbose=.*is a Decimal, which no file can hold"),
@@ -93,7 +95,7 @@ def test_save_and_load(activations, sae, tmp_path):
     assert (loaded.transform(activations) != sae.transform(activations)).nnz == 0
 
 
-def test_a_loaded_autoencoder_is_trained_on_from_its_weights(activations, sae, tmp_path):
+def test_partial_fit_after_load_starts_from_the_loaded_weights(activations, sae, tmp_path):
     sae.set_params(normalization="mean_norm").fit(activations).save(tmp_path / "sae.safetensors")
     loaded = SparseAutoencoder.load(tmp_path / "sae.safetensors").set_params(learning_rate=1e-6)
     loaded.partial_fit(activations)

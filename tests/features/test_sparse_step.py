@@ -43,7 +43,7 @@ def test_gradients_of_topk_are_those_of_automatic_differentiation():
     assert int(result.firings.sum()) == 5 * 50
 
 
-def test_reset_latents_points_dead_ones_at_what_is_missed(activations):
+def test_reset_latents_points_dead_ones_at_residuals(activations):
     parameters = random_parameters(20, 12, torch.float32)
     before = Parameters(*(p.clone() for p in parameters))
     dead = torch.zeros(20, dtype=torch.bool)

@@ -130,7 +130,7 @@ def test_stored_zeros_do_not_fire():
     np.testing.assert_allclose(statistics.table_, brute_force(codes.toarray(), 1e-5)[0], rtol=1e-13)
 
 
-def test_unsorted_and_repeated_entries_mean_what_scipy_says():
+def test_unsorted_and_repeated_entries_count_as_in_scipy():
     codes = sp.csr_array(([1.0, 2.0, -3.0, 4.0, 4.0], [2, 0, 2, 1, 0], [0, 3, 5]), shape=(2, 3))
     statistics = FeatureStatistics().fit(codes)
     table, alive = brute_force(codes.toarray(), 1e-5)
@@ -239,7 +239,7 @@ def test_lists_and_other_array_likes_are_one_matrix():
         np.testing.assert_allclose(statistics.table_, expected, rtol=1e-14)
 
 
-def test_pandas_output_has_latents_as_index_whatever_the_input():
+def test_pandas_output_is_indexed_by_latent():
     codes = sparse_codes()
     statistics = FeatureStatistics(min_firing_rate=0.05).set_output(transform="pandas")
     expected, alive = brute_force(codes, 0.05)
@@ -472,7 +472,7 @@ def codes_with_sinks(factor, n_tokens=20_000, n_sinks=20):
     return sp.csr_array(codes.multiply(scale[:, None]))
 
 
-def test_a_handful_of_rows_that_carry_the_second_moment_gets_a_warning():
+def test_outlying_rows_give_a_warning():
     codes = codes_with_sinks(300.0)
     (seen,) = warnings_of(lambda: FeatureStatistics().fit(codes))
     assert seen.category is OutlierRowsWarning
@@ -493,7 +493,7 @@ def test_heavy_tailed_and_rare_codes_get_no_warning():
         assert not warnings_of(lambda: FeatureStatistics().fit(codes))  # noqa: B023 - called at once
 
 
-def test_outliers_are_found_the_same_in_batches_streams_merged_workers_and_dense_codes():
+def test_the_warning_of_outlying_rows_does_not_depend_on_batches_or_format():
     codes = codes_with_sinks(300.0, n_tokens=2_000, n_sinks=2)
     parts = [codes[:700], codes[700:701], codes[701:]]
     merged = FeatureStatistics()

@@ -3,14 +3,17 @@ import pytest
 import torch
 
 from geofloor import SparseAutoencoder
+from geofloor._training.seeds import draw_seed
+from geofloor.features._autoencoder_settings import resolve_settings
 from geofloor.features._sparse_step import Parameters, initialize_parameters
+from geofloor.features._trainer import start_training, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # small fits warn
 WEIGHTS = ("encoder_", "encoder_bias_", "decoder_", "decoder_bias_")
 
 
 def test_training_is_the_textbook_loop(activations, sae, plain_loss):
-    """Autograd, projection, clipping, torch's Adam and normalization, step by step."""
+    """Compare with autograd, projection, clipping, torch's Adam and normalization, step by step."""
     sae.set_params(clip_norm=0.5).partial_fit(activations)  # which takes rows in order
     bias = torch.from_numpy(activations.mean(axis=0, dtype=np.float64).astype(np.float32))
     seed = np.random.RandomState(0).randint(np.iinfo(np.int32).max)
@@ -60,3 +63,22 @@ def test_a_loss_that_overflows_stops_the_fit_and_keeps_the_last_good_checkpoint(
     with pytest.raises(ValueError, match="loss became .*learning_rate=0.003"):
         sae.set_params(n_epochs=1, checkpoint_path=path, checkpoint_every=5).fit(stream)
     assert path.exists()
+
+
+def test_arrays_and_settings_are_all_that_training_needs(activations, sae):
+    settings = resolve_settings(sae, None, 12)
+    state = start_training(activations, settings, draw_seed(0), torch.device("cpu"))
+    written = []
+    train(
+        state,
+        settings,
+        np.split(activations, 6),
+        checkpoint_every=2,
+        write_checkpoint=lambda state: written.append((state.step, len(state.history))),
+    )
+    assert written == [(2, 2), (4, 4), (6, 6)]
+    sae.partial_fit(activations)
+    np.testing.assert_array_equal(state.parameters.encoder_weight.numpy(), sae.encoder_)
+    assert state.history == sae.history_
+    with pytest.raises(AttributeError):
+        settings.learning_rate = 1.0
