@@ -3,8 +3,8 @@
 python benchmarks/defaults.py
 python benchmarks/defaults.py --activations mine.npy
 
-For each data set: the share of held-out variance explained, L0, sparsity, critical width over the number of inputs,
-seconds, and the warnings. Activations of your own are fitted but for the last tenth, which is held out.
+For each data set the script prints the explained share of the held-out variance, L0, the sparsity, the critical width
+over the number of inputs, seconds, and the warnings. Of your own activations the last tenth is held out.
 """
 
 import argparse
@@ -23,7 +23,7 @@ N_HELD_OUT = 8000
 
 
 def sparse_features(n_rows, sizes, *, n_inputs=64, n_features=400, rate=0.02):
-    """Rows of features in superposition; `sizes` gives those of the features that fire."""
+    """Make rows of features in superposition; the function `sizes` draws the sizes of firing features."""
     rng = np.random.default_rng(0)
     directions = rng.normal(size=(n_features, n_inputs))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)

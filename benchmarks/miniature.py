@@ -119,7 +119,7 @@ def table_1(features, paper) -> None:
     rows = []
     for layer in LAYERS:
         importances = np.sort(features[f"table_{layer}"][:, 0].astype(np.float64))[::-1]
-        tail = power_law_tail(importances)
+        tail = power_law_tail(importances, level=0.95)
         edges = [*BANDS, len(importances)]
         logs = np.log(np.arange(1, len(importances) + 1)), np.log(importances)
         slopes = {

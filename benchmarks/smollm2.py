@@ -61,7 +61,7 @@ sae = SparseAutoencoder(
 )
 sae.fit(train)
 sae.save(options.work / "sae.safetensors")
-statistics = FeatureStatistics().fit(sae.transform(batch) for batch in train.iter_batches(8192))
+statistics = FeatureStatistics(level=0.95).fit(sae.transform(batch) for batch in train.iter_batches(8192))
 floor = FloorPredictor().fit(statistics.table_)
 widths = [36, 72, 144, 288, 432, 576]
 report = {

@@ -1,9 +1,10 @@
-"""Training steps of SparseAutoencoder beside a plain dense PyTorch loop: autograd, Adam, the same sizes.
+"""Compare training steps of SparseAutoencoder with a plain dense PyTorch loop: autograd, Adam, the same sizes.
 
 python benchmarks/sparse_autoencoder.py
 python benchmarks/sparse_autoencoder.py --device cuda
 
-On a GPU also at the paper's size, 1,024 inputs and 32,768 latents. Both sides get batches in the host's memory.
+On a GPU the comparison includes the paper's size, 1,024 inputs and 32,768 latents. Both sides get batches in the
+host's memory.
 """
 
 import argparse
@@ -17,16 +18,16 @@ from geofloor import SparseAutoencoder
 
 
 class PlainAutoencoder(nn.Module):
-    """As one would write it first."""
+    """Dense autoencoder in plain PyTorch."""
 
     def __init__(self, n_inputs, n_latents):
         super().__init__()
         self.encoder = nn.Linear(n_inputs, n_latents)
         self.decoder = nn.Linear(n_latents, n_inputs, bias=False)
         self.bias = nn.Parameter(torch.zeros(n_inputs))
-        self.normalise()
+        self.normalize()
 
-    def normalise(self):
+    def normalize(self):
         with torch.no_grad():
             self.decoder.weight /= self.decoder.weight.norm(dim=0, keepdim=True)
 
@@ -44,7 +45,7 @@ def plain_steps(model, optimizer, batches, device):
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        model.normalise()
+        model.normalize()
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -56,7 +57,7 @@ n_steps = 4
 sizes = [(128, 4096, 1024), (512, 8192, 2048), (576, 4608, 1024)]
 if device.type == "cuda":
     sizes.append((1024, 32_768, 4096))
-    n_steps = 64  # copying the weights back takes as long as several steps
+    n_steps = 64  # enough to outweigh copying the weights back, which takes as long as several steps
     print(torch.cuda.get_device_name(device))
 for n_inputs, n_latents, batch_size in sizes:
     rng = np.random.default_rng(0)
@@ -74,5 +75,5 @@ for n_inputs, n_latents, batch_size in sizes:
         repeats=5,
     )
     rate = {name: len(activations) / seconds for name, seconds in times.items()}
-    print(f"{n_inputs} inputs, {n_latents} latents, {batch_size} tokens a step: plain {rate['plain']:,.0f} tokens/s")
-    report("  tokens a second of SparseAutoencoder / plain", rate["geofloor"] / rate["plain"], 1.0, at_most=False)
+    print(f"{n_inputs} inputs, {n_latents} latents, {batch_size} tokens per step: plain {rate['plain']:,.0f} tokens/s")
+    report("  tokens per second of SparseAutoencoder / plain", rate["geofloor"] / rate["plain"], 1.0, at_most=False)

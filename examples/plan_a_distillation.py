@@ -135,7 +135,7 @@ def measure(options, train):
         verbose=1,
     ).fit(train)
     sae.save(options.output / "sae.safetensors")
-    return sae, FeatureStatistics().fit(sae.transform(batch) for batch in train.iter_batches(8192))
+    return sae, FeatureStatistics(level=0.95).fit(sae.transform(batch) for batch in train.iter_batches(8192))
 
 
 # %%

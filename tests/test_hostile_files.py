@@ -13,6 +13,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from geofloor import DistilledStudent, SparseAutoencoder
 from geofloor._training.checkpoints import sign
 from geofloor._training.devices import one_thread
+from geofloor.features import _trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*too few to learn from:sklearn.exceptions.ConvergenceWarning")
 N_VOCABULARY = 16
@@ -77,7 +78,7 @@ class Case:
             self.read = lambda: DistilledStudent.load(self.path, device="cpu")
         elif kind == "autoencoder checkpoint":
             sae.set_params(checkpoint_path=self.path)
-            stopped(lambda: sae.fit(self.X), SparseAutoencoder, "_step", 5)
+            stopped(lambda: sae.fit(self.X), _trainer, "take_step", 5)
             self.read = lambda: SparseAutoencoder(**SAE, checkpoint_path=self.path).fit(self.X)
         else:
             student.set_params(checkpoint_path=self.path, checkpoint_every=3)

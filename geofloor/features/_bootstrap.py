@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 from sklearn.base import clone
 
 from geofloor._validation import check_number, check_object, shown
-from geofloor.features._statistics import FeatureStatistics, resampled_tables
+from geofloor.features._resampling import resampled_tables
+from geofloor.features._statistics import FeatureStatistics
 from geofloor.theory import FloorPredictor
 from geofloor.theory._widths import read_widths
 

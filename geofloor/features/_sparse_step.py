@@ -1,7 +1,7 @@
-"""One training step of a sparse autoencoder, as pure functions of tensors.
+"""Codes, loss and gradients of one training step of a sparse autoencoder, as functions of tensors.
 
-`SparseAutoencoder` decides what to train on and when; what a step computes is here, so that a faster
-step can take its place.
+`geofloor.features._trainer` decides which rows a step sees and applies the gradients. A faster step, or one of another
+architecture, replaces the functions here and nothing there.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ import torch
 
 from geofloor._training.products import add_product, linear, product, zero_sum
 
-# Codes held at a time: a larger batch is worked through in pieces whose gradients add up. On a CPU they fit a cache.
+# Codes held at a time. A larger batch is cut into pieces, and their gradients are summed. On a CPU a piece fits the
+# cache.
 _CODES_AT_A_TIME = 2**25
 _CODES_AT_A_TIME_ON_CPU = 2**21
 
 
 class Parameters(NamedTuple):
-    """Weights of a sparse autoencoder, or the gradients on them.
+    """Weights of a sparse autoencoder, or their gradients.
 
     Attributes
     ----------
     encoder_weight : Tensor of shape (n_latents, n_inputs)
     encoder_bias : Tensor of shape (n_latents,)
     decoder_weight : Tensor of shape (n_latents, n_inputs)
-        Row i is the direction that latent i writes; of unit norm.
+        Directions of the latents, one per row, of unit norm.
     decoder_bias : Tensor of shape (n_inputs,)
-        Subtracted before encoding and added after decoding.
+        Bias subtracted before encoding and added after decoding.
     """
 
     encoder_weight: torch.Tensor
@@ -38,18 +39,18 @@ class Parameters(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What one batch gives.
+    """Loss terms and gradients of one batch.
 
     Attributes
     ----------
     gradients : Parameters
         Gradients of the loss.
     reconstruction : Tensor, scalar
-        Squared error, summed over inputs and averaged over the batch.
+        Squared error per row, summed over inputs and averaged over the batch.
     l1 : Tensor, scalar
-        Sum of the codes, averaged over the batch.
+        Sum of the codes per row, averaged over the batch.
     firings : Tensor of shape (n_latents,), int64
-        Rows on which each latent fired.
+        Number of rows on which each latent fired.
     """
 
     gradients: Parameters
@@ -58,11 +59,11 @@ class StepResult(NamedTuple):
     firings: torch.Tensor
 
 
-def initialise(n_latents: int, decoder_bias: torch.Tensor, generator: torch.Generator) -> Parameters:
-    """Random unit directions; the encoder reads along them, scaled so that decoding undoes it.
+def initialize_parameters(n_latents: int, decoder_bias: torch.Tensor, generator: torch.Generator) -> Parameters:
+    """Draw random unit directions for the decoder and start the encoder along them.
 
-    n_latents random directions of which half are active reconstruct n_latents / (2·n_inputs) times
-    the input, so the encoder starts that much smaller.
+    On average half of the latents are active at first. They reconstruct n_latents / (2·n_inputs) times the input.
+    The encoder is therefore scaled by the inverse of this factor, at most by 1.
     """
     n_inputs = len(decoder_bias)
     directions = torch.randn(n_latents, n_inputs, generator=generator)
@@ -72,12 +73,12 @@ def initialise(n_latents: int, decoder_bias: torch.Tensor, generator: torch.Gene
 
 
 def encode(parameters: Parameters, inputs: torch.Tensor, l0: int | None = None) -> torch.Tensor:
-    """Codes of shape (n_rows, n_latents): ReLU((x − b_dec) W_encᵀ + b_enc), of which the `l0` largest of a row stay."""
-    return _encode_centred(parameters, inputs - parameters.decoder_bias, l0)
+    """Compute codes, (n_rows, n_latents): ReLU((x − b_dec) W_encᵀ + b_enc), reduced to the `l0` largest per row."""
+    return _encode_centered(parameters, inputs - parameters.decoder_bias, l0)
 
 
-def _encode_centred(parameters: Parameters, centred: torch.Tensor, l0: int | None) -> torch.Tensor:
-    codes = linear(centred, parameters.encoder_weight, parameters.encoder_bias).relu_()
+def _encode_centered(parameters: Parameters, centered: torch.Tensor, l0: int | None) -> torch.Tensor:
+    codes = linear(centered, parameters.encoder_weight, parameters.encoder_bias).relu_()
     if l0 is None or l0 >= codes.shape[1]:
         return codes
     largest = codes.topk(l0, dim=1, sorted=False)
@@ -85,17 +86,17 @@ def _encode_centred(parameters: Parameters, centred: torch.Tensor, l0: int | Non
 
 
 def decode(parameters: Parameters, codes: torch.Tensor) -> torch.Tensor:
-    """Reconstructions of shape (n_rows, n_inputs): codes W_dec + b_dec."""
+    """Reconstruct inputs from codes, (n_rows, n_inputs): z W_dec + b_dec."""
     return product(codes, parameters.decoder_weight).add_(parameters.decoder_bias)
 
 
-def loss_and_gradients(
+def compute_gradients(
     parameters: Parameters, inputs: torch.Tensor, l1_coefficient: float, l0: int | None = None
 ) -> StepResult:
-    """Compute the loss ‖x − x̂‖² + λ Σ_j z_j, averaged over the batch, and its gradients, by hand.
+    """Compute the loss ‖x − x̂‖² + λ Σ_j z_j, averaged over the batch, and its gradients.
 
-    By hand it takes five dense products where automatic differentiation takes six: the gradient on
-    the pre-encoder bias needs only the sum of the codes' gradients over the batch.
+    Written by hand, the gradients take five dense products instead of the six of automatic differentiation, because
+    the gradient of the decoder bias needs only the sum over the batch of the gradients of the pre-activations.
     """
     n_rows, n_latents = len(inputs), len(parameters.encoder_bias)
     codes_at_a_time = _CODES_AT_A_TIME_ON_CPU if inputs.device.type == "cpu" else _CODES_AT_A_TIME
@@ -107,21 +108,21 @@ def loss_and_gradients(
     l1 = inputs.new_zeros(())
     firings = torch.zeros(n_latents, dtype=torch.int64, device=inputs.device)
     for start in range(0, n_rows, piece):
-        centred = inputs[start : start + piece] - parameters.decoder_bias
-        codes = _encode_centred(parameters, centred, l0)
-        error = product(codes, parameters.decoder_weight).sub_(centred)
+        centered = inputs[start : start + piece] - parameters.decoder_bias
+        codes = _encode_centered(parameters, centered, l0)
+        error = product(codes, parameters.decoder_weight).sub_(centered)
         reconstruction += error.square().sum()
         l1 += codes.sum()
         error *= 2.0 / n_rows
         add_product(on_decoder, codes, error)
         on_decoder_bias.add_(error.sum(dim=0))
-        # Gradient on the pre-activations: only where a code is above zero.
+        # The gradient of the pre-activations is zero where the code is.
         active = codes > 0
         firings += active.sum(dim=0)
         on_codes = product(error, parameters.decoder_weight.T, spare=codes)
         on_codes.add_(l1_coefficient / n_rows).mul_(active)
         total = on_codes.sum(dim=0)
-        add_product(on_encoder, on_codes, centred)
+        add_product(on_encoder, on_codes, centered)
         on_encoder_bias.add_(total)
         on_decoder_bias.addmv_(parameters.encoder_weight.T, total, alpha=-1.0)
     gradients = Parameters(on_encoder.contiguous(), on_encoder_bias, on_decoder.contiguous(), on_decoder_bias)
@@ -129,21 +130,13 @@ def loss_and_gradients(
 
 
 def project_decoder_gradient(parameters: Parameters, gradients: Parameters) -> None:
-    """Take out, in place, the part of the decoder's gradient that would only change norms."""
+    """Remove, in place, the component of the decoder's gradient along each direction: it only changes norms."""
     along = (gradients.decoder_weight * parameters.decoder_weight).sum(dim=1, keepdim=True)
     gradients.decoder_weight.addcmul_(parameters.decoder_weight, along, value=-1.0)
 
 
-def clip_gradients(gradients: Parameters, max_norm: float) -> None:
-    """Scale all gradients, in place, so that their joint norm is at most `max_norm`."""
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
-    factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-    for gradient in gradients:
-        gradient.mul_(factor)
-
-
-def normalise_decoder(parameters: Parameters) -> None:
-    """Bring the decoder's directions back to unit norm, in place."""
+def normalize_decoder(parameters: Parameters) -> None:
+    """Scale the decoder's directions, in place, to unit norm."""
     parameters.decoder_weight.div_(torch.linalg.vector_norm(parameters.decoder_weight, dim=1, keepdim=True))
 
 
@@ -151,27 +144,27 @@ def reset_latents(
     parameters: Parameters, moments: list[torch.Tensor], dead: torch.Tensor, inputs: torch.Tensor,
     generator: torch.Generator, l0: int | None = None,
 ) -> None:  # fmt: skip
-    """Point dead latents, in place, at inputs that the autoencoder reconstructs badly.
+    """Point dead latents, in place, at badly reconstructed inputs.
 
-    As Bricken et al. (2023): rows are drawn with probability proportional to their squared loss; a
-    latent's direction becomes the row's residual, its encoder the same at a fifth of the mean norm of
-    the living, its bias zero, and what the optimiser remembers of it is forgotten.
+    The method is that of Bricken et al. (2023). Rows are drawn with probability proportional to their squared loss.
+    The residual of a row becomes the direction of a latent and, at a fifth of the mean norm of the living latents, its
+    encoder weight. The encoder bias and the optimizer's moments of the latent become zero.
 
     Parameters
     ----------
     parameters : Parameters
-        Changed in place.
+        Weights, changed in place.
     moments : list of Tensor
-        Optimiser state of the encoder's weight and bias and of the decoder's weight: tensors whose
-        first dimension is n_latents. Changed in place.
+        Moments of the encoder's weight and bias and of the decoder's weight, each with n_latents as its first
+        dimension; changed in place.
     dead : Tensor of shape (n_latents,), bool
-        Latents to reset.
+        Mask of the latents to reset.
     inputs : Tensor of shape (n_rows, n_inputs)
-        A batch to draw from.
+        Batch to draw from.
     generator : torch.Generator
-        On the CPU.
+        Random generator on the CPU.
     l0 : int or None, default=None
-        Codes that stay per row; None for ReLU.
+        Number of codes to keep per row; None for ReLU.
     """
     indices = dead.nonzero().squeeze(1)
     if not len(indices):
@@ -181,7 +174,7 @@ def reset_latents(
     residual = inputs - decode(parameters, encode(parameters, inputs, l0))
     weights = residual.square().sum(dim=1).square().double().cpu()
     if not weights.sum() > 0:
-        return  # every row is reconstructed: there is nothing to point at
+        return  # every row is reconstructed exactly, so that no residual gives a direction
     rows = torch.multinomial(weights, len(indices), replacement=True, generator=generator).to(inputs.device)
     directions = residual[rows] / torch.linalg.vector_norm(residual[rows], dim=1, keepdim=True)
     alive = parameters.encoder_weight[~dead]

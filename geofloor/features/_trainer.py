@@ -1,0 +1,216 @@
+"""Train a sparse autoencoder: learning rate, optimizer, dead latents, history, and the time of checkpoints.
+
+The trainer knows frozen `Settings` and arrays, and neither estimators nor files. Codes, loss and gradients of a batch
+come from `geofloor.features._sparse_step`; the order of the rows comes from `geofloor._training.rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from geofloor._training.devices import keep_freed_memory, memory_advice, to_device
+from geofloor._training.progress import progress_bar
+from geofloor._training.seeds import step_generator, torch_generator
+from geofloor.features._autoencoder_settings import Settings, find_scale
+from geofloor.features._sparse_step import (
+    Parameters,
+    compute_gradients,
+    initialize_parameters,
+    normalize_decoder,
+    project_decoder_gradient,
+    reset_latents,
+)
+
+_READ_EVERY = 20  # steps between readings of the loss, because each reading waits for the device
+
+
+@dataclass
+class TrainingState:
+    """Weights, optimizer and counters of a training.
+
+    Attributes
+    ----------
+    parameters : Parameters
+        Weights, on the scale of training.
+    optimizer : torch.optim.Adam
+        Optimizer of the weights.
+    idle_tokens : Tensor of shape (n_latents,), int64
+        Number of rows since each latent fired.
+    scale : float
+        Factor on the data during training.
+    seed : int
+        Seed of the order of the rows and of resets.
+    step : int
+        Steps taken.
+    n_tokens : int
+        Rows trained on.
+    history : list of dict
+        Measurements of each step, read from the device.
+    unread : list of tuple
+        Step, rows trained on, measurements and number of reset latents of the steps since the last reading.
+    """
+
+    parameters: Parameters
+    optimizer: torch.optim.Adam
+    idle_tokens: torch.Tensor
+    scale: float
+    seed: int
+    step: int = 0
+    n_tokens: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    unread: list[tuple[int, int, torch.Tensor, int]] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.idle_tokens.device
+
+
+def start_training(sample: np.ndarray, settings: Settings, seed: int, device: torch.device) -> TrainingState:
+    """Initialize weights from a sample of the rows, (n_sampled, n_inputs), before the first step."""
+    scale = find_scale(sample, settings.normalization)
+    bias = torch.from_numpy((scale * sample.mean(axis=0, dtype=np.float64)).astype(np.float32))
+    parameters = initialize_parameters(settings.n_latents, bias, torch_generator(seed))
+    return wrap_weights(Parameters(*(each.to(device) for each in parameters)), settings, scale=scale, seed=seed)
+
+
+def wrap_weights(parameters: Parameters, settings: Settings, *, scale: float, seed: int) -> TrainingState:
+    """Wrap weights with a new optimizer and without counted steps or idle latents."""
+    idle_tokens = torch.zeros_like(parameters.encoder_bias, dtype=torch.int64)
+    return TrainingState(parameters, make_optimizer(parameters, settings), idle_tokens, scale, seed)
+
+
+def make_optimizer(parameters: Parameters, settings: Settings) -> torch.optim.Adam:
+    """Make the optimizer of the weights; `take_step` sets its learning rate."""
+    return torch.optim.Adam(list(parameters), betas=settings.betas, fused=True)
+
+
+def train(
+    state: TrainingState,
+    settings: Settings,
+    batches: Iterable[np.ndarray],
+    *,
+    checkpoint_every: int | None = None,
+    write_checkpoint: Callable[[TrainingState], None] | None = None,
+    verbose: int = 0,
+) -> None:
+    """Take a step on each batch, in place.
+
+    Parameters
+    ----------
+    state : TrainingState
+        Start of the training, changed in place.
+    settings : Settings
+        Settings of the fit.
+    batches : iterable of ndarray of shape (n_rows, n_inputs), float32
+        Batches that are left.
+    checkpoint_every : int or None, default=None
+        Steps between checkpoints; None if `write_checkpoint` is None.
+    write_checkpoint : callable or None, default=None
+        Function of the state that writes a checkpoint; its history is complete then.
+    verbose : int, default=0
+        Whether to show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If the loss becomes non-finite.
+    MemoryError
+        If a batch does not fit into memory.
+    """
+    keep_freed_memory(state.device)
+    bar = progress_bar("sparse autoencoder", total=settings.n_steps, initial=state.step, verbose=verbose)
+    with bar, memory_advice(f"lower batch_size={settings.batch_size} or the latents, {settings.n_latents}"):
+        for batch in batches:
+            take_step(state, settings, batch)
+            bar.update()
+            if write_checkpoint is not None and checkpoint_every is not None and state.step % checkpoint_every == 0:
+                read_measurements(state, settings)
+                write_checkpoint(state)
+            if state.step % _READ_EVERY == 0:
+                row = read_measurements(state, settings)
+                bar.set_postfix(loss=f"{row['loss']:.4g}", l0=f"{row['l0']:.1f}", dead=f"{row['dead']:.0%}")
+    read_measurements(state, settings)
+
+
+def take_step(state: TrainingState, settings: Settings, batch: np.ndarray) -> None:
+    """Take one step of Adam on a batch, in place, and leave its measurements on the device."""
+    parameters, optimizer = state.parameters, state.optimizer
+    inputs = to_device(batch, state.device)
+    if state.scale != 1.0:
+        inputs = inputs * state.scale
+    result = compute_gradients(parameters, inputs, settings.l1_coefficient, settings.l0)
+    project_decoder_gradient(parameters, result.gradients)
+    for parameter, gradient in zip(parameters, result.gradients, strict=True):
+        parameter.grad = gradient
+    if settings.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+    optimizer.param_groups[0]["lr"] = settings.learning_rate_at(state.step)
+    optimizer.step()
+    normalize_decoder(parameters)
+
+    state.step += 1
+    n_tokens_before = state.n_tokens
+    state.n_tokens += len(batch)
+    state.idle_tokens += len(batch)
+    state.idle_tokens.masked_fill_(result.firings > 0, 0)
+    measured = torch.stack(
+        [
+            result.reconstruction + settings.l1_coefficient * result.l1,
+            result.reconstruction,
+            result.l1,
+            result.firings.sum() / len(batch),
+            (state.idle_tokens >= settings.dead_after).float().mean(),
+        ]
+    )
+    n_reset = _reset_dead_latents(state, settings, inputs, n_tokens_before)
+    state.unread.append((state.step, state.n_tokens, measured, n_reset))
+
+
+def _reset_dead_latents(state: TrainingState, settings: Settings, inputs: torch.Tensor, n_tokens_before: int) -> int:
+    """Reset latents without firings if the step has crossed a multiple of `resample_every` rows; return how many."""
+    every, n_steps = settings.resample_every, settings.n_steps
+    if every is None or n_tokens_before // every == state.n_tokens // every:
+        return 0
+    if n_steps is not None and (n_steps - state.step) * len(inputs) < every:
+        return 0  # too few rows are left to train them
+    # A latent that fired since the last multiple has been idle for less than the distance of multiples.
+    dead = state.idle_tokens >= every
+    moments = [
+        state.optimizer.state[parameter][name]
+        for parameter in state.parameters[:3]
+        for name in ("exp_avg", "exp_avg_sq")
+    ]
+    generator = torch_generator(int(step_generator(state.seed, state.step).integers(2**31)))
+    reset_latents(state.parameters, moments, dead, inputs, generator, settings.l0)
+    state.idle_tokens[dead] = 0
+    return int(dead.sum())
+
+
+def read_measurements(state: TrainingState, settings: Settings) -> dict[str, float]:
+    """Move measurements from the device into the history, refuse a non-finite loss, and return the last row."""
+    for step, n_tokens, measured, n_resampled in state.unread:
+        loss, reconstruction, l1, l0, dead = measured.tolist()
+        if not np.isfinite(loss):
+            raise ValueError(
+                f"The loss became {loss} at step {step}; lower learning_rate={settings.learning_rate:g}, "
+                f"or set normalization (now {settings.normalization!r}) if activations are large."
+            )
+        state.history.append(
+            {
+                "step": step,
+                "n_tokens": n_tokens,
+                "loss": loss,
+                "reconstruction": reconstruction,
+                "l1": l1,
+                "l0": l0,
+                "dead": dead,
+                "n_resampled": n_resampled,
+            }
+        )
+    state.unread.clear()
+    return state.history[-1]

@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from geofloor.features import _sparse_step
+from geofloor.features._sparse_step import Parameters, compute_gradients, decode, encode, reset_latents
+
+
+def random_parameters(n_latents=40, n_inputs=9, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(n_latents, n_inputs), (n_latents,), (n_latents, n_inputs), (n_inputs,)]
+    return Parameters(*(torch.randn(*shape, generator=generator, dtype=dtype) for shape in shapes))
+
+
+@pytest.mark.parametrize("codes_at_a_time", [2**25, 7 * 40])
+def test_gradients_are_those_of_automatic_differentiation(monkeypatch, plain_loss, codes_at_a_time):
+    monkeypatch.setattr(_sparse_step, "_CODES_AT_A_TIME_ON_CPU", codes_at_a_time)  # 7 rows per piece, or all at once
+    parameters = Parameters(*(parameter.requires_grad_() for parameter in random_parameters()))
+    inputs = torch.randn(50, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    loss = plain_loss(parameters, inputs, 0.3)
+    expected = torch.autograd.grad(loss, list(parameters))
+    with torch.no_grad():
+        result = compute_gradients(parameters, inputs, 0.3)
+    torch.testing.assert_close(result.reconstruction + 0.3 * result.l1, loss.detach())
+    for gradient, reference in zip(result.gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, reference)
+    codes = encode(parameters, inputs)
+    assert torch.equal(result.firings, (codes > 0).sum(0))
+
+
+def test_gradients_of_topk_are_those_of_automatic_differentiation():
+    parameters = Parameters(*(parameter.requires_grad_() for parameter in random_parameters()))
+    inputs = torch.randn(50, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    centered = inputs - parameters.decoder_bias
+    codes = torch.relu(centered @ parameters.encoder_weight.T + parameters.encoder_bias)
+    kept = codes * (codes >= codes.sort(dim=1, descending=True).values[:, 4:5])
+    loss = (centered - kept @ parameters.decoder_weight).square().sum(1).mean()
+    expected = torch.autograd.grad(loss, list(parameters))
+    with torch.no_grad():
+        result = compute_gradients(parameters, inputs, 0.0, 5)
+        torch.testing.assert_close(encode(parameters, inputs, 5), kept.detach())
+    for gradient, reference in zip(result.gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, reference)
+    assert int(result.firings.sum()) == 5 * 50
+
+
+def test_reset_latents_points_dead_ones_at_residuals(activations):
+    parameters = random_parameters(20, 12, torch.float32)
+    before = Parameters(*(p.clone() for p in parameters))
+    dead = torch.zeros(20, dtype=torch.bool)
+    dead[[3, 7]] = True
+    moments = [torch.ones(20, 12), torch.ones(20)]
+    inputs = torch.from_numpy(activations)
+    residual = inputs - decode(before, encode(before, inputs))
+    reset_latents(parameters, moments, dead, inputs, torch.Generator().manual_seed(0))
+    cosine = torch.nn.functional.cosine_similarity(parameters.decoder_weight[3], residual)
+    assert cosine.max() > 0.9999
+    assert torch.equal(parameters.encoder_bias[dead], torch.zeros(2))
+    norms = parameters.encoder_weight.norm(dim=1)
+    torch.testing.assert_close(norms[dead], (0.2 * norms[~dead].mean()).expand(2))
+    for after, earlier in zip(parameters[:3], before[:3], strict=True):
+        assert torch.equal(after[~dead], earlier[~dead])
+    for moment in moments:
+        assert (moment[dead] == 0).all()
+        assert (moment[~dead] == 1).all()
