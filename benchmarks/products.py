@@ -1,6 +1,6 @@
 """Matrix products by oneDNN beside torch's own, which are MKL's: unembedding, its gradients, and linear layers.
 
-The library takes oneDNN's on CPUs of AMD.
+The library takes oneDNN's only under GEOFLOOR_ONEDNN=1.
 
 python benchmarks/products.py
 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/products.py    # as on a CPU without AVX-512
@@ -46,7 +46,7 @@ def layer_step(layer, rows):
 
 def main():
     print(machine())
-    products._TAKEN = True  # on any CPU
+    products.turn_on()
     keep_freed_memory(torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     normal = functools.partial(torch.randn, generator=generator)

@@ -1,42 +1,61 @@
-"""Matrix products in float32 on a CPU of AMD: by oneDNN where torch itself would take MKL.
+"""Matrix products, and a switch that takes those in float32 on a CPU from oneDNN where torch takes them from MKL.
 
-On an AMD CPU of Zen 5 MKL takes 1.3 to 3.4 times as long as oneDNN (``benchmarks/products.py``), which torch has as
-well but takes for float32 only in compiled models; on Intel's, MKL is the faster one for most products. There, on
-accelerators, in other precisions and for small products all is as torch does it, as it is with
-``torch.backends.mkldnn.flags(enabled=False)``.
+Set the environment variable ``GEOFLOOR_ONEDNN=1`` before geofloor is imported to turn it on; by default every product
+is torch's own. On an AMD CPU of Zen 5, MKL takes 1.3 to 3.4 times as long as oneDNN (measured:
+``benchmarks/products.py``); on Intel's CPUs, MKL is faster for most products. torch has no public switch for this, so
+that the code below calls a private function of it. Products on accelerators, in other precisions, of few numbers, or
+under ``torch.backends.mkldnn.flags(enabled=False)`` stay torch's own.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+_SWITCH = "GEOFLOOR_ONEDNN"
 _WORTH = 2**24  # multiplications; with fewer, oneDNN's own overhead is no less than what it saves
 _CACHED = 2**22  # numbers of a sum that still fits a cache
 _PLAIN = (torch.Tensor, torch.nn.Parameter)  # and no subclass, which may be anything
-# It has no public name. Without it, or MKL, products are torch's own.
-_LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkl.is_available() else None
+_LINEAR: Any = None  # oneDNN's function, once it is turned on
 
 
-def _is_amd() -> bool:
-    """By the CPU's name, where torch tells it, and not by a trial: one machine is to give the same bits each time."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return "AMD" in capabilities.get("cpu_name", "")
+def turn_on() -> None:
+    """Take products from oneDNN from now on.
+
+    Raises
+    ------
+    RuntimeError
+        If this torch is built without MKL or without oneDNN, so that there is nothing to choose.
+    """
+    from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+    global _LINEAR  # noqa: PLW0603 - the switch
+    found = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if found is None or not torch.backends.mkl.is_available():
+        raise RuntimeError(f"{_SWITCH}=1 needs a torch with both MKL and oneDNN; unset it.")
+    if found not in flop_registry:  # so that torch's counter of operations knows this function
+        register_flop_formula(found)(lambda rows, weight, *_, **__: 2 * math.prod(rows) * weight[0])
+    _LINEAR = found
 
 
-_TAKEN = _LINEAR is not None and _is_amd()
+def read_switch() -> None:
+    """Turn oneDNN on if the environment asks for it.
 
-if _LINEAR is not None and _LINEAR not in flop_registry:
-
-    @register_flop_formula(_LINEAR)
-    def _operations(rows: Any, weight: Any, *others: Any, **keywords: Any) -> int:
-        """Floating-point operations, for torch's own counter, which does not know this function."""
-        return 2 * math.prod(rows) * weight[0]
+    Raises
+    ------
+    ValueError
+        If the variable is neither 0 nor 1.
+    """
+    value = os.environ.get(_SWITCH, "0")
+    if value not in {"0", "1"}:
+        raise ValueError(f"{_SWITCH}={value!r} must be 0 or 1.")
+    if value == "1":
+        turn_on()
 
 
 def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -54,9 +73,9 @@ def product(left: torch.Tensor, right: torch.Tensor, spare: torch.Tensor | None 
 
 
 def zero_sum(like: torch.Tensor) -> torch.Tensor:
-    """Zeros (m, n) to which `add_product` adds fastest: tall ones by columns, since oneDNN writes wide results well."""
+    """Make zeros (m, n) for `add_product`: tall ones by columns under oneDNN, because it writes wide results faster."""
     m, n = like.shape
-    if _TAKEN and like.device.type == "cpu" and n < m and m * n <= _CACHED:
+    if _LINEAR is not None and like.device.type == "cpu" and n < m and m * n <= _CACHED:
         return torch.zeros((n, m), dtype=like.dtype).T
     return torch.zeros_like(like)
 
@@ -72,23 +91,25 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) ->
 
 
 def largest_matrix(module: torch.nn.Module) -> int:
-    """Numbers in the largest matrix of a module but for its embeddings: multiplications a row."""
+    """Count the numbers in the largest matrix of a module, embeddings aside: its multiplications per row."""
     embeddings = {id(part.weight) for part in module.modules() if isinstance(part, torch.nn.Embedding)}
     sizes = (each.numel() for each in module.parameters() if each.ndim == 2 and id(each) not in embeddings)
     return max(sizes, default=0)
 
 
 def faster_linear(n_rows: int, largest: int, device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which linear layers are computed as `linear` is, forward and backward.
+    """Return a context that computes linear layers as `linear` does, forward and backward.
 
-    Nothing happens on other devices than CPUs, nor where none of them is worth it for that many rows: looking at
-    every function takes time, too.
+    It does nothing unless oneDNN is on, the device is a CPU and the largest layer is worth it for that many rows:
+    looking at every function takes time, too.
     """
-    worth_it = _TAKEN and device.type == "cpu" and n_rows * largest >= _WORTH
+    worth_it = _LINEAR is not None and device.type == "cpu" and n_rows * largest >= _WORTH
     return _FasterLinear() if worth_it else nullcontext()
 
 
 class _FasterLinear(TorchFunctionMode):
+    """Replace torch's linear layers by `_Linear` where oneDNN takes them."""
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not kwargs:
             if func is torch.nn.functional.linear and _by_onednn(*args):
@@ -99,6 +120,8 @@ class _FasterLinear(TorchFunctionMode):
 
 
 class _Linear(torch.autograd.Function):
+    """A linear layer by oneDNN, with its gradients."""
+
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(rows, weight)
@@ -126,13 +149,13 @@ def _onednn(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
 
 
 def _is_recorded(*tensors: torch.Tensor | None) -> bool:
-    """Whether a gradient is to flow, of which oneDNN's function knows nothing."""
+    """Return whether autograd records these tensors; oneDNN's function has no gradient of its own."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _by_onednn(*tensors: torch.Tensor | None) -> bool:
-    """Whether oneDNN is to multiply rows (..., d) by a weight (n, d), with or without a bias."""
-    if not (_TAKEN and torch.backends.mkldnn.enabled) or torch.is_autocast_enabled("cpu"):
+    """Return whether oneDNN multiplies rows (..., d) by a weight (n, d), with or without a bias."""
+    if _LINEAR is None or not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu"):
         return False
     present = [tensor for tensor in tensors if tensor is not None]
     rows, weight = present[:2]
@@ -143,3 +166,6 @@ def _by_onednn(*tensors: torch.Tensor | None) -> bool:
         and all(each.layout == torch.strided and type(each) in _PLAIN for each in present)
         and not torch.compiler.is_compiling()
     )
+
+
+read_switch()

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
@@ -18,20 +22,31 @@ needs_onednn = pytest.mark.skipif(
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Shapes that oneDNN got, which has the products of any CPU for the time."""
-    monkeypatch.setattr(products, "_TAKEN", products._LINEAR is not None)
+    """Shapes of the rows that oneDNN got, which is turned on for the time."""
+    monkeypatch.setattr(products, "_LINEAR", None)  # so that it is off again afterwards
+    products.turn_on()
     seen = []
     onednn = products._onednn
     monkeypatch.setattr(products, "_onednn", lambda *args: seen.append(args[0].shape) or onednn(*args))
     return seen
 
 
-@pytest.mark.parametrize(("name", "is_amd"), [("AMD EPYC", True), ("Intel Xeon", False), (None, False)])
-def test_the_cpu_is_known_by_its_name(name, is_amd, monkeypatch):
-    monkeypatch.setattr(
-        torch.cpu, "get_capabilities", lambda: {} if name is None else {"cpu_name": name}, raising=False
-    )
-    assert products._is_amd() == is_amd
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(None, "off"), ("0", "off"), pytest.param("1", "on", marks=needs_onednn), ("yes", "must be 0 or 1")],
+)
+def test_the_environment_turns_it_on(value, expected):
+    code = """
+import torch
+from torch.utils.flop_counter import flop_registry
+n = len(flop_registry)
+from geofloor._training import products
+print("off" if products._LINEAR is None and len(flop_registry) == n else "on")
+"""
+    environment = {name: text for name, text in os.environ.items() if name != "GEOFLOOR_ONEDNN"}
+    environment |= {} if value is None else {"GEOFLOOR_ONEDNN": value}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert expected in ran.stdout + ran.stderr
 
 
 def normal(*shape, requires_grad=False):
