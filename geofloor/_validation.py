@@ -1,8 +1,8 @@
 """Argument checks: the one way in for numbers, arrays, choices and objects.
 
 Every check names the argument, the value and a remedy. Nothing here imports torch: a tensor is
-recognised only where its library is loaded already. What the checks return is plain: Python numbers
-and NumPy arrays that share no memory with the caller's unless said.
+recognized only where its library is already loaded. Checks return Python numbers and NumPy arrays, which share no
+memory with those of the caller unless stated.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy as np
 
 _SHOWN = 60  # characters of a value in a message
 _LARGEST = int(np.finfo(np.float64).max)
-_INNER = ("geofloor", "sklearn", "joblib", "functools", "contextlib")  # packages whose own lines no user wrote
+_INNER = ("geofloor", "sklearn", "joblib", "functools", "contextlib")  # packages of other authors than the user
 
 
 def shown(value: Any) -> str:
     """Return the start of a value's repr on one line, for a message."""
     try:
         text = repr(value)
-    except Exception:  # a foreign repr may raise anything, and the message must still be made
+    except Exception:  # a foreign repr may raise anything
         text = f"<{type(value).__name__}>"
     text = " ".join(text.split()) if "\n" in text else text
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
@@ -42,12 +42,12 @@ def check_number(
     open_low: bool = False,
     open_high: bool = False,
 ) -> Any:
-    """Return a finite number of an interval as a plain ``int`` or ``float``.
+    """Return a finite number in an interval as a plain ``int`` or ``float``.
 
     Parameters
     ----------
     name : str
-        What the caller's user knows the argument by.
+        Name of the argument, for messages.
     value : Any
         The number: Python's or NumPy's, or an array or tensor without dimensions.
     low, high : float
@@ -149,7 +149,7 @@ def check_path(name: str, value: Any) -> Path:
 
 
 def check_iterable(name: str, value: Any, remedy: str) -> Any:
-    """Return `value` if it can be iterated over; arrays without dimensions only look as if they could.
+    """Return `value` if it is iterable; refuse arrays without dimensions.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def check_iterable(name: str, value: Any, remedy: str) -> Any:
 
 
 def plain_array(values: Any, name: str) -> Any:
-    """Turn tensors into arrays, and refuse what NumPy or scikit-learn would misread.
+    """Turn tensors into arrays, and refuse input misread by NumPy or scikit-learn.
 
     Arrays, lists, Series and DataFrames come back as they are, for `sklearn.utils.check_array` or
     `check_array_of_numbers` to read. Tensors are read whatever their dtype, device and gradient;
@@ -227,7 +227,7 @@ def _check_dtype(dtype: np.dtype, name: str) -> None:
 
 
 def check_numeric(values: Any, name: str) -> Any:
-    """Return what `plain_array` does, for scikit-learn's `validate_data` to read as numbers.
+    """Apply `plain_array`, and refuse non-numbers accepted by scikit-learn's `validate_data`.
 
     scikit-learn reads ``"3"`` as 3 and None in a target as NaN, and names no argument where an integer
     is beyond float64. Other faults, such as NaN or a wrong shape, are left to it.
@@ -274,7 +274,7 @@ def check_array_of_numbers(
     values : array-like
         Numbers: an array, list, Series, column of a DataFrame or tensor.
     name : str
-        What the caller's user knows the argument by.
+        Name of the argument, for messages.
     ndim : int or None, default=1
         Dimensions asked for; None takes any.
     low, high : float
@@ -309,7 +309,7 @@ def check_array_of_numbers(
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{name}={shown(values)} holds what float64 can't: {error}; give finite numbers.") from error
     with np.errstate(over="ignore", invalid="ignore"):
-        total = numbers_.sum()  # finite only if all are, in one pass without memory of its own
+        total = numbers_.sum()  # finite only if all numbers are; one pass, no copy
     if not np.isfinite(total) and not np.isfinite(numbers_).all():
         what = "NaN" if np.isnan(numbers_).any() else "infinity"
         raise ValueError(f"{name} contains {what}; drop or replace values that are not finite.")
@@ -331,10 +331,10 @@ def check_array_of_numbers(
 
 
 def check_csr(matrix: Any, name: str) -> None:
-    """Refuse a sparse matrix whose indices point outside it, which compiled code would follow.
+    """Refuse a sparse matrix with indices out of range, because compiled code would follow them.
 
-    SciPy and scikit-learn read and write there without a look, which ends the interpreter, sooner or later.
-    Everything that isn't a SciPy matrix in CSR, CSC, BSR or COO format passes.
+    SciPy and scikit-learn do not check them, and sooner or later crash the interpreter. Everything passes except SciPy
+    matrices in CSR, CSC, BSR or COO format.
 
     Raises
     ------
@@ -373,7 +373,7 @@ def _check_places(places: np.ndarray, length: int, what: str, remedy: str) -> No
 
 
 def warn_caller(message: str, category: type[Warning]) -> None:
-    """Warn at the line of the user's that led here: the nearest one outside geofloor, scikit-learn and joblib.
+    """Warn at the user's line: the nearest one outside geofloor, scikit-learn and joblib.
 
     Parameters
     ----------
@@ -389,7 +389,7 @@ def warn_caller(message: str, category: type[Warning]) -> None:
 
 
 def is_stream(X: Any) -> bool:
-    """Whether `X` is an iterable of two-dimensional batches, and not itself an array of rows."""
+    """Return whether `X` is an iterable of two-dimensional batches, not an array of rows."""
     if isinstance(X, list | tuple):
         return len(X) > 0 and getattr(X[0], "ndim", 0) == 2
     is_array = hasattr(X, "__array__") or hasattr(X, "shape") or isinstance(X, str | bytes | Mapping | Set)

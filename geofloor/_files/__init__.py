@@ -1,1 +1,1 @@
-"""Files that outlive a process: atomic writes, one writer at a time, and nothing read before it is checked."""
+"""Files that outlive a process: written atomically by one writer at a time, and checked when read."""

@@ -1,4 +1,4 @@
-"""Write files atomically: a reader sees the previous file or the whole new one, whatever kills the writer."""
+"""Write files atomically: a reader sees the previous file or the whole new one, even if the writer is killed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,10 @@ from geofloor._validation import check_path
 if sys.platform != "win32":
     import fcntl
 
-_UMASK = os.umask(0)  # it can only be read by setting it
-os.umask(_UMASK)
-
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Any:
-    """Yield a path in a temporary folder beside `path`; on success it replaces `path`, on failure it goes.
+    """Yield a path in a temporary folder beside `path`; on success replace `path` by it, on failure remove it.
 
     Raises
     ------
@@ -39,7 +36,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Any:
         with _temporary_folder(path) as folder:
             temporary = folder / path.name
             yield temporary
-            temporary.chmod(0o666 & ~_UMASK)  # a private temporary file becomes an ordinary one
+            temporary.chmod(_ordinary_mode(folder))  # safetensors makes private files
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -51,15 +48,24 @@ def atomic_path(path: str | os.PathLike[str]) -> Any:
                 os.close(directory)
     except OSError as error:
         if error.filename is not None and not os.fspath(error.filename).startswith(f"{path.parent / '.'}{path.name}."):
-            raise  # it names another file
+            raise  # the error names another file
         raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
+
+
+def _ordinary_mode(folder: Path) -> int:
+    """Return the mode of new files; the umask itself can only be read by setting it, in all threads."""
+    handle = os.open(folder / ".mode", os.O_CREAT | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager
 def _temporary_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path`, locked while this process works on it; remove what killed ones left.
+    """Yield a new locked folder beside `path`, after removing the folders of killed processes.
 
-    A folder, since safetensors writes a temporary file of its own beside the one it was given.
+    It is a folder because safetensors writes a temporary file of its own beside the given one.
     """
     remove_left_behind(path)
     handle, folder = _locked_folder(path)
@@ -86,10 +92,10 @@ def _locked_folder(path: Path) -> tuple[int | None, Path]:
 
 
 def remove_left_behind(path: Path) -> None:
-    """Remove temporary folders beside `path` whose writers were killed, so that nobody holds their locks.
+    """Remove temporary folders of killed writers beside `path`, recognized by their free locks.
 
-    Each new `atomic_path` does so. Call it for a file that is only read once it is there: its writer may have been
-    killed just after the file got its name.
+    `atomic_path` does so before it writes. Call this for a finished file: its writer may have been killed just after
+    the file got its name.
     """
     if sys.platform == "win32":
         return
@@ -105,19 +111,19 @@ def remove_left_behind(path: Path) -> None:
 
 
 def check_writable(name: str, path: str | os.PathLike[str] | None) -> None:
-    """Refuse, before any work, a path that no file can be written to; try it with an empty file in a folder beside it.
+    """Refuse an unwritable path before any work, by writing an empty file beside it.
 
     Parameters
     ----------
     name : str
         The argument.
     path : str, path or None
-        None is fine.
+        The path; None passes.
 
     Raises
     ------
     ValueError
-        If it is a folder or can't be written.
+        If the path is a folder or can't be written.
     """
     if path is None:
         return
@@ -139,7 +145,7 @@ def check_writable(name: str, path: str | os.PathLike[str] | None) -> None:
 
 
 def read_json(text: str, path: str | os.PathLike[str]) -> Any:
-    """Parse JSON whose numbers are all finite.
+    """Parse JSON with finite numbers only.
 
     Raises
     ------

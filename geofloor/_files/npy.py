@@ -1,4 +1,4 @@
-"""Map ``.npy`` files whose content was checked."""
+"""Map ``.npy`` files after checking their content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 _BYTES_AT_ONCE = 2**24
 
 
-_SETTLED = 2 * 10**9  # nanoseconds after which a file that changes has another time of change on any file system
+_SETTLED = 2 * 10**9  # nanoseconds: the coarsest clock of a file system
 
 
 _HEADER = re.compile(
@@ -29,16 +29,13 @@ _HEADER = re.compile(
 _verified: dict[str, tuple[tuple[int, ...], str]] = {}
 
 
-# One writer
-
-
 def leaves_folder(path: Path) -> bool:
-    """Whether a file is a link to one in another folder."""
+    """Return whether a file is a link into another folder."""
     return os.path.dirname(os.path.realpath(path)) != os.path.realpath(path.parent)
 
 
 def npy_header(shape: tuple[int, int], dtype: np.dtype) -> bytes:
-    """NumPy's header, which it pads so that its size is the same whatever the number of rows."""
+    """Return the header of a ``.npy`` file; NumPy pads it to one size for any number of rows."""
     header = io.BytesIO()
     description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, description)
@@ -61,19 +58,19 @@ def map_npy(
     Parameters
     ----------
     path : Path
-        The file; it must lie in its folder, and be no link to one elsewhere.
+        The file; a link into another folder is refused.
     shape, dtype : tuple of (int, int), numpy.dtype
-        What it must hold.
+        Expected content.
     sha256 : str
-        Of the values, without the header.
+        Expected SHA-256 of the values, without the header.
     refused : callable
-        Makes an error out of a reason.
+        Returns an error for a reason.
     again : bool, default=False
-        Whether to read a file that this process has read already.
+        Whether to read the file even if this process has read it already.
     """
     if leaves_folder(path):
         raise refused("is a link to a file in another folder")
-    with open(path, "rb") as stream:  # one open file throughout, so that what is mapped is what was read
+    with open(path, "rb") as stream:  # one open file throughout: the bytes mapped are the bytes checked
         header = _HEADER.match(stream.read(512))
         if header is None or header.end() != 10 + int.from_bytes(header["size"], "little"):
             raise refused("is damaged: it has no header of a .npy file of two dimensions")
@@ -98,13 +95,13 @@ def _digest_once(path: Path, stream: BinaryIO, start: int, again: bool) -> str:
     computed = hashlib.sha256()
     update_digest(computed, stream, start, status.st_size)
     digest = computed.hexdigest()
-    if time.time_ns() - status.st_mtime_ns > _SETTLED:  # else it may change once more within one tick of the clock
+    if time.time_ns() - status.st_mtime_ns > _SETTLED:  # else it may change again within one tick of the clock
         _verified[key] = (identity, digest)
     return digest
 
 
 def update_digest(digest: Any, stream: BinaryIO, start: int, stop: int) -> None:
-    """Add the bytes from `start` to `stop` of a file to a digest; the file is at `stop` afterwards."""
+    """Add the bytes from `start` to `stop` of a file to a digest, and leave the file at `stop`."""
     stream.seek(start)
     while start < stop:
         piece = stream.read(min(stop - start, _BYTES_AT_ONCE))

@@ -1,6 +1,6 @@
-"""What the files of geofloor must hold: fields and tensors, declared for each kind of file and checked when it is read.
+"""Declare the fields of each kind of file, and check them on reading.
 
-A checksum tells accidents only, since anybody can make one. Nothing that a file says is used before these checks.
+A checksum detects accidents only, because anybody can compute one. No entry of a file is used before these checks.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-Field = Callable[[str, Any], Any]  # returns a value of JSON under a name if it is allowed; raises ValueError otherwise
+Field = Callable[[str, Any], Any]  # takes a name and a JSON value; returns the value or raises ValueError
 _LARGEST = sys.float_info.max
 
 
 @contextlib.contextmanager
 def refusing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Name the file in what the checks of its content raise."""
+    """Name the file in errors about its content."""
     try:
         yield
     except ValueError as error:
@@ -26,7 +26,7 @@ def refusing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def number(low: float = -_LARGEST, high: float = _LARGEST, *, whole: bool = False, open_low: bool = False) -> Field:
-    """Allow a finite number of an interval; a whole one fits into 64 bits."""
+    """Allow a finite number in an interval; whole numbers have at most 64 bits."""
     if whole:
         high = min(high, 2**63 - 1)
 
@@ -80,7 +80,7 @@ def mapping(name: str, value: Any) -> dict[str, Any]:
 
 
 def plain(name: str, value: Any) -> Any:
-    """Allow a parameter of an estimator: null, truth, number, text, or a list of these, which becomes a tuple."""
+    """Allow a parameter of an estimator: null, truth value, number, text, or a list of these, returned as a tuple."""
     if isinstance(value, list) and not any(isinstance(each, list | dict) for each in value):
         return tuple(value)
     if isinstance(value, list | dict):
@@ -89,12 +89,12 @@ def plain(name: str, value: Any) -> Any:
 
 
 def optional(field: Field) -> Field:
-    """Allow null and what `field` allows."""
+    """Allow null, and all that `field` allows."""
     return lambda name, value: None if value is None else field(name, value)
 
 
 def fields(**expected: Field) -> Field:
-    """Allow a mapping with exactly these names, and put it in their order."""
+    """Allow a mapping with exactly these names; return it in their order."""
 
     def check(name: str, value: Any) -> dict[str, Any]:
         if mapping(name, value).keys() != expected.keys():
@@ -106,7 +106,7 @@ def fields(**expected: Field) -> Field:
 
 
 def table(**expected: Field) -> Field:
-    """Allow a list of mappings of exactly these names, whose ``step`` grows."""
+    """Allow a list of mappings with exactly these names and growing ``step``."""
     row = fields(**expected)
 
     def check(name: str, value: Any) -> list[dict[str, Any]]:

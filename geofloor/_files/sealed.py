@@ -1,7 +1,7 @@
-"""Files that outlive a process: one writer at a time, and nothing is read before it is checked.
+"""Locks for one writer at a time, and JSON with its own checksum.
 
-JSON carries the checksum of its own content, and arrays have theirs in such JSON. A checksum tells accidents and
-not intent, so each entry is checked as well. Every refusal is a ValueError that names the file.
+The checksums of arrays stand in such JSON. A checksum detects accidents only, so that each entry is checked as well.
+Every refusal is a ValueError with the name of the file.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _CHECKSUM = "checksum"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks
 
 
 @contextlib.contextmanager
 def only_writer(path: Path) -> Iterator[None]:
-    """Wait until no other process or thread writes to `path`, and keep them waiting meanwhile.
+    """Lock `path` against other processes and threads, after waiting for them.
 
-    The lock is a file beside `path` that goes when the writer is done. The system releases the lock of a killed
-    process; its empty file stays, and the next writer takes it over.
+    The lock is a file beside `path`, removed when the writer is done. The system releases the lock of a killed
+    process; its empty file stays until the next writer takes it over.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = _lock_of(path)
@@ -45,12 +45,12 @@ def only_writer(path: Path) -> Iterator[None]:
     finally:
         if lock is not None and fcntl is not None:
             name.unlink(missing_ok=True)
-            fcntl.flock(lock, fcntl.LOCK_UN)  # closing would not do while a forked child has the file open
+            fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough while a forked child has the file open
             os.close(lock)
 
 
 def lock_left(path: Path) -> bool:
-    """Return whether a writer's lock is beside `path` and can be removed, for a killed one may have left it."""
+    """Return whether a lock is beside `path`, perhaps of a killed writer, in a writable folder."""
     return _lock_of(path).exists() and os.access(path.parent, os.W_OK)
 
 
@@ -61,7 +61,7 @@ def _lock_of(path: Path) -> Path:
 def _locked(name: Path) -> int | None:
     if fcntl is None:
         return None
-    told = int(os.environ.get("WORLD_SIZE") or 1) > 1  # processes started together expect to wait
+    told = int(os.environ.get("WORLD_SIZE") or 1) > 1  # processes started together wait without a warning
     while True:
         lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
@@ -73,7 +73,7 @@ def _locked(name: Path) -> int | None:
                     told = True
                 fcntl.flock(lock, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(lock), os.stat(name)):  # and not one that its owner has removed
+                if os.path.samestat(os.fstat(lock), os.stat(name)):  # unless its owner has removed it
                     return lock
         except OSError as error:
             os.close(lock)
@@ -102,25 +102,25 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
 def read_sealed(
     path: Path, *, what: str, kind: str, version: int, entries: Mapping[str, Field], remedy: str
 ) -> dict[str, Any]:
-    """Read what `write_sealed` wrote, after checking all of it.
+    """Read a file of `write_sealed`, and check all of it.
 
     Parameters
     ----------
     path : Path
         The file.
     what : str
-        What messages call it.
+        Name of the kind of file, for messages.
     kind, version : str, int
-        Its entries ``format`` and ``version``.
+        Expected entries ``format`` and ``version``.
     entries : mapping of str to Field
-        The others, none of which may be missing or be added.
+        Checks of all other entries.
     remedy : str
-        What to do about a file that is refused.
+        Remedy for a refused file, for messages.
 
     Raises
     ------
     ValueError
-        If the file is no such JSON, was altered, is of another version, or an entry is not allowed.
+        If the file is no such JSON, was altered, has another version, or holds a forbidden entry.
     """
 
     def refused(reason: str) -> ValueError:

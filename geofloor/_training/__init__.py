@@ -1,4 +1,4 @@
-"""What every training loop shares: devices, seeds, schedules, checkpoints and progress.
+"""Devices, seeds, schedules, checkpoints and progress: the parts shared by all training loops.
 
-No estimator lives here, and nothing here knows what is being trained.
+No estimator lives here, and nothing here knows its model.
 """

@@ -1,8 +1,8 @@
 """Tensors and JSON in one safetensors file, written atomically and verified when read.
 
-A reader sees either the previous file or the whole new one, whatever kills the writer. A file that was
-truncated, altered or made by something else is refused by name. Loading runs no code, and the same
-content gives the same bytes. What the content must be, each kind of file declares: see `schema`.
+A reader sees either the previous file or the whole new one, even if the writer is killed. Truncated, altered and
+foreign files are refused by name. Loading runs no code, and the same content gives the same bytes. Each kind of file
+declares its content: see `geofloor._files.schema`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from geofloor._training.muon import Muon
 from geofloor._validation import check_path
 
 _HEADER = "geofloor"
-Shape = tuple[int | str, ...]  # a name stands for a size that is the same wherever it is named
-_LARGEST_NUMBER = 2.0**63  # in tensors: float32 can square what is below
-_VERSION = 1  # of the layout of a file
+Shape = tuple[int | str, ...]  # a name stands for one size, the same in all tensors
+_LARGEST_NUMBER = 2.0**63  # float32 can square numbers below it
+_VERSION = 1  # of the file layout
 _SIGNED = re.compile(r'\{"sha256": "([0-9a-f]{64})", ')
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], content: str) -> str:
-    """SHA-256 of the metadata and of every tensor's name, type, shape and bytes."""
+    """Return the SHA-256 of the metadata and of every tensor's name, type, shape and bytes."""
     digest = hashlib.sha256(content.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -68,14 +68,14 @@ def write_tensors(
 
 
 def _plain(value: Any) -> Any:
-    """A number of NumPy's as Python's."""
+    """Convert a NumPy number to Python's."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{value!r:.60} is a {type(value).__name__}, which JSON can't hold")
 
 
 def sign(tensors: Mapping[str, torch.Tensor], content: str) -> dict[str, str]:
-    """Put a checksum in front of a JSON object: one entry, since safetensors writes several in random order."""
+    """Put a checksum in front of a JSON object, in one entry, because safetensors writes several in random order."""
     return {_HEADER: f'{{"sha256": "{_digest(tensors, content)}", {content[1:]}'}
 
 
@@ -83,7 +83,7 @@ def sign(tensors: Mapping[str, torch.Tensor], content: str) -> dict[str, str]:
 
 
 def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what `write_tensors` wrote.
+    """Read a file of `write_tensors`.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def steps_done(path: str | os.PathLike[str], *, kind: str) -> int:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer") -> dict[str, torch.Tensor]:
-    """The state of a torch optimiser as named tensors: ``<prefix>.<parameter index>.<name>``."""
+    """Return the state of a torch optimizer as named tensors: ``<prefix>.<parameter index>.<name>``."""
     return {
         f"{prefix}.{index}.{name}": torch.as_tensor(value)
         for index, state in optimizer.state_dict()["state"].items()
@@ -153,7 +153,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer
 def expected_optimizer_tensors(
     optimizer: torch.optim.Optimizer, prefix: str = "optimizer"
 ) -> dict[str, tuple[torch.dtype, tuple[int | str, ...]]]:
-    """Types and shapes of what `optimizer_tensors` gives of an Adam or a Muon that has taken a step."""
+    """Return the types and shapes of `optimizer_tensors` for an Adam or a Muon after its first step."""
     names = ("momentum",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     return {
@@ -166,7 +166,7 @@ def expected_optimizer_tensors(
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], prefix: str = "optimizer"
 ) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Restore the state of an optimizer from `optimizer_tensors`."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith(f"{prefix}."):
@@ -176,12 +176,12 @@ def load_optimizer_tensors(
 
 
 def check_optimizer_tensors(tensors: Mapping[str, torch.Tensor], step: int, prefix: str = "optimizer") -> None:
-    """Refuse the state of an Adam that has not taken `step` steps, or whose second moments are negative.
+    """Refuse an Adam state after another number of steps, or with negative second moments.
 
     Raises
     ------
     ValueError
-        If it is such a state.
+        If the state is refused.
     """
     for name, tensor in tensors.items():
         if name.startswith(f"{prefix}."):
@@ -194,12 +194,12 @@ def check_optimizer_tensors(tensors: Mapping[str, torch.Tensor], step: int, pref
 def check_tensors(
     tensors: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[torch.dtype, Shape]]
 ) -> dict[str, int]:
-    """Check names, types, shapes and finiteness of tensors; return the sizes that shapes name.
+    """Check names, types, shapes and finiteness of tensors; return the named sizes of the shapes.
 
     Raises
     ------
     ValueError
-        If they are not those that are expected.
+        If one of them differs from `expected`.
     """
     if tensors.keys() != expected.keys():
         unknown, missing = sorted(tensors.keys() - expected.keys()), sorted(expected.keys() - tensors.keys())

@@ -1,4 +1,4 @@
-"""Which device a loop runs on, with how many threads, and what becomes of the memory that its steps free."""
+"""Devices, threads and memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from geofloor._validation import shown
 
 # Devices raise RuntimeErrors: CUDA's and MPS', cuBLAS', the CPU allocator's.
 _NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "you tried to allocate")
-_LARGEST_BLOCK = 2**25 - 2**12  # bytes; what glibc adds to it included, the most that raises its thresholds
+_LARGEST_BLOCK = 2**25 - 2**12  # bytes: the largest that raises glibc's thresholds, its own header included
 
 
 def resolve_device(device: str = "auto") -> torch.device:
@@ -21,7 +21,7 @@ def resolve_device(device: str = "auto") -> torch.device:
     Raises
     ------
     ValueError
-        If the name is no device, or names one that this machine does not have.
+        If the name is no device, or this machine has no such device.
     """
     if not isinstance(device, str | torch.device):
         raise ValueError(f"device={shown(device)} must be 'auto', 'cpu', 'cuda', 'cuda:<index>' or 'mps'.")
@@ -48,7 +48,7 @@ def resolve_device(device: str = "auto") -> torch.device:
 
 
 def to_device(batch: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A batch on the device; on a GPU by way of pinned memory, so that the next one is prepared meanwhile."""
+    """Copy a batch to a device; to a GPU through pinned memory, so that the copy overlaps with computing."""
     tensor = torch.from_numpy(batch if batch.flags.writeable else batch.copy())  # torch warns of read-only memory
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -56,11 +56,11 @@ def to_device(batch: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Let the C library keep what a step on a CPU frees for the next one.
+    """Let glibc keep up to 64 MiB of freed memory, for the whole process, so that the next step reuses it.
 
-    glibc gives freed memory back to the system, and the next step takes it again page by page, which takes
-    time. It stops, for up to 64 MiB, once a block of its largest threshold has been freed, unless
-    the environment sets its thresholds. Other C libraries don't mind, and no page of the block is ever touched.
+    By default glibc returns freed memory to the system, and the next step faults it in again page by page. Freeing
+    one block of its largest threshold raises the threshold, unless the environment sets it
+    (``MALLOC_TRIM_THRESHOLD_``). The pages of the block are never touched; other C libraries ignore it.
     """
     if device.type == "cpu":
         torch.empty(_LARGEST_BLOCK, dtype=torch.uint8)
@@ -68,12 +68,12 @@ def keep_freed_memory(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def memory_advice(remedy: str) -> Iterator[None]:
-    """Turn an out-of-memory error of torch or NumPy, on any device, into a `MemoryError` that says what to do.
+    """Turn an out-of-memory error of torch or NumPy, on any device, into a `MemoryError` with a remedy.
 
     Parameters
     ----------
     remedy : str
-        What to change, such as ``f"lower batch_size={self.batch_size}"``. An inner context's advice comes through.
+        The change to make, such as ``f"lower batch_size={self.batch_size}"``. An inner context's advice comes through.
     """
     try:
         yield
@@ -88,7 +88,7 @@ def memory_advice(remedy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread of this process: for work on small arrays, where more of them only wait."""
+    """Let torch use one thread in this process, because on small arrays more threads only wait."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Muon: momentum steps whose matrices are made orthogonal, those of one shape together."""
+"""Muon: momentum steps with orthogonalized matrices, batched by shape."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import Any
 
 import torch
 
-_QUINTIC = (3.4445, -4.7750, 2.0315)  # of Jordan et al.: takes singular values in (0, 1] to about 1 in few iterations
+_QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al.: brings singular values in (0, 1] close to 1 in few iterations
 _N_ITERATIONS = 5
-_RMS = 0.2  # of an AdamW step's entries, as a share of the learning rate
+_RMS = 0.2  # of the entries of an AdamW step, per learning rate
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for matrices (Jordan et al., 2024), with steps as large as AdamW's (Liu et al., 2025, arXiv:2502.16982).
 
-    As `torch.optim.Muon` with ``adjust_lr_fn="match_rms_adamw"``, but in float32 and with one product for all matrices
-    of a shape: a narrow student has many small ones, on which the other takes some ten times as long on a CPU.
+    It computes the steps of `torch.optim.Muon` with ``adjust_lr_fn="match_rms_adamw"``, but in float32, and with one
+    product for all matrices of a shape. torch's works on one matrix at a time: on the many small matrices of a narrow
+    student it takes eleven times as long on a CPU (measured: ``benchmarks/results/optimizers.txt``), and on a GPU
+    each product is a kernel of its own.
     """
 
     def __init__(
@@ -26,6 +28,20 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
+        """Take one step from the gradients.
+
+        Parameters
+        ----------
+        closure : None
+            Not supported.
+
+        Raises
+        ------
+        ValueError
+            If a closure is given.
+        """
+        if closure is not None:
+            raise ValueError("Muon.step takes no closure; compute the gradients first.")
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
             for parameter in group["params"]:
@@ -38,7 +54,7 @@ class Muon(torch.optim.Optimizer):
                     parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).sub_(step, alpha=size)
 
     def _direction(self, parameter: torch.nn.Parameter, gradient: Any, momentum: float) -> torch.Tensor:
-        """Nesterov's momentum."""
+        """Apply Nesterov's momentum."""
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
@@ -47,7 +63,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """About U Vᵀ of each matrix U S Vᵀ, of shape (n, rows, columns): singular values of some 0.7 to 1.2."""
+    """Approximate U Vᵀ of each matrix U S Vᵀ, of shape (n, rows, columns), with singular values from 0.7 to 1.2."""
     tall = matrices.shape[1] > matrices.shape[2]
     X = matrices.mT if tall else matrices
     X = X / torch.linalg.matrix_norm(X, keepdim=True).clamp_min(1e-7)

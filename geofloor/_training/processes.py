@@ -1,6 +1,6 @@
-"""Processes that train together, as ``accelerate launch`` or ``torchrun`` starts them; most often there is one.
+"""Processes that train together, started by ``accelerate launch`` or ``torchrun``; most often there is one.
 
-Everything here is collective: all processes call the same in the same order.
+Every method is collective: all processes call the same methods in the same order.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import torch
 
 from geofloor._training.devices import resolve_device
 
-_BUFFER_NUMBERS = 2**24  # summed at once: few messages, and little memory beside the tensors
+_BUFFER_NUMBERS = 2**24  # numbers per sum: few messages, and little extra memory
 
 
 class Processes:
-    """Which of how many processes this is, and what they do together.
+    """A process among those of one training, and their collective operations.
 
     Parameters
     ----------
     state : accelerate.PartialState or None
-        Of several processes.
+        The state of several processes; None for one.
 
     Attributes
     ----------
     rank : int
-        Number of this one, from 0.
+        Number of this process, from 0.
     n : int
-        How many there are.
+        Number of processes.
     device : torch.device or None
-        This process's own, where there are several.
+        Device of this process; None for one process.
     """
 
     def __init__(self, state: Any = None) -> None:
@@ -43,16 +43,19 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this process writes the files."""
         return self.rank == 0
 
     def share(self, n_rows: int) -> slice:
-        """The rows that are this process's, consecutive and perhaps none; those of all, in order, are all rows."""
+        """Return the slice of the rows of this process.
+
+        The slices of all processes partition the rows in order; some may be empty.
+        """
         return slice(self.rank * n_rows // self.n, (self.rank + 1) * n_rows // self.n)
 
     @torch.no_grad()
     def sum(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Sum tensors over the processes, in place; every process holds the same bits afterwards."""
+        """Sum tensors over the processes, in place, to the same bits in each."""
         if self.n == 1:
             return
         from accelerate.utils import reduce
@@ -64,7 +67,7 @@ class Processes:
                 tensor.copy_(piece.view_as(tensor))
 
     def everyone(self, value: Any) -> list[Any]:
-        """The value that each process gives, by rank; any that can be pickled."""
+        """Gather a picklable value from each process, in order of rank."""
         if self.n == 1:
             return [value]
         from accelerate.utils import gather_object
@@ -73,7 +76,7 @@ class Processes:
 
     @torch.no_grad()
     def copy_from_main(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Give tensors the values that they have in the main process, in place."""
+        """Copy tensors from the main process, in place."""
         if self.n == 1:
             return
         from accelerate.utils import broadcast
@@ -82,7 +85,7 @@ class Processes:
             tensor.copy_(broadcast(tensor.contiguous()))
 
     def agree(self, **given: Any) -> None:
-        """Refuse to go on if processes were given different things: what they sum would mean nothing."""
+        """Raise a ValueError if the processes were given different values, because their sums would mean nothing."""
         everyone = self.everyone(given)
         other = [name for name in given if any(one[name] != everyone[0][name] for one in everyone)]
         if other:
@@ -92,7 +95,7 @@ class Processes:
             )
 
     def on_main(self, act: Callable[..., None], *arguments: Any) -> None:
-        """Do something in the main process while the others wait; if it fails, all of them raise."""
+        """Call a function in the main process while the others wait; if it fails, all raise."""
         if self.n == 1:
             act(*arguments)
             return
@@ -113,20 +116,20 @@ ALONE = Processes()
 
 
 def join_processes(device: str) -> Processes:
-    """All processes that were started together; `ALONE` if the environment says of no others.
+    """Join the processes started together; return `ALONE` if the environment names no others.
 
     Parameters
     ----------
     device : str
-        What the user asked for.
+        The device asked for by the user.
 
     Raises
     ------
     ImportError
         If there are several, and accelerate is not installed.
     ValueError
-        If they can't find each other, `device` is not this process's own, or this is a worker of a search with
-        ``n_jobs``, which would wait for the others for ever.
+        If they can't find each other, if `device` is not the device of this process, or in a worker of a search with
+        ``n_jobs``, which would wait for the others forever.
     """
     n = int(os.environ.get("WORLD_SIZE") or 1)
     if n == 1:
@@ -149,7 +152,7 @@ def join_processes(device: str) -> Processes:
     state = PartialState(cpu=on_cpu)
     processes = Processes(state)
     if not joined_before and on_cpu:
-        # gloo's threads, still there when the interpreter goes, abort the process now and then (pytorch#179291).
+        # Threads of gloo that outlive the interpreter sometimes abort the process (pytorch#179291).
         atexit.register(state.destroy_process_group)
     if processes.n != n:
         raise ValueError(
@@ -163,12 +166,12 @@ def join_processes(device: str) -> Processes:
 
 
 def _plain(device: torch.device) -> torch.device:
-    """A CPU without the number that tensors on it don't have."""
+    """Drop the index from a CPU device, because CPU tensors have none."""
     return torch.device("cpu") if device.type == "cpu" else device
 
 
 def _buffers(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Tensors of one dtype after the other, in groups of limited size; the same on every process."""
+    """Group tensors by dtype and size, in the same way on every process."""
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         buffer: list[torch.Tensor] = []
         held = 0

@@ -11,12 +11,12 @@ from geofloor._validation import check_number
 
 
 def progress_bar(description: str, *, total: int | None, initial: int = 0, unit: str = "step", verbose: int = 0) -> Any:
-    """A tqdm bar; silent at ``verbose=0``.
+    """Make a tqdm bar, silent at ``verbose=0``.
 
     Raises
     ------
     ValueError
-        If `verbose` is no truth value and no whole number of at least 0.
+        If `verbose` is neither a truth value nor a whole number of at least 0.
     """
     if not isinstance(verbose, bool | np.bool_):
         verbose = check_number("verbose", verbose, 0, whole=True)

@@ -16,18 +16,18 @@ from geofloor._validation import check_numeric
 
 _SAMPLE_ROWS = 65_536
 _SAMPLE_BYTES = 2**27
-_READ_ROWS = 8192  # read at a time where all are
+_READ_ROWS = 8192  # rows per read
 
 
 def open_rows(X: Any, *, stream: bool) -> ArrayRows | StreamRows:
-    """Wrap data for a training loop; a stream that fits the sample is read and becomes an array.
+    """Wrap data for a training loop; turn a stream that fits the sample into an array.
 
     Parameters
     ----------
     X : array-like of shape (n_rows, n_inputs), or iterable of such batches
         The data.
     stream : bool
-        Whether they come batch by batch.
+        Whether the data come batch by batch.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def checked_batch(batch: Any) -> np.ndarray:
 
 
 class ArrayRows:
-    """Rows that can be read in any order: each epoch takes a fresh permutation of them.
+    """Rows in random access; each epoch permutes them anew.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class ArrayRows:
     sample : ndarray of shape (n_sampled, n_inputs), float32
         Evenly spaced rows.
     fingerprint : str
-        Digest of the shape and of all rows, read when it is first asked for.
+        Digest of the shape and of all rows, computed on first use.
     """
 
     def __init__(self, X: Any) -> None:
@@ -73,7 +73,7 @@ class ArrayRows:
         return digest.hexdigest()
 
     def hold_out(self, n_rows: int) -> np.ndarray:
-        """Keep the first rows from training, and return them."""
+        """Return the first rows, and leave them out of training."""
         self._first, self.n_rows = n_rows, len(self._X) - n_rows
         return self._take(np.arange(n_rows))
 
@@ -93,22 +93,22 @@ class ArrayRows:
 
 
 class StreamRows:
-    """Batches that come in an order of their own and are cut to the size asked for.
+    """Rows of a stream in their own order, cut into batches.
 
-    Nothing depends on how the same rows were cut before. Rows that fill no batch at the end of an epoch are
-    dropped, unless there are no others. Over a single epoch, training resumes at its row of the stream, if the
-    stream has a method ``iter_from(row)``.
+    Results do not depend on the cuts of the stream. An incomplete last batch of an epoch is dropped, unless it is
+    the only one. Over a single epoch, training resumes at its row of the stream, if the stream has a method
+    ``iter_from(row)``.
 
     Attributes
     ----------
     n_rows : int or None
-        Rows to train on in one pass, if that is known beforehand.
+        Rows to train on in one pass, if known beforehand.
     sample : ndarray of shape (n_sampled, n_inputs), float32
         The first rows.
     is_read : bool
         Whether the sample holds all rows.
     fingerprint : str
-        Digest of the sample: other rows can't be read twice.
+        Digest of the sample, because the other rows can be read only once.
     """
 
     def __init__(self, stream: Iterable[Any]) -> None:
@@ -125,18 +125,18 @@ class StreamRows:
                 break
             read.append(self._check(batch, read[0].shape[1] if read else None))
             n_read += len(read[-1])
-            wanted = _sample_rows(read[0].shape[1]) + 1  # one more tells whether there are more
+            wanted = _sample_rows(read[0].shape[1]) + 1  # one more row shows whether the stream goes on
         if not read:
             raise ValueError("X is an empty iterable: Found array with 0 sample(s) while a minimum of 1 is required.")
         joined = np.concatenate(read)
         self.sample = joined[: wanted - 1]
-        if self._one_shot:  # what was looked at must still be trained on
+        if self._one_shot:  # the rows of the sample are trained on as well
             self._stream = itertools.chain([joined], iterator)
         self.n_rows: int | None = sum(map(len, stream)) if isinstance(stream, list | tuple) else None
         self.fingerprint = hashlib.sha256(np.ascontiguousarray(self.sample).data).hexdigest()
 
     def hold_out(self, n_rows: int) -> np.ndarray:
-        """Keep the first rows from training, and return them."""
+        """Return the first rows, and leave them out of training."""
         self._first = n_rows
         if self.n_rows is not None:
             self.n_rows -= n_rows

@@ -1,4 +1,4 @@
-"""Which rows a step trains on, found from the step alone so that a loop can resume anywhere."""
+"""Rows of a training step, computed from its number alone, so that a loop can resume anywhere."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from geofloor._training.seeds import step_generator
 
 
 def steps_per_epoch(n_rows: int, batch_size: int) -> int:
-    """Whole batches in one pass; fewer rows than a batch make one batch."""
+    """Count the whole batches in one pass; fewer rows than a batch make one batch."""
     return max(n_rows // batch_size, 1)
 
 
 def epoch_rows(n_rows: int, batch_size: int, step: int, seed: int) -> np.ndarray:
-    """Row numbers of one step, ascending for the sake of memory maps.
+    """Return the row numbers of one step, in ascending order for memory maps.
 
-    Every epoch is a fresh permutation cut into whole batches; the rows left over differ each time.
+    Every epoch cuts a new permutation into whole batches, so that other rows are left over each time.
     """
     epoch, within = divmod(step, steps_per_epoch(n_rows, batch_size))
     order = _permutation(n_rows, epoch, seed)

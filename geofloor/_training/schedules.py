@@ -6,7 +6,7 @@ import math
 
 
 def warmup_cosine(step: int, *, n_steps: int, warmup_steps: int = 0, final: float = 0.0) -> float:
-    """Factor on the learning rate: linear warm-up, then a cosine from 1 down to `final`."""
+    """Return the factor on the learning rate: linear warm-up, then a cosine from 1 down to `final`."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     span = max(n_steps - warmup_steps, 1)

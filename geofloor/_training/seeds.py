@@ -1,4 +1,4 @@
-"""Random state as scikit-learn means it, handed to torch without touching global seeds."""
+"""Random states of scikit-learn for torch, without global seeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from geofloor._validation import shown
 
 
 def draw_seed(random_state: int | np.random.RandomState | None) -> int:
-    """One integer seed out of a scikit-learn ``random_state``."""
+    """Draw one integer seed from a scikit-learn ``random_state``."""
     return int(read_random_state(random_state).randint(np.iinfo(np.int32).max))
 
 
@@ -23,7 +23,7 @@ def read_random_state(random_state: Any) -> np.random.RandomState:
     Raises
     ------
     ValueError
-        If it is no seed and no generator; the message names the argument, which scikit-learn's does not.
+        If it is neither a seed nor a generator; unlike scikit-learn's, the message names the argument.
     """
     try:
         return check_random_state(random_state)
@@ -34,19 +34,19 @@ def read_random_state(random_state: Any) -> np.random.RandomState:
 
 
 def torch_generator(seed: int) -> torch.Generator:
-    """A CPU generator of its own; draws made on the CPU are the same on every device."""
+    """Make a CPU generator, so that draws are the same whatever the device."""
     return torch.Generator(device="cpu").manual_seed(seed)
 
 
 def step_generator(seed: int, step: int) -> np.random.Generator:
-    """The random stream of one step: a resumed loop needs to know the step, and no history."""
+    """Return the random generator of one step, so that a resumed loop needs no history."""
     return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(step,)))
 
 
 class OwnDraws(TorchDispatchMode):
-    """Let random draws of this thread, such as those that initialize layers, come from a generator of its own.
+    """Take random draws of this thread, such as initial weights, from a local generator.
 
-    They are those that ``torch.manual_seed(seed)`` would give, and neither use nor change torch's global generators.
+    The draws equal those after ``torch.manual_seed(seed)``; torch's global generators are neither used nor changed.
     """
 
     def __init__(self, seed: int) -> None:
@@ -70,7 +70,7 @@ class OwnDraws(TorchDispatchMode):
 
 
 def _with_generator(func: Any) -> Any:
-    """The overload of a function of torch that takes a generator."""
+    """Find the overload with a generator of a torch function."""
     if any(argument.name == "generator" for argument in func._schema.arguments):
         return func
     own = func._overloadname

@@ -1,4 +1,4 @@
-"""Parameters of estimators as a checkpoint keeps them: checked, made plain, and compared when a run goes on."""
+"""Parameters of estimators in checkpoints: checked, converted to JSON, and compared on resuming."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from geofloor._training.checkpoints import read_tensors
 from geofloor._training.seeds import draw_seed
 from geofloor._validation import check_array_of_numbers, check_number, plain_array, shown
 
-# What no file says: where to load from, to write to and to compute.
+# Not in files: the paths and devices of one run.
 NOT_SAVED = frozenset({"teacher", "teacher_kwargs", "checkpoint_path", "device"})
 
 
 def plain_seed(random_state: Any) -> int | None:
-    """The seed itself; None for a generator, whose state is no parameter."""
+    """Return an integer seed, or None for a generator, because its state is no parameter."""
     return int(random_state) if isinstance(random_state, numbers.Integral) else None
 
 
 def plain_parameters(estimator: Any, *, without: Collection[str] = ()) -> dict[str, Any]:
-    """An estimator's parameters as JSON holds them, sequences as lists, but for those named.
+    """Convert parameters of an estimator to JSON, sequences to lists, and leave out those named.
 
     Raises
     ------
     ValueError
-        If a parameter is none that a file can hold; the message names it.
+        If a file can't hold a parameter; the message names it.
     """
     parameters = {name: value for name, value in estimator.get_params(deep=False).items() if name not in without}
     if "random_state" in parameters:
@@ -47,7 +47,7 @@ def _plain(name: str, value: Any, *, inside: bool = False) -> Any:
         value = plain_array(value, name).tolist()
     if value is None or isinstance(value, str | bool):
         return value
-    if isinstance(value, int | float):  # no Fraction, which torch can't multiply by either
+    if isinstance(value, int | float):  # not a Fraction: torch can't multiply by one
         return check_number(name, value, whole=isinstance(value, int))
     if isinstance(value, list | tuple) and not inside:
         return [_plain(name, each, inside=True) for each in value]
@@ -57,24 +57,24 @@ def _plain(name: str, value: Any, *, inside: bool = False) -> Any:
 
 
 def saved_parameters(metadata: Any, kind: Any) -> dict[str, Any]:
-    """Parameters that `plain_parameters` wrote, checked for names and types; sequences are tuples.
+    """Check names and types of parameters from `plain_parameters`; return sequences as tuples.
 
     Raises
     ------
     ValueError
-        If they are not those of the class.
+        If they are not parameters of the class.
     """
     names = [name for name in kind._get_param_names() if name not in NOT_SAVED]
     return fields(**dict.fromkeys(names, plain))("parameters", metadata)
 
 
 def check_betas(name: str, value: Any) -> tuple[float, float]:
-    """Adam's two decay rates, from 0 to below 1.
+    """Check the two decay rates of Adam, from 0 to below 1.
 
     Raises
     ------
     ValueError
-        If they are anything else.
+        If they are not two such numbers.
     """
     rates = check_array_of_numbers(value, name, column=False)
     if rates.shape != (2,) or not ((rates >= 0) & (rates < 1)).all():
@@ -83,7 +83,7 @@ def check_betas(name: str, value: Any) -> tuple[float, float]:
 
 
 def check_files(estimator: Any) -> None:
-    """Refuse, before any work, what would be found when it is written: odd parameters and a path that can't be.
+    """Refuse, before any work, parameters and paths that could not be written later.
 
     Raises
     ------
@@ -103,10 +103,10 @@ def read_checkpoint(
     made_with: Mapping[str, str],
     state: Mapping[str, Field],
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """Tensors and metadata of a checkpoint, if there is one.
+    """Read tensors and metadata of a checkpoint, if there is one, and check them.
 
-    The metadata have the ``settings`` and the ``seed`` it was made with, a digest for each name in `made_with`, and
-    the fields of `state`, which are checked.
+    The metadata hold the ``settings`` and the ``seed`` of the run, a digest per name in `made_with`, and the fields of
+    `state`.
 
     Raises
     ------
