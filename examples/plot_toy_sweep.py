@@ -31,7 +31,7 @@ def show(table):
 features = SparseFeatures(20, alpha=0.9)
 model = ToyModel(5, n_init=5, random_state=0).fit(features)
 print(f"floor {model.floor_:.5f} +- {model.standard_error_:.5f}, five starts: {model.floors_.round(5)}")
-print(f"{model.n_kept_} features kept in {model.n_hidden} dimensions")
+print(f"{model.n_kept_} features kept in {model.width} dimensions")
 print(f"of the loss, dropped features {model.dropped_share_:.0%}, interference {model.interference_share_:.0%}")
 
 # %%

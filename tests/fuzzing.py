@@ -345,7 +345,7 @@ def cases() -> dict[str, Case]:
         "ConceptProbe.predict": of_method("probe", "predict", X=ROWS),
         "ConceptProbe.predict_proba": of_method("probe", "predict_proba", X=ROWS),
         "ConceptProbe.split": of_method("probe", "split", y=LABELS, groups=np.arange(40) // 2),
-        "ToyModel": of_class(geofloor.ToyModel, fit["ToyModel"], n_hidden=2, **TOY),
+        "ToyModel": of_class(geofloor.ToyModel, fit["ToyModel"], width=2, **TOY),
         "ToyModel.fit": of_method("toy", "fit", lambda made: made.predict(SPARSE), X=SPARSE, teacher=fitted("toy")),
         **{f"ToyModel.{name}": of_method("toy", name, X=SPARSE) for name in ("predict", "score", "transform")},
         "ToyModel.inverse_transform": of_method("toy", "inverse_transform", X=SPARSE[:, :2]),
@@ -796,7 +796,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "CollapseDisplay.from_summary": ("method",),
     "FloorDisplay.from_predictor": ("floors",),  # of no predictor
     "ConceptProbe.split": ("groups",),
-    "ToyModel.fit": ("n_hidden",),  # too many for the data
+    "ToyModel.fit": ("width",),  # too many for the data
     "toy_sweep": ("widths", "learning_rate"),  # in the error of the part that failed
     "distill_widths": ("width",),
     "load_concepts": ("n_per_class",),

@@ -1,4 +1,4 @@
-"""Toy models of superposition: the ground truth that predictions of the floor are tested on."""
+"""Toy models of superposition: the ground truth for predictions of the floor."""
 
 import lazy_loader
 

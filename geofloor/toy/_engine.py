@@ -1,15 +1,15 @@
 r"""Training of many toy models at once, as pure functions of stacked arrays.
 
-The models of a stack share nothing but the clock: each has its own width, features, importances and
-target. All arrays are feature-major, with the samples of a batch in the last, contiguous axis, since
-matrix products of such small, stacked matrices are several times faster that way.
+The models of a stack take their steps together; width, features, importances and target are their own.
+All arrays are feature-major: the samples of a batch are the last, contiguous axis, because products of
+such small, stacked matrices are several times faster this way.
 
-A stack holds, for M models of up to n features,
+A stack holds for M models of up to n features:
 
 - ``parameters`` (M, 1 + d, n): the bias b in row 0, then the rows of W; rows and columns beyond a
-  model's own width and features are zero, and their gradients vanish, so that they stay so;
+  model's own width and features are zero, and stay zero because their gradients vanish;
 - ``importances`` (M, n): the weights of the loss, zero beyond a model's own features;
-- ``source`` (M,): which stream of samples a model sees.
+- ``source`` (M,): the number of the stream of samples per model.
 
 Samples without an active feature are not drawn. With probability p₀ the sample is empty and the model
 answers ReLU(b), so the loss is, exactly,
@@ -18,7 +18,7 @@ answers ReLU(b), so the loss is, exactly,
           + (1 - p_0)\, \mathbb{E}\Big[\sum_i I_i (\hat x_i - t_i(x))^2 \Big| x \ne 0\Big],
 
 where the target t is x itself, or a teacher's output. A batch of samples that are not empty thus gives
-an unbiased estimate, of a smaller variance than a batch with empty ones.
+an unbiased estimate with a smaller variance than a batch with empty samples.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ from geofloor.toy._features import SparseFeatures
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 EVALUATION_BATCH = 1024
-NEGLIGIBLE = 1e-6  # of the loss of answering 0: a floor of zero is never reached otherwise
-# What a stream is drawn for; each purpose has draws of its own.
+NEGLIGIBLE = 1e-6  # share of the loss of answering 0: training towards a floor of zero ends there
+# Purposes of draws from a stream; each has its own random numbers.
 TRAINING, SELECTION, EVALUATION = 0, 1, 2
 
 
 def training_scale(active_second_moment: float) -> float:
-    """Unit in which the samples are trained on, so that the step size suits any data: U[0, 1] stays as it is."""
+    """Return the unit of samples in training, so that one step size suits all data; it is 1 for U[0, 1]."""
     return math.sqrt(3.0 * active_second_moment)
 
 
 class SampleStream(Protocol):
-    """Where batches of samples that are not empty come from."""
+    """Source of batches of non-empty samples."""
 
     n_features: int
     empty_probability: float
     scale: float
 
     def batches(self, purpose: int, index: int, n_batches: int, batch_size: int) -> Iterator[np.ndarray]:
-        """Yield `n_batches` batches of shape (batch_size, n_features), the same for the same arguments."""
+        """Yield `n_batches` batches of shape (batch_size, n_features), equal for equal arguments."""
 
     def evaluation(self, n_samples: int) -> Iterator[np.ndarray]:
-        """Yield the samples on which a trained model is evaluated, at least one batch."""
+        """Yield at least one batch of samples for evaluating a trained model."""
 
 
 class DistributionStream:
@@ -71,7 +71,7 @@ class DistributionStream:
 
     def batches(self, purpose: int, index: int, n_batches: int, batch_size: int) -> Iterator[np.ndarray]:
         rng = np.random.default_rng(np.random.SeedSequence(self.entropy, spawn_key=(purpose, index)))
-        at_once = max(1, 2048 // batch_size)  # a call for several batches costs less than several calls
+        at_once = max(1, 2048 // batch_size)  # one call for several batches costs less than several calls
         for start in range(0, n_batches, at_once):
             n = min(at_once, n_batches - start)
             samples = self.features.sample_active(n * batch_size, rng)
@@ -84,7 +84,7 @@ class DistributionStream:
 
 
 class ArrayStream:
-    """Rows of given samples on the scale of training: drawn with replacement to train on, each once to evaluate."""
+    """Given samples on the scale of training: drawn with replacement to train, each once to evaluate."""
 
     def __init__(self, X: np.ndarray, entropy: Sequence[int]) -> None:
         X = np.asarray(X, dtype=np.float64)
@@ -94,7 +94,7 @@ class ArrayStream:
         self.rows = X[X.any(axis=1)]
         self.entropy, self.n_features = tuple(entropy), X.shape[1]
         self.empty_probability = 1.0 - len(self.rows) / len(X)
-        if not len(self.rows):  # nothing to learn; one empty row keeps every shape
+        if not len(self.rows):  # nothing to learn: keep one empty row for the shapes
             self.rows, self.empty_probability = X[:1], 0.0
 
     def batches(self, purpose: int, index: int, n_batches: int, batch_size: int) -> Iterator[np.ndarray]:
@@ -108,7 +108,7 @@ class ArrayStream:
 
 
 class Stack(NamedTuple):
-    """Models that are trained together; see the module's description for the shapes."""
+    """Models trained together; for the shapes see the docstring of this module."""
 
     parameters: torch.Tensor
     importances: torch.Tensor
@@ -117,7 +117,7 @@ class Stack(NamedTuple):
     teacher: torch.Tensor | None = None  # (M, 1 + d_T, n): parameters of each model's teacher
 
     def select(self, index: torch.Tensor) -> Stack:
-        """The models at `index`, as a stack of their own."""
+        """Return the models at `index` as a new stack."""
         return Stack(
             self.parameters[index],
             self.importances[index],
@@ -128,7 +128,7 @@ class Stack(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What a trained model loses."""
+    """Losses of trained models."""
 
     loss: np.ndarray  # (M,) expected loss
     standard_error: np.ndarray  # (M,) of the loss, from the spread over samples
@@ -136,14 +136,14 @@ class Evaluation(NamedTuple):
 
 
 def initial_parameters(n_features: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Bias 0 and W with Glorot and Bengio's normal initialisation, of shape (1 + width, n_features)."""
+    """Draw parameters of shape (1 + width, n_features): bias 0, and W by Glorot and Bengio's normal law."""
     parameters = np.zeros((1 + width, n_features), dtype=np.float32)
     parameters[1:] = rng.standard_normal((width, n_features)) * math.sqrt(2.0 / (n_features + width))
     return parameters
 
 
 def stacked(arrays: Sequence[np.ndarray], shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Arrays in one tensor of `shape` each, padded with zeros at the end of every axis."""
+    """Stack arrays in one tensor, each padded with zeros to `shape`."""
     out = np.zeros((len(arrays), *shape), dtype=np.float32)
     for padded, array in zip(out, arrays, strict=True):
         padded[tuple(map(slice, array.shape))] = array
@@ -151,14 +151,14 @@ def stacked(arrays: Sequence[np.ndarray], shape: tuple[int, ...], device: torch.
 
 
 def reconstruct(parameters: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
-    """Output of each model for its samples, (M, n, B); `X` is (M, n, B)."""
+    """Compute the output (M, n, B) of each model for its samples `X` (M, n, B)."""
     hidden = torch.bmm(parameters, X)
     hidden[:, 0] = 1.0
     return torch.bmm(parameters.transpose(1, 2), hidden).clamp_(min=0.0)
 
 
 def gradient(stack: Stack, X: torch.Tensor, target: torch.Tensor | None = None) -> torch.Tensor:
-    """Gradient of the expected loss for a batch of samples that are not empty.
+    """Compute the gradient of the expected loss from a batch of non-empty samples.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def gradient(stack: Stack, X: torch.Tensor, target: torch.Tensor | None = None) 
     X : Tensor of shape (M, n, B)
         Each model's samples.
     target : Tensor of shape (M, n, B), default=None
-        What each should answer; by default `X`.
+        Targets; by default `X`.
 
     Returns
     -------
@@ -178,12 +178,12 @@ def gradient(stack: Stack, X: torch.Tensor, target: torch.Tensor | None = None) 
     p_empty = stack.empty_probability[:, None]
     weights = (2.0 / X.shape[2]) * (1.0 - p_empty) * importances
     weights = weights[:, None, :]
-    # Row 0 of the parameters is the bias: as an encoder row it gives nothing, as a decoder row it meets a 1.
+    # Row 0 of the parameters is the bias: the encoder ignores it, the decoder multiplies it by 1.
     hidden = torch.bmm(parameters, X)
     hidden[:, 0] = 1.0
     output = torch.bmm(parameters.transpose(1, 2), hidden)
     error = torch.sub(output, X if target is None else target)
-    error = torch.ops.aten.threshold_backward(error, output, 0.0)  # zero where the ReLU is shut
+    error = torch.ops.aten.threshold_backward(error, output, 0.0)  # zero where the ReLU is zero
     back = torch.bmm(parameters * weights, error)
     back[:, 0] = 0.0
     result = torch.bmm(hidden, error.transpose(1, 2)).mul_(weights)
@@ -203,10 +203,11 @@ def train_round(
     batch_size: int,
     learning_rate: float,
 ) -> Iterator[int]:
-    """Train the parameters in place for one round, a generator that stops after every step.
+    """Train the parameters in place for one round, and yield after every step.
 
-    Adam starts anew with every round, and its step size falls to zero along a cosine, so that the round
-    ends in a minimum and the next one begins with steps large enough to leave a poor one.
+    Adam starts anew with every round, and its step size falls to zero along a cosine: a round ends in a
+    minimum, and the next begins with steps large enough to leave a poor one. Its five lines stand here
+    because `torch.optim.Adam`, fused, takes up to a fifth longer per step of small stacks.
     """
     parameters = stack.parameters
     momentum, square = torch.zeros_like(parameters), torch.zeros_like(parameters)
@@ -228,9 +229,9 @@ def train_round(
 def evaluate(
     stack: Stack, streams: Sequence[SampleStream], n_samples: int, *, selection: bool = False
 ) -> tuple[Evaluation, Evaluation | None]:
-    """Loss of each model on fresh samples: against its target and, if that is a teacher, against the data too.
+    """Measure each model on fresh samples: against its target and, with a teacher, against the data as well.
 
-    With ``selection=True`` the samples are others, which decide when training ends.
+    With ``selection=True`` it takes other samples, reserved for deciding when training ends.
     """
     parameters, importances = stack.parameters, stack.importances
     source = stack.source.tolist()
@@ -254,7 +255,7 @@ def evaluate(
 
 
 class _Sums:
-    """Running sums of squared errors, in double precision across batches."""
+    """Sums of squared errors over batches, in double precision."""
 
     def __init__(self, stack: Stack) -> None:
         n_models, n_features = stack.importances.shape
@@ -275,7 +276,7 @@ class _Sums:
         importances = stack.importances.double().cpu().numpy()
         empty = empty_error.double().square().cpu().numpy()
         mean = self.loss / self.count
-        with np.errstate(invalid="ignore"):  # a loss that is not finite is reported by who asked for it
+        with np.errstate(invalid="ignore"):  # the caller reports losses that are not finite
             variance = np.maximum(self.square / self.count - mean**2, 0.0)
         return Evaluation(
             loss=(1.0 - p_empty) * mean + p_empty * (importances * empty).sum(axis=1),
@@ -287,7 +288,7 @@ class _Sums:
 def _spread(
     batches: Sequence[np.ndarray], used: Sequence[int], source: Sequence[int], like: torch.Tensor
 ) -> torch.Tensor:
-    """Each model's batch, (M, n, B), out of one batch for each stream in use."""
+    """Distribute one batch per stream in use to the models, (M, n, B)."""
     n = like.shape[2]
     drawn = np.zeros((len(batches), n, len(batches[0])), dtype=np.float32)
     for padded, batch in zip(drawn, batches, strict=True):
@@ -300,13 +301,13 @@ def _spread(
 
 
 class Trained(NamedTuple):
-    """What `train` gives: the best parameters that each model passed through, and how it got there."""
+    """The best parameters of each model after a round, and the course of training."""
 
     parameters: torch.Tensor  # (M, 1 + d, n)
-    selection_loss: np.ndarray  # (M,) their loss on the selection samples
+    selection_loss: np.ndarray  # (M,) loss of `parameters` on the selection samples
     n_steps: np.ndarray  # (M,) steps taken
     converged: np.ndarray  # (M,) whether the loss had stopped falling
-    history: list[tuple[int, np.ndarray]]  # (step, loss of each model) on the selection samples, where asked for
+    history: list[tuple[int, np.ndarray]]  # (step, loss of each model) on the selection samples
 
 
 def train(
@@ -324,9 +325,9 @@ def train(
 ) -> Trained:
     """Train every model of a stack until its loss has stopped falling.
 
-    After each round of `n_steps` the models are evaluated on samples kept for that; one whose best loss
-    the round has not lowered by more than `tol`, relatively, is done and leaves the stack, as does one
-    whose loss no longer falls by a millionth of what answering 0 costs.
+    After each round of `n_steps` the models are evaluated on selection samples. A model leaves the stack if
+    the round has lowered its best loss by no more than the share `tol`, or by no more than a millionth of
+    the loss of answering 0.
 
     Raises
     ------
@@ -374,7 +375,7 @@ def train(
         chosen = torch.from_numpy(better).to(rows.device)
         best[rows[chosen]] = active.parameters[chosen]
         lowest[running] = np.minimum(loss, lowest[running])
-        # A model goes on from where it is, not from its best: the two differ by noise alone.
+        # A model goes on from its last parameters: they differ from its best by noise alone.
         stack.parameters[rows] = active.parameters
         running = running[~converged[running]]
         if not len(running):

@@ -16,7 +16,7 @@ from geofloor.theory._distortion import AMPLITUDES, check_amplitude
 
 @dataclass(frozen=True, eq=False)
 class SparseFeatures:
-    r"""Distribution of sparse, non-negative features, as samples of which toy models are trained.
+    r"""Distribution of sparse, non-negative features for training toy models.
 
     Each feature is zero with probability α and otherwise has a random amplitude, independently of the
     others unless `groups` says that they exclude each other.
@@ -30,8 +30,8 @@ class SparseFeatures:
     amplitude : {"uniform", "exponential", "half-normal", "constant"}, default="uniform"
         Law of an active feature: U[0, 1], Exp(1), the absolute value of N(0, 1), or 1.
     groups : array-like of int of shape (n_features,), default=None
-        Features with the same label are mutually exclusive: at most one of them is active in a sample.
-        None leaves all independent.
+        Labels of groups. Features of one group are mutually exclusive: at most one is active in a sample.
+        With None all are independent.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class SparseFeatures:
     second_moments : ndarray of shape (n_features,), float64
         E[x_i²]; (1 − α)/3 for the uniform law.
     variances : ndarray of shape (n_features,), float64
-        Var[x_i]: what a dropped feature costs a student that has a bias, per unit of importance.
+        Var[x_i]: the loss of dropping a feature from a student with a bias, per unit of importance.
     empty_probability : float
         Probability that no feature is active.
 
@@ -54,7 +54,7 @@ class SparseFeatures:
 
     See Also
     --------
-    geofloor.ToyModel : Is trained on such features.
+    geofloor.ToyModel : Learns such features.
 
     Examples
     --------
@@ -72,7 +72,7 @@ class SparseFeatures:
     groups: ArrayLike | None = None
 
     def __post_init__(self) -> None:
-        # What is kept is plain and this object's own: nobody can change it afterwards.
+        # Keep copies, so that nobody can change them afterwards.
         self._keep("n_features", check_number("n_features", self.n_features, 1, whole=True))
         alpha = check_array_of_numbers(self.alpha, "alpha", ndim=None)
         if alpha.shape not in {(), (self.n_features,)}:
@@ -144,7 +144,7 @@ class SparseFeatures:
         return self._amplitudes(rng, self._unit_is_active(rng, n_samples), n_samples)
 
     def sample_active(self, n_samples: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw samples of which none is empty: the distribution given that a feature is active.
+        """Draw non-empty samples: from the distribution given that a feature is active.
 
         Parameters
         ----------
@@ -159,7 +159,7 @@ class SparseFeatures:
             Features.
         """
         n_samples = check_number("n_samples", n_samples, 1, whole=True)
-        # The first active unit, then the later ones as they come: exact, and nothing is rejected.
+        # Draw the first active unit, then the later ones: exact, without rejection.
         first = np.searchsorted(self._first_active, rng.random((n_samples, 1), dtype=np.float32), side="right")
         unit = np.arange(len(self._unit_rates))
         active = self._unit_is_active(rng, n_samples)
@@ -169,19 +169,19 @@ class SparseFeatures:
 
     @cached_property
     def _unit_of(self) -> np.ndarray:
-        """The unit of each feature: itself, or its group."""
+        """Unit of each feature: itself, or its group."""
         if self.groups is None:
             return np.arange(self.n_features)
         return np.unique(np.asarray(self.groups), return_inverse=True)[1]
 
     @cached_property
     def _unit_rates(self) -> np.ndarray:
-        """Probability that a unit is active; units are independent."""
+        """Probability of each unit to be active; units are independent."""
         return np.bincount(self._unit_of, weights=self.firing_rates)
 
     @cached_property
     def _first_active(self) -> np.ndarray:
-        """Distribution function of the first active unit, given that there is one."""
+        """Distribution function of the first active unit of non-empty samples."""
         rates = np.minimum(self._unit_rates, 1.0)
         none_before = np.concatenate([[1.0], np.cumprod(1.0 - rates)[:-1]])
         distribution = np.cumsum(rates * none_before)
@@ -189,7 +189,7 @@ class SparseFeatures:
 
     @cached_property
     def _shares(self) -> tuple[np.ndarray, np.ndarray]:
-        """The interval in [0, 1) in which its group's draw falls where a feature is the active one."""
+        """Ends of each feature's interval in [0, 1): the feature is active if the draw of its group falls into it."""
         lower, upper = np.zeros(self.n_features), np.ones(self.n_features)
         for unit in range(len(self._unit_rates)):
             members = np.flatnonzero(self._unit_of == unit)

@@ -37,42 +37,41 @@ from geofloor.toy._engine import (
 )
 from geofloor.toy._features import SparseFeatures
 
-# Of samples; biases are float32, and losses squares on the scale of the data.
+# Bounds of samples: biases are float32, and losses are squares on the scale of the data.
 _SMALLEST, _LARGEST = 1e-30, 1e30
-KEPT_NORM = 0.5  # ||W_i||^2 from which on a feature counts as kept: between Elhage et al.'s 0 and 1
+KEPT_NORM = 0.5  # the least ||W_i||^2 of a kept feature, between Elhage et al.'s 0 and 1
 Importance = str | float | ArrayLike | Callable[[int], ArrayLike]
 
 
 class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""Toy model of superposition: a ReLU autoencoder with fewer hidden dimensions than features.
 
-    Samples are encoded linearly and decoded with the transposed weight and a ReLU (Elhage et al.,
-    2022). Trained on sparse features it keeps more of them than it has dimensions, and what it loses
-    is the floor that this library predicts.
+    It encodes samples linearly and decodes them with the transposed weight and a ReLU (Elhage et al.,
+    2022). Trained on sparse features, it keeps more features than it has dimensions. Its loss is the
+    floor predicted by this library.
 
     Parameters
     ----------
-    n_hidden : int
+    width : int
         Width d, at most the number of features.
     importance : {"zipf", "uniform"}, float, array-like of shape (n_features,) or callable, default="zipf"
         Weights I_i of the features in the loss: 1/i, 1, i to the power of minus the given number, the
-        given weights, or what a function of the number of features returns.
+        given weights, or the result of a function of the number of features.
     n_init : int, default=1
-        Models trained from different starting points; the best one is kept. Poor local minima are
-        common: with few dimensions and very sparse features the floors of single models scatter by 10%.
+        Models trained from different starting points; the best is kept. Poor local minima are common:
+        with few dimensions and very sparse features, floors of single models scatter by 10%.
     n_steps : int, default=1500
-        Steps a round, over which the step size falls to zero.
+        Steps per round, over which the step size falls to zero.
     max_rounds : int, default=10
-        Rounds at most. After each the loss is measured, and training ends if it has stopped falling.
+        Maximum number of rounds. Training ends earlier after a round without a fall of the loss.
     tol : float, default=5e-3
-        Relative fall of the loss, from the best of the rounds before, below which it counts as stopped.
+        Smallest relative fall of the best loss per round that counts as a fall.
     batch_size : int, default=128
-        Samples a step, of those in which a feature is active: what empty samples contribute is added
-        exactly.
+        Non-empty samples per step; the contribution of empty samples is added exactly.
     learning_rate : float, default=1e-2
-        Adam's step size at the beginning of a round, for the weights; biases are on the scale of the data.
+        Step size of Adam at the beginning of a round, on the scale of the weights.
     n_eval_samples : int, default=131072
-        Fresh samples with an active feature that `floor_` is measured on.
+        Number of fresh non-empty samples for measuring `floor_`.
     random_state : int, RandomState or None, default=None
         Seed of the starting points and of the samples.
     device : str, default="auto"
@@ -82,57 +81,57 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     Attributes
     ----------
-    components_ : ndarray of shape (n_hidden, n_features_in_), float32
+    components_ : ndarray of shape (width, n_features_in_), float32
         Weight W; column i is the direction W_i of feature i.
     intercept_ : ndarray of shape (n_features_in_,), float32
         Bias b of the decoder.
     importances_ : ndarray of shape (n_features_in_,), float64
         Weights of the features in the loss.
     floor_ : float
-        Importance-weighted squared error: on fresh samples where `fit` was given a distribution, on the
-        samples themselves where it was given those.
+        Importance-weighted squared error per sample: on fresh samples after fitting a distribution, else on
+        the samples of `fit`.
     standard_error_ : float
         Standard error of `floor_`, from the spread over samples.
     floors_ : ndarray of shape (n_init,), float64
-        The same for every starting point.
+        `floor_` of every starting point.
     data_floor_ : float
-        The loss with the sample itself as the target; it differs from `floor_` where there is a teacher.
+        Loss with the sample itself as the target; differs from `floor_` if there is a teacher.
     feature_losses_ : ndarray of shape (n_features_in_,), float64
-        Each feature's part of `floor_`.
+        Part of `floor_` due to each feature.
     squared_norms_ : ndarray of shape (n_features_in_,), float64
-        ‖W_i‖²: about 1 for features that are represented, about 0 for those dropped.
+        ‖W_i‖²: about 1 for kept features, about 0 for dropped ones.
     fractional_capacities_ : ndarray of shape (n_features_in_,), float64
-        C_i = ‖W_i‖⁴ / Σ_j (W_i·W_j)², the share of a dimension that feature i has to itself
-        (Scherlis et al., 2022).
+        C_i = ‖W_i‖⁴ / Σ_j (W_i·W_j)², the share of a dimension of feature i alone (Scherlis et al.,
+        2022).
     n_kept_ : int
-        Features kept, which are those with ‖W_i‖² ≥ 1/2.
+        Number of kept features, with ‖W_i‖² ≥ 1/2.
     dropped_share_ : float
-        Share of the loss that is due to features not kept.
+        Share of the loss due to dropped features.
     interference_share_ : float
-        Share of the loss that is due to the features kept, which share dimensions.
+        Share of the loss due to kept features, because they share dimensions.
     n_steps_ : int
         Steps taken.
     converged_ : bool
         Whether the loss had stopped falling.
     history_ : list of dict
-        ``step`` and ``loss``, on a sample kept for that, of the model chosen.
+        ``step`` and ``loss`` of the best model, on selection samples.
     n_features_in_ : int
         Number of features n.
 
     See Also
     --------
-    SparseFeatures : Describes the distribution to train on.
-    toy_sweep : Trains thousands of toy models at once.
-    geofloor.FloorPredictor : Predicts the floor.
+    SparseFeatures : The distribution to train on.
+    toy_sweep : Train thousands of toy models at once.
+    geofloor.FloorPredictor : Predict the floor.
 
     Notes
     -----
     The hidden state is :math:`h = W x`, the output :math:`\hat x = \mathrm{ReLU}(W^\top h + b)`, and
-    the loss :math:`\mathbb{E} \sum_i I_i (x_i - \hat x_i)^2`. A ReLU never gives negative values, so
-    that negative entries of samples cannot be reconstructed.
+    the loss :math:`\mathbb{E} \sum_i I_i (x_i - \hat x_i)^2`. A ReLU gives no negative values, and
+    can't reconstruct negative entries of samples.
 
     Every round starts Adam anew and ends with a step size of zero, as in stochastic gradient descent
-    with warm restarts [3]_. The parameters kept are those with the lowest loss after a round.
+    with warm restarts [3]_. The model keeps the parameters after the round with the lowest loss.
 
     References
     ----------
@@ -155,7 +154,7 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     def __init__(
         self,
-        n_hidden: int,
+        width: int,
         *,
         importance: Importance = "zipf",
         n_init: int = 1,
@@ -169,7 +168,7 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         device: str = "auto",
         verbose: int = 0,
     ) -> None:
-        self.n_hidden = n_hidden
+        self.width = width
         self.importance = importance
         self.n_init = n_init
         self.n_steps = n_steps
@@ -188,11 +187,11 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Parameters
         ----------
         X : SparseFeatures or array-like of shape (n_samples, n_features)
-            Distribution of which every batch is drawn anew, or the samples.
+            Distribution to draw every batch from, or the samples.
         y : None
             Ignored; here by convention.
         teacher : ToyModel, default=None
-            Fitted model whose output is the target; by default the sample itself is.
+            Fitted model whose output is the target; by default the target is the sample itself.
 
         Returns
         -------
@@ -202,7 +201,7 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Raises
         ------
         ValueError
-            If data or parameters are out of range, `n_hidden` exceeds the number of features, the
+            If data or parameters are out of range, `width` exceeds the number of features, the
             teacher has other features, or the loss becomes non-finite.
 
         Warns
@@ -224,13 +223,13 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         seed = draw_seed(self.random_state)
         stream = self._stream(X, seed)
         n_features = stream.n_features
-        n_hidden, n_init = check_width("n_hidden", self.n_hidden, n_features), settings.pop("n_init")
+        width, n_init = check_width("width", self.width, n_features), settings.pop("n_init")
         n_eval_samples = settings.pop("n_eval_samples")
         self.importances_ = resolve_importances(self.importance, n_features)
-        unit = self.importances_.max()  # weights of training are relative, so that Adam's epsilon is small beside them
-        shape = (1 + n_hidden, n_features)
+        unit = self.importances_.max()  # relative weights in training, so that Adam's epsilon is small beside them
+        shape = (1 + width, n_features)
         starts = [
-            initial_parameters(n_features, n_hidden, np.random.default_rng((seed, start))) for start in range(n_init)
+            initial_parameters(n_features, width, np.random.default_rng((seed, start))) for start in range(n_init)
         ]
         stack = Stack(
             parameters=stacked(starts, shape, device),
@@ -270,12 +269,12 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             for step, losses in trained.history
             if np.isfinite(losses[best])
         ]
-        self._n_features_out = n_hidden
+        self._n_features_out = width
         self._measure_geometry()
         if not self.converged_:
             warn_caller(
-                f"The loss was still falling by more than tol={float(self.tol):g} a round after {self.n_steps_} steps; "
-                "raise max_rounds or n_steps.",
+                f"The loss was still falling by more than tol={float(self.tol):g} per round after {self.n_steps_} "
+                "steps; raise max_rounds or n_steps.",
                 ConvergenceWarning,
             )
         return self
@@ -322,7 +321,7 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.interference_share_ = float(self.feature_losses_[kept].sum() / total) if total > 0.0 else 0.0
 
     def transform(self, X: Any) -> np.ndarray:
-        """Hidden states of samples.
+        """Compute hidden states of samples.
 
         Parameters
         ----------
@@ -331,7 +330,7 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         Returns
         -------
-        hidden : ndarray of shape (n_samples, n_hidden)
+        hidden : ndarray of shape (n_samples, width)
             W x of each sample.
 
         Raises
@@ -344,11 +343,11 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return X @ self.components_.T.astype(X.dtype)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """Outputs from hidden states.
+        """Compute outputs from hidden states.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_hidden)
+        X : array-like of shape (n_samples, width)
             Hidden states.
 
         Returns
@@ -365,11 +364,11 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         hidden = check_array(check_numeric(X, "X"), dtype=[np.float64, np.float32], input_name="X")
         _check_largest(hidden)
         if hidden.shape[1] != len(self.components_):
-            raise ValueError(f"X has {hidden.shape[1]} dimensions, but the model has n_hidden={len(self.components_)}.")
+            raise ValueError(f"X has {hidden.shape[1]} dimensions, but the model has width={len(self.components_)}.")
         return np.maximum(hidden @ self.components_.astype(hidden.dtype) + self.intercept_.astype(hidden.dtype), 0.0)
 
     def predict(self, X: Any) -> np.ndarray:
-        """Output for samples: what a student of this model learns.
+        """Compute outputs for samples: the targets of a student of this model.
 
         Parameters
         ----------
@@ -389,7 +388,7 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return self.inverse_transform(self.transform(X))
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Minus the importance-weighted squared error a sample, so that more is better.
+        """Return minus the importance-weighted squared error per sample.
 
         Parameters
         ----------
@@ -422,12 +421,12 @@ def _check_largest(X: np.ndarray) -> None:
 
 
 def is_kept(directions: np.ndarray) -> np.ndarray:
-    """Which features are kept, (..., n), by the squared norm of their columns of W, (..., d, n)."""
+    """Return whether features are kept (..., n), by the squared norms of the columns of W (..., d, n)."""
     return (np.asarray(directions, dtype=np.float64) ** 2).sum(axis=-2) >= KEPT_NORM
 
 
 def resolve_importances(importance: Importance, n_features: int) -> np.ndarray:
-    """The importance of each feature, (n_features,) float64; an error names what is wrong with the argument."""
+    """Return the importance of each feature (n_features,) in float64, after checks."""
     ranks = np.arange(1, n_features + 1, dtype=np.float64)
     if isinstance(importance, str):
         if importance not in {"zipf", "uniform"}:
@@ -452,7 +451,7 @@ def check_width(name: str, width: Any, n_features: int) -> int:
     Raises
     ------
     ValueError
-        If it is anything else.
+        If it is no such number.
     """
     number: int = check_number(name, width, 1, whole=True)
     if number > n_features:
@@ -463,7 +462,7 @@ def check_width(name: str, width: Any, n_features: int) -> int:
 
 
 def check_settings(*, tol: Any, learning_rate: Any, **counts: Any) -> dict[str, Any]:
-    """Return settings of training as plain numbers, by name.
+    """Check settings of training, and return plain numbers by name.
 
     Raises
     ------
