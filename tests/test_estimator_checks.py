@@ -8,6 +8,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn_checks import CHECKS_IN_ONE_DIMENSION
 
 from geofloor import (
     AffineCalibrator,
@@ -42,26 +43,8 @@ def test_scikit_learn_checks(estimator, check):
     check(estimator)
 
 
-# For data of one dimension the generator above stops after its first check, so checks are called by name: all of
-# scikit-learn's but those that index columns or rows of a matrix themselves, and what those ask for is tested below.
-CHECKS_OF_ANY_ESTIMATOR = [
-    "check_complex_data",
-    "check_do_not_raise_errors_in_init_or_set_params",
-    "check_estimator_cloneable",
-    "check_estimator_repr",
-    "check_estimator_sparse_matrix",
-    "check_estimator_tags_renamed",
-    "check_estimators_empty_data_messages",
-    "check_estimators_unfitted",
-    "check_fit_non_negative",
-    "check_get_params_invariance",
-    "check_mixin_order",
-    "check_no_attributes_set_in_init",
-    "check_parameters_default_constructible",
-    "check_set_params",
-    "check_valid_tag_types",
-]
-# These fit on widths of zero, which no power law has.
+# The generator above stops after one check for input of one dimension, so checks are called by name.
+# These fit at width 0, where a power law is infinite.
 CHECKS_OF_FLOOR_PREDICTOR = [
     "check_estimator_sparse_tag",
     "check_estimators_dtypes",
@@ -85,8 +68,8 @@ CHECKS_OF_FLOOR_PREDICTOR = [
     [
         (estimator, check)
         for estimator, checks in [
-            (FloorPredictor(alpha=0.9), CHECKS_OF_ANY_ESTIMATOR + CHECKS_OF_FLOOR_PREDICTOR),
-            (PowerLawCalibrator(), CHECKS_OF_ANY_ESTIMATOR),
+            (FloorPredictor(alpha=0.9), CHECKS_IN_ONE_DIMENSION + CHECKS_OF_FLOOR_PREDICTOR),
+            (PowerLawCalibrator(), CHECKS_IN_ONE_DIMENSION),
         ]
         for check in checks
     ],
