@@ -72,7 +72,7 @@ def probe_concepts(options, teacher, models):
         ).fit()
         states[name] = {concept: extractor.transform(data.texts) for concept, data in concepts.items()}
         print(f"{name}: states in {time.perf_counter() - began:.0f} s", flush=True)
-    table = probe_table(states, concepts, reference="teacher", probe=ConceptProbe(cv=5, random_state=0))
+    table = probe_table(states, concepts, reference="teacher", probe=ConceptProbe(cv=5, level=0.95, random_state=0))
     with open(options.output, "w", encoding="utf-8") as file:
         file.write("# python benchmarks/probes.py\n")
         table.to_csv(file, index=False, float_format="%.4g")
