@@ -111,7 +111,7 @@ def _annotated(file: SourceFile) -> Iterator[tuple[str, int]]:
 
 
 class _Concept(NamedTuple):
-    """Texts and labels in a source file, and what they are."""
+    """Function from source file to texts and labels, with a description."""
 
     pieces: Callable[[SourceFile], Iterator[tuple[str, int]]]
     same_package: bool  # of the two texts of a pair
@@ -282,7 +282,7 @@ def load_concepts(
 
 
 def _examples(concept: str, file: SourceFile) -> Iterator[Example]:
-    """Yield up to three examples per class, chosen by a hash so that they come from anywhere in the file."""
+    """Yield up to three examples per class, spread over the file by a hash."""
     by_label: dict[int, set[str]] = defaultdict(set)
     for text, label in _LOCAL[concept].pieces(file):
         if text:

@@ -179,7 +179,7 @@ def docstring_of(node: ast.AST) -> str | None:
 
 
 def parse(source: str) -> ast.Module:
-    """Parse source without warnings; return an empty module for broken source, which test suites hold."""
+    """Parse source without warnings; return an empty module for broken source."""
     # Invalid escapes give warnings. The lock is needed because warning filters belong to the whole process: a thread
     # that restores them would otherwise undo the changes of another.
     with _PARSING, warnings.catch_warnings():

@@ -67,7 +67,7 @@ def _of_subsets(positive: Collection[str], neither: Collection[str] = ()) -> Cal
 
 
 class _PileConcept(NamedTuple):
-    """Text and label of a passage, and what they are."""
+    """Function from passage to text and label, with a description."""
 
     labeled: Callable[[str, str], tuple[str, int] | None]  # given a passage and its subset
     description: str

@@ -53,7 +53,7 @@ class SourceFile:
         return long_enough(_first_lines(textwrap.dedent("\n".join(lines)).splitlines(), self.max_characters))
 
     def prose(self) -> Iterator[str]:
-        """Yield the paragraphs of docstrings that are sentences."""
+        """Yield paragraphs of sentences from docstrings."""
         for docstring in self.docstrings:
             for paragraph in re.split(r"\n\s*\n", docstring):
                 text = " ".join(paragraph.split())

@@ -56,7 +56,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def train_tokenizer(texts: Any, vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer, like Pythia's, which encodes every text without loss."""
+    """Train a byte-level BPE tokenizer, like Pythia's, to encode every text without loss."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -129,7 +129,7 @@ def unigram_loss(train: np.ndarray, test: np.ndarray, vocabulary: int) -> float:
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Group parameters so that weight decay applies to matrices, not to biases and norms."""
+    """Group parameters to apply weight decay to matrices, not to biases and norms."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

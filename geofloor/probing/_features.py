@@ -179,7 +179,7 @@ def _probe_features(
 def _validation_scores(
     fitted: MomentRidge, validation: Moments, often: np.ndarray, ridges: Sequence[float]
 ) -> dict[float, float]:
-    """Return for each strength the mean R² on the validation rows over the features that fire often."""
+    """Return for each strength the mean R² on the validation rows over frequent features, or over all."""
     scores = {}
     for ridge in ridges:
         r2 = 1.0 - fitted.unexplained(ridge, validation)

@@ -39,7 +39,7 @@ def check_squares(values: Any, name: str) -> None:
 
 
 def read_states(given: Any, name: str) -> Any:
-    """Return states that can be indexed by row number.
+    """Return two-dimensional states, indexable by row number.
 
     Arrays, memory maps, stores and sparse matrices stay where they are; everything else becomes an array.
 
