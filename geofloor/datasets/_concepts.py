@@ -212,8 +212,8 @@ def load_concepts(
 
         - ``texts`` : list of str, of length 2 × n_per_class;
         - ``labels`` : ndarray of shape (2 × n_per_class,), int64, alternately 1 and 0;
-        - ``groups`` : ndarray of shape (2 × n_per_class,) of str, the file of each text, for tests on other
-          files (`ConceptProbe.fit`);
+        - ``groups`` : ndarray of shape (2 × n_per_class,) of str, the file of each text, to hold out whole
+          files (`ConceptProbe.fit`); for a license passage its distribution;
         - ``description`` : str, definition of both classes.
 
     Raises
@@ -235,7 +235,7 @@ def load_concepts(
     license          passages of license files                        docstring prose
     question         sentences of comments, ending in "?"             the same, ending in "."
     test_code        set-up code of tests                             library code
-    numbers          source that is 40% digits or more                source that is 5% digits or less
+    numbers          source with at least 40% digits                  source with at most 5% digits
     deep_learning    docstring prose of torch and transformers        docstring prose of other packages
     error_message    messages of exceptions                           first sentences of docstrings
     method           lines of methods without self, cls and super     lines of functions, also without
@@ -247,11 +247,14 @@ def load_concepts(
     classes apart. One file gives at most three examples per class, and texts with the same first 60
     letters and digits count once.
 
+    License passages come from all installed distributions, whatever `split` and `packages`, so that both
+    splits share them.
+
     Some tokens would give the label away. They are removed for question, test_code, deep_learning, method
     and annotated. The concepts code, license and numbers consist of such tokens and stay easy. The
     descriptions have the details.
 
-    There is no concept of natural language, because the corpus has too little text in others than English.
+    There is no concept of natural language, because the corpus has too little text in languages other than English.
 
     Examples
     --------

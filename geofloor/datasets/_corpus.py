@@ -61,8 +61,8 @@ def load_local_corpus(
     """Read the source and docstrings of Python's standard library and of installed packages.
 
     Nothing is downloaded. A hash of the name orders the files: the first of them mix all packages, and
-    machines with the same versions read the same files. All files of a folder are in the same split,
-    because neighboring modules share text.
+    machines with the same versions read the same files. Below the top folder of a package, all files of a
+    folder are in the same split, because neighboring modules share text.
 
     Parameters
     ----------

@@ -93,10 +93,10 @@ def compare_probes(probe: ConceptProbe, reference: ConceptProbe) -> ProbeCompari
             "probe and reference were tested on different examples; fit both on all examples, with the same "
             "integer as random_state or the same cv."
         )
-    return _comparison(probe.correct_, reference.correct_)
+    return _paired_test(probe.correct_, reference.correct_)
 
 
-def _comparison(correct: np.ndarray, reference: np.ndarray) -> ProbeComparison:
+def _paired_test(correct: np.ndarray, reference: np.ndarray) -> ProbeComparison:
     gained, lost = int((correct & ~reference).sum()), int((~correct & reference).sum())
     table = [[int((correct & reference).sum()), gained], [lost, int((~correct & ~reference).sum())]]
     change = (gained - lost) / len(correct)
@@ -177,7 +177,7 @@ def probe_table(
     tasks = [
         (concept, model, X, y, splits)
         for concept, given in concepts.items()
-        for y, splits, rows in [_labelled(concept, given, template)]
+        for y, splits, rows in [_labeled(concept, given, template)]
         for model, each in states.items()
         for X in [_states_of(each, model, concept, rows, len(y))]
     ]
@@ -194,7 +194,7 @@ def probe_table(
     )
 
 
-def _labelled(
+def _labeled(
     concept: str, given: Any, probe: ConceptProbe
 ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]], np.ndarray | None]:
     """Return labels, splits and rows of a concept; all models share these splits."""
