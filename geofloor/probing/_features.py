@@ -24,7 +24,7 @@ def feature_probes(
     states: Any,
     codes: Any,
     *,
-    features: ArrayLike | None = None,
+    latents: ArrayLike | None = None,
     groups: ArrayLike | None = None,
     ridges: Sequence[float] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
     test_size: float = 0.2,
@@ -43,7 +43,7 @@ def feature_probes(
         Hidden states, for instance of a student. Several models, by name, share one split.
     codes : {array-like, CSR} of shape (n_tokens, n_latents)
         Codes of the teacher's activations at the same tokens.
-    features : array-like of int of shape (n_features,), default=None
+    latents : array-like of int of shape (n_features,), default=None
         Latents to predict, such as ``FeatureStatistics.alive_``; by default those that fire at least once.
     groups : array-like of shape (n_tokens,), default=None
         Group of each token, such as the number of its sequence. All tokens of a group are in the same part
@@ -66,7 +66,7 @@ def feature_probes(
         For each model one row per feature, the most important first, with the columns
 
         - ``model``, if `states` is a mapping; ``width`` of its states;
-        - ``feature``: number of the latent; ``rank``: 1 for the most important;
+        - ``latent``: number of the latent; ``rank``: 1 for the most important;
         - ``importance``: E[z²] over all tokens; ``firing_rate``: P(z ≠ 0);
         - ``n_test_firings``: number of test tokens with z ≠ 0; if it is small, R² is noisy;
         - ``r2``: R² on the test tokens, negative if their mean would be a better prediction, and NaN if the
@@ -117,7 +117,7 @@ def feature_probes(
     >>> codes = rng.random((4000, 3)) * (rng.random((4000, 3)) < 0.2) * [4, 2, 1]
     >>> student = codes[:, :2] @ rng.normal(size=(2, 2))  # lacks the third feature
     >>> table = feature_probes(student, codes, random_state=0)
-    >>> table[["feature", "rank"]].T.to_numpy()
+    >>> table[["latent", "rank"]].T.to_numpy()
     array([[0, 1, 2],
            [1, 2, 3]])
     >>> (table.r2 > 0.99).tolist()
@@ -139,10 +139,10 @@ def feature_probes(
             raise ValueError(
                 f"{_name_of(name)} has shape {tuple(each.shape)}; give (n_tokens, width) for codes of {codes.shape}."
             )
-    latents = _latents(codes, features)
-    codes = codes[:, latents]
+    chosen = _chosen_latents(codes, latents)
+    codes = codes[:, chosen]
     parts = _parts(codes.shape[0], groups, test_size, validation_size, random_state)
-    features_table = _feature_columns(codes, latents, parts[2])
+    features_table = _feature_columns(codes, chosen, parts[2])
     order = np.argsort(-features_table["importance"].to_numpy(), kind="stable")
     tables = []
     for name, each in models.items():
@@ -213,16 +213,16 @@ def _checked_codes(codes: Any) -> Any:
     return checked
 
 
-def _latents(codes: Any, features: ArrayLike | None) -> np.ndarray:
-    if features is None:
-        latents = np.flatnonzero(np.bincount(codes.indices, minlength=codes.shape[1]))
-        if not latents.size:
+def _chosen_latents(codes: Any, latents: ArrayLike | None) -> np.ndarray:
+    if latents is None:
+        chosen = np.flatnonzero(np.bincount(codes.indices, minlength=codes.shape[1]))
+        if not chosen.size:
             raise ValueError("codes: no latent fires; give codes with nonzero values.")
-        return latents
-    latents = read_indices(features, "features")
-    if latents.max() >= codes.shape[1] or len(np.unique(latents)) < len(latents):
-        raise ValueError(f"features must be different latents, numbered from 0 to {codes.shape[1] - 1}.")
-    return latents
+        return chosen
+    chosen = read_indices(latents, "latents")
+    if chosen.max() >= codes.shape[1] or len(np.unique(chosen)) < len(chosen):
+        raise ValueError(f"latents must be different numbers from 0 to {codes.shape[1] - 1}.")
+    return chosen
 
 
 def _feature_columns(codes: Any, latents: np.ndarray, test: np.ndarray) -> pd.DataFrame:
@@ -230,7 +230,7 @@ def _feature_columns(codes: Any, latents: np.ndarray, test: np.ndarray) -> pd.Da
     squares = np.bincount(codes.indices, codes.data.astype(np.float64) ** 2, minlength=n_features)
     return pd.DataFrame(
         {
-            "feature": latents,
+            "latent": latents,
             "importance": squares / n_tokens,
             "firing_rate": np.bincount(codes.indices, minlength=n_features) / n_tokens,
             "n_test_firings": np.bincount(codes[test].indices, minlength=n_features),

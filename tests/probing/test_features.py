@@ -30,17 +30,17 @@ def test_feature_probes_equal_ridge_regression_and_its_scores(superposition, rid
     groups = np.arange(3000) // (10 if grouped else 1)
     table = feature_probes(
         states, sp.csr_array(codes), groups=groups if grouped else None, ridges=[ridge], auc=True, random_state=0
-    ).set_index("feature")
+    ).set_index("latent")
     states, codes = states.astype(np.float64), codes.astype(np.float64)
     test, _ = halves(groups)
     predicted = fitted_by_hand(states, codes, ~test, ridge)(test)
     assert 7 not in table.index
-    for feature, row in table.iterrows():
-        assert row.r2 == pytest.approx(r2_score(codes[test, feature], predicted[:, feature]), abs=1e-9)
-        assert row.auc == pytest.approx(roc_auc_score(codes[test, feature] > 0, predicted[:, feature]))
-        assert row.importance == pytest.approx(np.square(codes[:, feature]).mean())
-        assert row.firing_rate == pytest.approx((codes[:, feature] > 0).mean())
-        assert row.n_test_firings == (codes[test, feature] > 0).sum()
+    for latent, row in table.iterrows():
+        assert row.r2 == pytest.approx(r2_score(codes[test, latent], predicted[:, latent]), abs=1e-9)
+        assert row.auc == pytest.approx(roc_auc_score(codes[test, latent] > 0, predicted[:, latent]))
+        assert row.importance == pytest.approx(np.square(codes[:, latent]).mean())
+        assert row.firing_rate == pytest.approx((codes[:, latent] > 0).mean())
+        assert row.n_test_firings == (codes[test, latent] > 0).sum()
     assert table["rank"].tolist() == list(range(1, 12))
     assert table.importance.is_monotonic_decreasing
 
@@ -59,19 +59,19 @@ def test_the_strength_is_the_best_on_the_validation_rows(rng):
     assert 1e-6 < chosen[0] < 1e3
 
 
-def test_several_models_share_the_split_and_features_can_be_chosen(superposition):
+def test_several_models_share_the_split_and_latents_can_be_chosen(superposition):
     states, codes = superposition
-    table = feature_probes({"a": states, "b": states[:, :2]}, codes, features=[4, 7, 2], random_state=1)
-    assert table.columns[:2].tolist() == ["model", "feature"]
+    table = feature_probes({"a": states, "b": states[:, :2]}, codes, latents=[4, 7, 2], random_state=1)
+    assert table.columns[:2].tolist() == ["model", "latent"]
     assert table.groupby("model").width.first().to_dict() == {"a": 5, "b": 2}
-    whole = feature_probes(states, codes, random_state=1).set_index("feature")
-    chosen = table[table.model == "a"].set_index("feature")
+    whole = feature_probes(states, codes, random_state=1).set_index("latent")
+    chosen = table[table.model == "a"].set_index("latent")
     assert set(chosen.index) == {2, 4, 7}
     assert np.isnan(chosen.r2[7])
-    narrow = feature_probes(states[:, :2], codes, random_state=1).set_index("feature")
+    narrow = feature_probes(states[:, :2], codes, random_state=1).set_index("latent")
     assert whole.r2.sum() > narrow.r2.sum()
-    few = feature_probes(states, codes, features=[4, 2], ridges=[0.01], random_state=1).set_index("feature").r2
-    every = feature_probes(states, codes, ridges=[0.01], random_state=1).set_index("feature").r2
+    few = feature_probes(states, codes, latents=[4, 2], ridges=[0.01], random_state=1).set_index("latent").r2
+    every = feature_probes(states, codes, ridges=[0.01], random_state=1).set_index("latent").r2
     np.testing.assert_allclose(few[[2, 4]], every[[2, 4]], rtol=1e-12)
 
 
@@ -85,15 +85,15 @@ def test_several_models_share_the_split_and_features_can_be_chosen(superposition
         ({"test_size": "0.2"}, "test_size='0.2' must be"),
         ({"validation_size": np.ma.masked}, "validation_size=.* must be"),
         ({"auc": "yes"}, "auc='yes' must be True or False"),
-        ({"features": [-1]}, "features reach from -1 to -1; count from 0"),
-        ({"features": np.array([2**64 - 1], dtype=np.uint64)}, "features reach from"),
-        ({"features": {1, 2}}, "features is a set"),
+        ({"latents": [-1]}, "latents reach from -1 to -1; count from 0"),
+        ({"latents": np.array([2**64 - 1], dtype=np.uint64)}, "latents reach from"),
+        ({"latents": {1, 2}}, "latents is a set"),
         ({"groups": [None, "a", 1] * 1000}, "groups=.* can't be sorted"),
         ({"groups": np.ma.masked_less(np.arange(3000), 3)}, "groups is a masked array"),
         ({"test_size": 0.95}, "test_size=0.95"),
-        ({"features": [0, 0]}, "different latents"),
-        ({"features": [12]}, "different latents"),
-        ({"features": [0.5]}, "features must be a vector of whole numbers"),
+        ({"latents": [0, 0]}, "latents must be different numbers"),
+        ({"latents": [12]}, "latents must be different numbers"),
+        ({"latents": [0.5]}, "latents must be a vector of whole numbers"),
         ({"groups": np.zeros(3000)}, "1 groups are too few"),
         ({"groups": np.zeros(10)}, "groups has shape"),
     ],
