@@ -1,4 +1,4 @@
-"""Measuring functions against each other on a machine that does other things too."""
+"""Measure functions against each other on a shared machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def machine() -> str:
-    """What measurements on a CPU depend on."""
+    """Describe the software and hardware behind a measurement on the CPU."""
     capabilities = torch.cpu.get_capabilities()
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "all")
     return (
@@ -22,10 +22,10 @@ def machine() -> str:
 
 
 def side_by_side(functions: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[str, float]:
-    """Median seconds of each function; their repetitions alternate, so that a slow moment hits all of them."""
+    """Return the median seconds of each function; repetitions alternate, to share slow moments between them."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
-        function()  # imports, caches and the memory allocator settle
+        function()  # let imports, caches and the memory allocator settle
     for _ in range(repeats):
         for name, function in functions.items():
             start = time.perf_counter()
@@ -35,7 +35,7 @@ def side_by_side(functions: dict[str, Callable[[], Any]], repeats: int = 7) -> d
 
 
 def report(name: str, ratio: float, target: float, at_most: bool = True) -> None:
-    """Print a measured ratio, its target and whether it meets it."""
+    """Print a measured ratio, its target, and whether the ratio meets the target."""
     met = ratio <= target if at_most else ratio >= target
     bound = f"at {'most' if at_most else 'least'} {target:g}"
     print(f"{name}: {ratio:.3g} (target: {bound}), {'meets' if met else 'MISSES'}")

@@ -1,11 +1,11 @@
-"""Predictors of the floor against measured ones: the paper's toy sweep, and students that no curve was made with.
+"""Compare predicted floors with measured ones, of the paper's toy sweep and of students unlike it.
 
     python benchmarks/allocations.py
 
-It reads the floors that full_toy_sweep.py, other_toy_sweeps.py and deep_students.py measured, and trains models of its
-own where features are of another amplitude law, of mixed sparsities or mutually exclusive. Nothing is fitted to the
-floors of the paper's sweep, except for the packing law, whose two numbers are fitted on half of its configurations; the
-excess of an average training over the best is measured on the other importances. It takes some minutes on two cores.
+Most floors are those measured by full_toy_sweep.py, other_toy_sweeps.py and deep_students.py. The script itself trains
+models of features with other amplitude laws, with mixed sparsities, and mutually exclusive ones. Nothing is fitted to
+the floors of the paper's sweep, except the two parameters of the packing law, on half of its configurations. The excess
+of an average training over the best is measured on the other importances. It takes some minutes on two cores.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ STRATA = ([0.0, 0.8, 1.2, np.inf], ["d/d* < 0.8", "0.8 to 1.2", "> 1.2"])
 
 
 def shared(allocation: str, importance=LAWS["Zipf 1"], amplitude: str = "uniform", **parameters: str):
-    """What makes a predictor with an allocation for sparse features of an amplitude law."""
+    """Return a factory of predictors with this allocation, for sparse features of an amplitude law."""
 
     def make(n_features: int, alpha: float) -> FloorPredictor:
         moments = SparseFeatures(n_features, alpha, amplitude).second_moments
-        law = None if allocation == "cutoff" else amplitude  # Eq. 2 knows no amplitudes
+        law = None if allocation == "cutoff" else amplitude  # Eq. 2 does not use amplitudes
         predictor = FloorPredictor(alpha, allocation=allocation, amplitude=law, **parameters)
         return predictor.fit(importance(n_features), second_moments=moments)
 
@@ -41,7 +41,7 @@ def shared(allocation: str, importance=LAWS["Zipf 1"], amplitude: str = "uniform
 
 
 def packing_law(summary: pd.DataFrame) -> pd.Series:
-    """Eq. 2 with the capacity a·g^b, fitted to the logarithms of the floors of every other configuration."""
+    """Predict floors by Eq. 2 with the capacity a·g^b, fitted to log floors of every second configuration."""
     configurations = summary.groupby(["n_features", "alpha"]).ngroup()
     half = (configurations % 2 == 0).to_numpy()
 
@@ -66,7 +66,7 @@ def packing_law(summary: pd.DataFrame) -> pd.Series:
 
 
 def inside(summary: pd.DataFrame, label: str, importance=LAWS["Zipf 1"]) -> None:
-    """How many floors of best seeds lie between the bounds, up to two standard errors."""
+    """Print the share of best seeds with a floor between the bounds, up to two standard errors."""
     points = summary.drop_duplicates(["n_features", "alpha", "width"])
     within, above = [], []
     for (n, alpha), group in points.groupby(["n_features", "alpha"]):

@@ -1,12 +1,12 @@
-"""Floors of toy students with a deep decoder: curves for equal importances, and floors for others to test them on.
+"""Measure floors of toy students with a deep decoder: distortion curves, and floors to test them on.
 
     python benchmarks/deep_students.py --device cuda
 
 A student encodes n sparse features linearly in d dimensions and decodes them with two hidden ReLU layers of 256 units.
-The output is linear in training, where a shut ReLU would never learn, and cut off below 0 when it is measured. Hundreds
-of students are trained at once, in stacked matrix products. Two tables are written: the library's
-geofloor/theory/_distortion_tables/deep_uniform.csv, from features of equal importance, and
-results/toy_deep_floors.csv, the floors of students that meet other importances. It takes four minutes on an H100.
+Its output is linear in training, because a dead ReLU would never learn, and clipped at 0 in the measurement. Hundreds
+of students are trained at once, in stacked matrix products. Features of equal importance give the table of curves
+geofloor/theory/_distortion_tables/deep_uniform.csv, and other importances give the floors in
+results/toy_deep_floors.csv. It takes four minutes on an H100.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Student(NamedTuple):
 
 
 def students(n_seeds: int) -> list[Student]:
-    """All that are trained: first those of the curves, then the others."""
+    """List the students to train, first those for the curves."""
     found = []
     for rate in FIRING_RATES:
         asymptotic = capacity(1.0 - rate)
@@ -67,7 +67,7 @@ def students(n_seeds: int) -> list[Student]:
 
 
 class Samples:
-    """Batches of samples that are not empty, for students of different sparsity and number of features."""
+    """Batches of non-empty samples for students with different sparsities and numbers of features."""
 
     def __init__(self, stack: list[Student], n_padded: int, device: torch.device, seed: int) -> None:
         self.shape = (len(stack), n_padded)
@@ -80,7 +80,7 @@ class Samples:
         self.generator = torch.Generator(device=device).manual_seed(seed)
 
     def draw(self, batch_size: int) -> torch.Tensor:
-        """(M, B, n), from the first active feature on, whose place has a truncated geometric law."""
+        """Draw samples of shape (M, B, n); the first active feature follows a truncated geometric law."""
         m, n = self.shape
         device = self.index.device
         u = torch.rand((m, batch_size, 1), generator=self.generator, device=device)
@@ -92,7 +92,7 @@ class Samples:
 
 
 def initial(stack: list[Student], n_padded: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """He-initialised layers, zero where a student has no such dimension or feature."""
+    """Initialize layers after He, padded with zeros to the largest student."""
     widest = max(s.width for s in stack)
     arrays = {
         "encoder": np.zeros((len(stack), n_padded, widest), np.float32),
@@ -114,7 +114,7 @@ def initial(stack: list[Student], n_padded: int, device: torch.device) -> dict[s
 
 
 def answer(p: dict[str, torch.Tensor], X: torch.Tensor) -> torch.Tensor:
-    """Output for samples (M, B, n)."""
+    """Return outputs of shape (M, B, n) for samples of this shape."""
     hidden = torch.bmm(X, p["encoder"])
     hidden = torch.baddbmm(p["in_bias"], hidden, p["in"]).relu_()
     hidden = torch.baddbmm(p["middle_bias"], hidden, p["middle"]).relu_()
@@ -124,7 +124,7 @@ def answer(p: dict[str, torch.Tensor], X: torch.Tensor) -> torch.Tensor:
 def losses(
     p: dict[str, torch.Tensor], X: torch.Tensor, weights: torch.Tensor, empty: torch.Tensor, *, clamp: bool = False
 ) -> torch.Tensor:
-    """Expected loss of each student; the empty sample, the last of a batch, has its probability as weight."""
+    """Return the expected loss of each student; the last sample of a batch is empty, weighted by its probability."""
     output = answer(p, X)
     squared = ((output.clamp(min=0.0) if clamp else output) - X).square()
     each = torch.matmul(squared, weights[:, :, None])[:, :, 0]
@@ -132,7 +132,7 @@ def losses(
 
 
 def train(stack: list[Student], *, n_steps: int, batch_size: int, rate: float, device: torch.device) -> np.ndarray:
-    """Loss of each trained student and its standard error, (2, M), relative to always answering 0."""
+    """Train students; return losses and standard errors of shape (2, M), relative to an output of 0."""
     n_padded = max(s.n_features for s in stack)
     weights = torch.zeros((len(stack), n_padded))
     for row, s in zip(weights, stack, strict=True):
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--n-seeds", type=int, default=2)
     parser.add_argument("--at-once", type=int, default=256)
-    parser.add_argument("--every", type=int, default=1, help="train every so-many-th student only")
+    parser.add_argument("--every", type=int, default=1, help="train only every n-th student")
     parser.add_argument("--output", type=Path, default=ROOT)
     options = parser.parse_args()
     torch.set_float32_matmul_precision("high")

@@ -1,11 +1,11 @@
-"""Measure what equally important features lose in a few dimensions: the table behind the library's distortion curves.
+"""Measure the loss of equally important features in few dimensions, for the library's distortion curves.
 
     python benchmarks/distortion_curves.py --work distortion-work
 
-Toy models of K features of equal importance in d dimensions, over sparsities from 0 to 0.9999, from several starting
-points each. Their losses, relative to the second moment, are written to
-geofloor/theory/_distortion_tables/relu_uniform.csv. Tables made with some of the `--features`
-each are joined by `--join`.
+It trains toy models of K features of equal importance in d dimensions, over sparsities from 0 to 0.9999, each from
+several starting points. Their losses, relative to the second moment, go to
+geofloor/theory/_distortion_tables/relu_uniform.csv. Runs can share the work by `--features`; `--join` then joins their
+tables.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10)
 FEATURES = (
     *range(2, 19), 20, 22, 24, 28, 32, 36, 40, 46, 50, 56, 64, 80, 128, 256, 512
 )  # fmt: skip
-# Models of few features often end in poor minima: more of them are tried.
+# Models of few features often end in poor minima and get more starts.
 FEW, STARTS_OF_FEW, STARTS = 8, 16, 4
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=None, help="folder that finished parts are kept in")
+    parser.add_argument("--work", type=Path, default=None, help="folder for finished parts")
     parser.add_argument("--n-jobs", type=int, default=2)
-    parser.add_argument("--features", type=int, nargs="+", default=FEATURES, help="some of the numbers of features")
-    parser.add_argument("--join", type=Path, nargs="+", default=None, help="write one table out of several")
+    parser.add_argument("--features", type=int, nargs="+", default=FEATURES, help="numbers of features to train")
+    parser.add_argument("--join", type=Path, nargs="+", default=None, help="tables to join instead of training")
     parser.add_argument("--alphas", type=float, nargs="+", default=ALPHAS)
     parser.add_argument("--output", type=Path, default=TABLE)
     options = parser.parse_args()
@@ -45,7 +45,7 @@ def main() -> None:
         tables = pd.concat([pd.read_csv(path, comment="#") for path in options.join])
         write_table(tables.sort_values(["alpha", "width", "n_features"]), options.output)
         return
-    warnings.simplefilter("ignore", ConvergenceWarning)  # it is counted below
+    warnings.simplefilter("ignore", ConvergenceWarning)  # unconverged models are counted below
     sweeps = []
     for n_features in options.features:
         began = time.perf_counter()
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def write_table(table: pd.DataFrame, path: Path, command: str = "python benchmarks/distortion_curves.py") -> None:
-    """Four digits of the distortions and two of their standard error, below the command that made them."""
+    """Write distortions with four digits and standard errors with two, below the command of the script."""
     text = table.copy()
     for name, digits in (("mean", 4), ("best", 4), ("standard_error", 2)):
         text[name] = [f"{value:.{digits}g}" for value in table[name]]

@@ -1,4 +1,4 @@
-"""FloorPredictor on ten million importances beside sorting them, and what importing it loads.
+"""Compare FloorPredictor on ten million importances with a sort of them, and count the libraries it loads.
 
 python benchmarks/floor_predictor.py
 """
@@ -20,7 +20,7 @@ widths = np.arange(10_000)
 times = side_by_side({"predict": lambda: predictor.predict(widths)}, repeats=25)
 report("predict of 10,000 widths, milliseconds", 1e3 * times["predict"], 5)
 
-# A feature table like an autoencoder's: each feature has its own firing rate and mean, and so its own curve.
+# A feature table like that of an autoencoder: each feature has its own firing rate, mean and curve.
 rng = np.random.default_rng(0)
 
 

@@ -1,9 +1,9 @@
-"""The paper's toy sweep at full size, in both readings of its set-up, and what it says of the predictors.
+"""Run the paper's toy sweep at full size, in both readings of its set-up, and compare predictors with it.
 
     python benchmarks/full_toy_sweep.py --work toy-sweep-work
 
-It takes about twenty minutes on two cores, most of them for the students that are distilled from teachers, and goes on
-where it was stopped. The summaries of the sweeps and the training curves are written to benchmarks/results.
+It takes about twenty minutes on two cores, most of them for the students distilled from teachers. After an interruption
+it resumes. The summaries of the sweeps and the training curves go to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from geofloor.toy import SparseFeatures, predict_sweep, summarize_sweep, toy_swe
 
 RESULTS = Path(__file__).parent / "results"
 COMMAND = "python benchmarks/full_toy_sweep.py"
-# Independently trained means of five seeds: importance 1/i, 1,024 samples a step, 10,000 steps.
+# Means of five seeds from independent trainings: importance 1/i, 1,024 samples per step, 10,000 steps.
 INDEPENDENT = {(40, 0.9, 3): 0.06045, (40, 0.9, 6): 0.04118, (40, 0.9, 9): 0.02930, (20, 0.8, 5): 0.05683}
-NOTHING = 1e-9  # a floor below this is zero
+NOTHING = 1e-9  # smaller floors count as zero
 CURVES = tuple(itertools.product((20, 40), (0.8, 0.95, 0.99)))
 CURVE_WIDTHS, CURVE_SEEDS = (1, 2, 3, 5, 8, 10), 2
 
 
 def one_feature_per_dimension(alpha: np.ndarray) -> np.ndarray:
-    """The naive capacity, g = 1."""
+    """Return the naive capacity, g = 1."""
     return np.ones_like(alpha)
 
 
 def predictor(capacity, *, bias: bool = False):
-    """What makes Eq. 2 with a capacity; with `bias`, dropping a feature costs its variance, as a bias allows."""
+    """Return a factory of Eq. 2 with a capacity; with `bias` a dropped feature costs its variance."""
 
     def make(n_features: int, alpha: float) -> FloorPredictor:
         features = SparseFeatures(n_features, alpha)
@@ -62,7 +62,7 @@ def show(table: pd.DataFrame, formats: dict[str, str] | None = None) -> None:
 
 
 def write(table: pd.DataFrame, name: str) -> None:
-    """Write a table with its command on the first line, to six digits."""
+    """Write a table with six digits, below the command."""
     with open(RESULTS / name, "w", encoding="utf-8") as file:
         file.write(f"# {COMMAND}\n")
         table.to_csv(file, index=False, float_format="%.6g")
@@ -71,7 +71,7 @@ def write(table: pd.DataFrame, name: str) -> None:
 def compare(summary: pd.DataFrame, measured: str) -> None:
     ratio = summary.width / [critical_width(n, a) for n, a in zip(summary.n_features, summary.alpha, strict=True)]
     strata = pd.cut(ratio, [0.0, 0.8, 1.2, np.inf], labels=["d/d* < 0.8", "0.8 to 1.2", "> 1.2"]).astype(object)
-    exact = summary[measured] <= NOTHING  # as many dimensions as features, or as the teacher
+    exact = summary[measured] <= NOTHING  # with as many dimensions as features, or as the teacher
     if exact.any():
         print(f"{exact.sum()} points with a measured floor of zero have no relative error")
     some = summary["Eq. 2"] > 0
@@ -87,7 +87,7 @@ def compare(summary: pd.DataFrame, measured: str) -> None:
 
 
 def curve(n_features: int, alpha: float, width: int, seed: int, learning_rate: float) -> pd.DataFrame:
-    """A training curve: with this library's settings, or with 1,024 samples a step as in the original notebook."""
+    """Train with this library's settings, or with 1,024 samples per step as in the original notebook."""
     features = SparseFeatures(n_features, alpha)
     notebook = learning_rate < 1e-2
     settings = {"n_steps": 5000, "max_rounds": 1} if notebook else {}
@@ -104,7 +104,7 @@ def curve(n_features: int, alpha: float, width: int, seed: int, learning_rate: f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=None, help="folder that finished parts are kept in")
+    parser.add_argument("--work", type=Path, default=None, help="folder for finished parts")
     parser.add_argument("--n-jobs", type=int, default=2)
     parser.add_argument("--n-seeds", type=int, default=20)
     parser.add_argument("--target", choices=["data", "teacher"], nargs="+", default=["data", "teacher"])
@@ -158,7 +158,7 @@ def main() -> None:
 
 
 def by_sparsity(summary: pd.DataFrame) -> None:
-    """Errors of Eq. 2, features kept against its count, and what the loss consists of."""
+    """Print, by sparsity, the errors of Eq. 2, the features kept against its count, and the parts of the loss."""
     nonzero = summary[summary["Eq. 2"] > 0]
     print("\nEq. 2 by sparsity, points where it is not zero:")
     show(agreement_table(nonzero.floor, {"Eq. 2": nonzero["Eq. 2"]}, strata=nonzero.alpha))
@@ -176,7 +176,7 @@ def by_sparsity(summary: pd.DataFrame) -> None:
 
 
 def beyond(summary: pd.DataFrame) -> None:
-    """Whether the floor vanishes at d*: the first width beyond it against the last one before."""
+    """Compare the floors at the widths just before and just after d*, to see if the floor vanishes there."""
     print(
         "\nfloor at the first width from d* on, over that at the last width before, and over the loss of answering 0:"
     )
@@ -196,7 +196,7 @@ def beyond(summary: pd.DataFrame) -> None:
 
 
 def arrival(curves: pd.DataFrame) -> None:
-    """Steps until a training curve stays within 10% of its end."""
+    """Print the number of steps until a training curve stays within 10% of its end."""
     print("steps until the loss stays within 10% of where it ends:")
     rows = []
     for (rate, *_), group in curves.groupby(["learning_rate", "n_features", "alpha", "width", "seed"]):

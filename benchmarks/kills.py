@@ -2,9 +2,9 @@
 
     python benchmarks/kills.py | tee benchmarks/results/kills.txt
 
-Each process gets one SIGKILL: half of them at a random time, half just after a temporary file appeared. The same call
-then runs to its end. What it returns and leaves on disk must be that of a run never stopped, to the bit; a file that
-such a run does not leave counts as a temporary file left behind.
+Each process gets one SIGKILL, half of them at a random time, half just after a temporary file appeared. The same call
+then runs to its end. Its result and its files must equal those of an uninterrupted run to the bit. Additional files
+count as left behind.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from geofloor.students import distill_widths
 from geofloor.toy import toy_sweep
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "plan_a_distillation.py"
-PRELOADED = [  # by the server that runs are forked from, so that each begins at once
+PRELOADED = [  # into the fork server, so that each run begins at once
     "datasets",
     "geofloor.students._distillation",
     "geofloor.features._autoencoder",
@@ -43,10 +43,10 @@ PRELOADED = [  # by the server that runs are forked from, so that each begins at
     "transformers.models.byt5.tokenization_byt5",
     "transformers.models.gpt_neox.modeling_gpt_neox",
 ]
-_LIMIT = 300.0  # seconds for a run, beyond which it counts as hanging
+_LIMIT = 300.0  # seconds; a longer run counts as hanging
 
 
-# What is killed: functions of a folder, which return what can be compared
+# Operations to kill: each takes a folder and returns values to compare
 
 
 def fit_autoencoder(folder: Path) -> Any:
@@ -131,7 +131,7 @@ def _tokens(n_sequences: int) -> np.ndarray:
     return np.random.default_rng(0).integers(64, size=(n_sequences, 24))
 
 
-# operation: its function, and kills of a hundred
+# operation: its function, and its share of a hundred kills
 OPERATIONS: dict[str, tuple[Callable[[Path], Any], int]] = {
     "SparseAutoencoder.fit": (fit_autoencoder, 18),
     "transform_to_store": (store_activations, 18),
@@ -162,9 +162,9 @@ def server() -> Any:
 
 
 def run(name: str, folder: Path, *, kill_after: float = np.inf, kill_at_file: float = np.inf) -> Finished:
-    """Run an operation in a process of its own, and kill it after some seconds or at some temporary file.
+    """Run an operation in a process of its own, and kill it at some time or at some temporary file.
 
-    The seconds count from when the operation begins.
+    The time is in seconds from the start of the operation.
     """
     context = server()
     receiver, sender = context.Pipe(duplex=False)
@@ -173,7 +173,7 @@ def run(name: str, folder: Path, *, kill_after: float = np.inf, kill_at_file: fl
     sender.close()
     status, digest, seen = "killed", "", set()
     try:
-        receiver.recv()  # it begins
+        receiver.recv()  # the operation begins
         start = time.perf_counter()
         while not receiver.poll(5e-4):
             seconds = time.perf_counter() - start
@@ -227,7 +227,7 @@ def _digest(result: Any) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files of a folder and what is below it; a temporary folder counts as one file."""
+    """Yield the files in a folder and its subfolders; a temporary folder counts as one file."""
     with contextlib.suppress(FileNotFoundError):  # a folder may be replaced meanwhile
         for entry in os.scandir(folder):
             if entry.is_dir(follow_symlinks=False) and not entry.name.endswith(".part"):
@@ -240,7 +240,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def kill_and_resume(name: str, n_kills: int, rng: np.random.Generator, work: Path) -> dict[str, Any]:
-    """Kill an operation some times, each time from the start, and count how it resumes."""
+    """Kill runs of an operation and count the outcomes of resuming them."""
     whole = run(name, work / "whole")
     if whole.status != "done":
         raise RuntimeError(f"{name} failed without a kill: {whole.digest}")
@@ -254,7 +254,7 @@ def kill_and_resume(name: str, n_kills: int, rng: np.random.Generator, work: Pat
             when = {"kill_at_file": float(rng.integers(1, whole.n_temporary + 1))}
         else:
             when = {"kill_after": float(rng.uniform(0, whole.seconds))}
-        if run(name, folder, **when).status != "killed":  # it was done before
+        if run(name, folder, **when).status != "killed":  # the operation ended first
             if attempt > 20 * n_kills:
                 raise RuntimeError(f"{name} ends before it can be killed.")
             continue
@@ -269,7 +269,7 @@ def kill_and_resume(name: str, n_kills: int, rng: np.random.Generator, work: Pat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=100, help="of all operations together, about")
+    parser.add_argument("--kills", type=int, default=100, help="approximate number for all operations together")
     parser.add_argument("--operations", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

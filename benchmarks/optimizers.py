@@ -1,9 +1,9 @@
-"""AdamW and Muon at the same step sizes: how low a student of the embedded teacher comes, in how long.
+"""Compare AdamW and Muon on a student of the embedded teacher: loss and time at several step sizes.
 
     python benchmarks/optimizers.py --work distilled-work
 
-Token blocks are those of distilled_floors.py, made in `--work` if they are not there. Time is that of whole fits, and
-Muon's beside torch's own is that of the optimizer alone.
+Token blocks are those of distilled_floors.py, made in `--work` if they are missing. Times are of whole fits; only the
+comparison of Muon with torch's own times the optimizer alone.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main():
     train, test = prepared(options.work, 72_000, 1000)
     print(
         f"width {options.width}, {options.n_steps} steps of {options.batch_size * train.shape[1]:,} tokens; "
-        "held-out KL at T = 2, nats a token"
+        "held-out KL at T = 2, nats per token"
     )
     for optimizer in ("adamw", "muon"):
         for learning_rate in options.learning_rates:
@@ -53,7 +53,7 @@ def main():
             ).fit(train, eval_tokens=test)
             milliseconds = (time.perf_counter() - began) / options.n_steps * 1e3
             loss = f"{student.floor_:.4f} ± {student.floor_error_:.4f}"
-            print(f"{optimizer:6} {learning_rate:<6g} {loss}, {milliseconds:.0f} ms a step", flush=True)
+            print(f"{optimizer:6} {learning_rate:<6g} {loss}, {milliseconds:.0f} ms per step", flush=True)
     if hasattr(torch.optim, "Muon"):
         module = make_student(load_teacher().model, options.width, random_state=0).to(student.device_)
         matrices = LanguageModel(module, "the student").inner_matrices()
@@ -69,7 +69,7 @@ def main():
 
         found = side_by_side({"ours": lambda: stepped(ours), "torch": lambda: stepped(theirs)})
         print(
-            f"{len(matrices)} matrices: Muon {found['ours'] * 1e3:.2f} ms a step, torch.optim.Muon "
+            f"{len(matrices)} matrices: Muon {found['ours'] * 1e3:.2f} ms per step, torch.optim.Muon "
             f"{found['torch'] * 1e3:.2f}"
         )
 

@@ -1,9 +1,9 @@
-"""Toy floors that no curve was made with: other importances, feature counts and sparsities than the paper's.
+"""Measure toy floors at other importances, feature counts and sparsities than the paper's.
 
     python benchmarks/other_toy_sweeps.py --work other-work
 
-Five seeds of every point; all sparsities lie between those of the library's table. The summary is written to
-results/toy_other_sweeps.csv, which `allocations.py` compares predictors on.
+No distortion curve was made from these floors. Every point has five seeds, and all sparsities lie between those of the
+library's table. The summary goes to results/toy_other_sweeps.csv, where `allocations.py` reads it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from geofloor.toy import summarize_sweep, toy_sweep
 
 RESULTS = Path(__file__).parent / "results"
 ALPHAS = (0.85, 0.93, 0.97, 0.992)
-# Importance laws by name: the weights of n features.
+# Importance laws by name; each gives the weights of n features.
 LAWS = {f"Zipf {s:g}": (lambda n, s=s: np.arange(1, n + 1) ** -float(s)) for s in (0.5, 1.0, 1.5, 2.0, 3.0)}
 LAWS["exponential"] = lambda n: np.exp(-np.arange(n) / (n / 5))
 GRID = {
@@ -35,11 +35,11 @@ GRID = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=None, help="folder that finished parts are kept in")
+    parser.add_argument("--work", type=Path, default=None, help="folder for finished parts")
     parser.add_argument("--n-jobs", type=int, default=2)
     parser.add_argument("--n-seeds", type=int, default=5)
-    parser.add_argument("--laws", nargs="+", default=list(LAWS), help="some of the importances")
-    parser.add_argument("--features", type=int, nargs="+", default=list(GRID), help="some of the numbers of features")
+    parser.add_argument("--laws", nargs="+", default=list(LAWS), help="importance laws to train")
+    parser.add_argument("--features", type=int, nargs="+", default=list(GRID), help="numbers of features to train")
     parser.add_argument("--output", type=Path, default=RESULTS / "toy_other_sweeps.csv")
     options = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)

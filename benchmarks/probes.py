@@ -1,12 +1,11 @@
-"""What of concepts survives in students of the embedded teacher, by linear probes (the paper's Experiment 4).
+"""Probe students of the embedded teacher for concepts and single features (the paper's Experiment 4).
 
     python examples/plan_a_distillation.py && python benchmarks/probes.py --work distilled-work --plan plan
 
-Needs the students that distilled_floors.py left in `--work`. Every model's hidden states after one block, averaged over
-the tokens of an example, are probed for nine concepts by five-fold cross-validation; the table goes to
-results/probes.csv. With the autoencoder of the main job (`--plan`) its features are probed one by one too: how well
-a hidden state tells each activation, by rank of importance; summaries go to results/staircase.csv. Figures go to
-`--work`.
+It needs the students of distilled_floors.py in `--work`. Concepts: the hidden states of each model after one block are
+averaged over the tokens of an example and probed for nine concepts by five-fold cross-validation. The table goes to
+results/probes.csv. Features: with the autoencoder of the main job (`--plan`), the activation of each feature is
+predicted from the hidden states. Medians by rank of importance go to results/staircase.csv. Figures go to `--work`.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder with students of distilled_floors.py")
-    parser.add_argument("--n-steps", type=int, default=3000, help="of the students to take")
-    parser.add_argument("--plan", type=Path, help="folder of the main job, for its autoencoder of the same layer")
-    parser.add_argument("--no-concepts", action="store_true", help="with --plan: only the features")
+    parser.add_argument("--work", type=Path, required=True, help="folder with the students of distilled_floors.py")
+    parser.add_argument("--n-steps", type=int, default=3000, help="number of training steps of the students to load")
+    parser.add_argument("--plan", type=Path, help="folder of the main job, with its autoencoder of the same layer")
+    parser.add_argument("--no-concepts", action="store_true", help="with --plan, probe features only")
     parser.add_argument("--layer", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RESULTS / "probes.csv")
     options = parser.parse_args()
@@ -53,7 +52,7 @@ def main() -> None:
 
 
 def students(options, teacher):
-    """The teacher and its students, the widest first."""
+    """Load the teacher and its students, the widest first."""
     models = {}
     for path in options.work.glob(f"student-*-seed-0-steps-{options.n_steps}.safetensors"):
         student = DistilledStudent.load(path, teacher=teacher.model, device="cpu")
@@ -72,7 +71,7 @@ def probe_concepts(options, teacher, models):
         ).fit()
         states[name] = {concept: extractor.transform(data.texts) for concept, data in concepts.items()}
         print(f"{name}: states in {time.perf_counter() - began:.0f} s", flush=True)
-    table = probe_table(states, concepts, reference="teacher", probe=ConceptProbe(cv=5, random_state=0))
+    table = probe_table(states, concepts, reference="teacher", probe=ConceptProbe(cv=5, level=0.95, random_state=0))
     with open(options.output, "w", encoding="utf-8") as file:
         file.write("# python benchmarks/probes.py\n")
         table.to_csv(file, index=False, float_format="%.4g")

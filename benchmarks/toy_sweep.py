@@ -1,9 +1,9 @@
-"""The toy engine against one PyTorch model at a time, and against instances batched as in the original notebook.
+"""Compare the toy engine with single PyTorch models, and with instances batched as in the original notebook.
 
     python benchmarks/toy_sweep.py
 
-It takes about half an hour on two cores: both rivals are trained in full on a random sample of the sweep, since a time
-counts only if the floors are equal, and what the sweep would take is extrapolated from it.
+It takes about half an hour on two cores. A time counts only if the floors are equal, so both rivals are trained in full
+on a random sample of the sweep, and their time for the whole sweep is extrapolated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCH, STEPS, LEARNING_RATE = 1024, 10_000, 1e-3  # Elhage et al.'s notebook
 
 
 def one_at_a_time(n: int, alpha: float, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A plain PyTorch toy model: autograd and AdamW."""
+    """Train one plain PyTorch toy model, with autograd and AdamW."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     importances = 1 / torch.arange(1, n + 1)
@@ -44,7 +44,7 @@ def one_at_a_time(n: int, alpha: float, width: int, seed: int) -> tuple[np.ndarr
 
 
 def instance_batched(n: int, alpha: float, width: int, n_instances: int) -> tuple[np.ndarray, np.ndarray]:
-    """All seeds of one width at once, by einsum, as the notebook has it."""
+    """Train all seeds of one width at once by einsum, as in the notebook."""
     torch.manual_seed(0)
     importances = 1 / torch.arange(1, n + 1)
     weight = torch.nn.Parameter(torch.empty(n_instances, n, width))
@@ -64,7 +64,7 @@ def instance_batched(n: int, alpha: float, width: int, n_instances: int) -> tupl
 
 
 def floor(n: int, alpha: float, weight: np.ndarray, bias: np.ndarray) -> float:
-    """Loss on 500,000 fresh samples, with the same ones for all models of a configuration."""
+    """Return the loss on 500,000 fresh samples, the same for all models of a configuration."""
     X = SparseFeatures(n, alpha).sample(500_000, random_state=1)
     return float(np.mean((np.maximum(X @ weight.T @ weight + bias, 0.0) - X) ** 2 @ (1 / np.arange(1, n + 1))))
 
@@ -81,7 +81,7 @@ def main() -> None:
     ]
     n_students, n_widths = len(points) * N_SEEDS, len(set(points))
     rng = np.random.default_rng(0)
-    # Models as wide as their features have a floor of zero, of which nothing is within 1%.
+    # Models with a dimension per feature are left out: their floor is zero, and has no relative error.
     sample = [points[i] for i in rng.permutation(len(points)) if points[i][2] < points[i][0]][: options.n_sample]
     batched = list(dict.fromkeys(sample))[: options.n_batched]
 
@@ -126,7 +126,7 @@ def main() -> None:
 
 
 def compare(floors: np.ndarray, expected: np.ndarray) -> None:
-    """Whether floors are equal within 1%: their mean ratio, since single models scatter by several per cent."""
+    """Compare floors within 1% by their mean ratio, because single models scatter by several percent."""
     ratio = floors / expected
     print(
         f"standard error of the mean ratio {ratio.std(ddof=1) / np.sqrt(len(ratio)):.4f}, median {np.median(ratio):.4f}"

@@ -464,7 +464,7 @@ def cases() -> dict[str, Case]:
             probing.feature_probes,
             states=CODES.toarray() @ RNG.normal(size=(8, 4)),
             codes=CODES,
-            features=[0, 1],
+            latents=[0, 1],
             auc=True,
             random_state=0,
         ),

@@ -1,4 +1,4 @@
-"""Data that comes with the library, or that every installation has."""
+"""The paper's tables, the embedded teacher, text corpora and concepts."""
 
 import lazy_loader
 

@@ -1,6 +1,6 @@
 from ._concepts import load_concepts as load_concepts
-from ._concepts import pile_concepts as pile_concepts
 from ._corpus import Document as Document
 from ._corpus import load_local_corpus as load_local_corpus
 from ._paper import load_paper_tables as load_paper_tables
+from ._pile import pile_concepts as pile_concepts
 from ._teacher import load_teacher as load_teacher

@@ -1,4 +1,4 @@
-"""Text that every installation has: the Python source and docstrings on this machine."""
+"""Python source and docstrings on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from geofloor._validation import check_choice, check_number, shown
 
-# The required packages, by import name; the standard library comes first, under its own name.
+# The standard library and the required packages, by import name.
 CORPUS_PACKAGES = (
     "stdlib",
     "numpy",
@@ -39,11 +39,11 @@ class Document(NamedTuple):
     Attributes
     ----------
     text : str
-        The text.
+        The whole source file, or its docstrings one after another.
     name : str
-        Package and path, with ``/`` as separator, such as ``"stdlib/json/decoder.py"``.
+        Package and path with ``/`` as separator, such as ``"stdlib/json/decoder.py"``.
     kind : {"source", "docstrings"}
-        The file as it stands, or the docstrings in it, one after another.
+        Kind of the text.
     """
 
     text: str
@@ -60,31 +60,31 @@ def load_local_corpus(
 ) -> Iterator[Document]:
     """Read the source and docstrings of Python's standard library and of installed packages.
 
-    Nothing is downloaded. Files come in an order given by a hash of their name, so that any prefix
-    is a mixture of all packages, and the same one on every machine with the same versions. A whole
-    folder is either training or held-out text, since neighbouring modules copy from each other.
+    Nothing is downloaded. A hash of the name orders the files: the first of them mix all packages, and
+    machines with the same versions read the same files. Below the top folder of a package, all files of a
+    folder are in the same split, because neighboring modules share text.
 
     Parameters
     ----------
     split : {"train", "test"}, default="train"
-        About one folder in twenty is held out as ``"test"``.
+        Training text, or the held-out text of about one folder in twenty.
     kinds : sequence of {"source", "docstrings"}, default=("source", "docstrings")
-        What to make of each file; with both, a file gives its source first.
+        Kinds of text to read from each file, in this order.
     packages : sequence of str, default=CORPUS_PACKAGES
-        Import names; ``"stdlib"`` is Python's standard library. One that is not installed is an
-        error.
+        Import names of installed packages; ``"stdlib"`` is Python's standard library.
     max_characters_per_package : int or None, default=8_000_000
-        Stop reading a package after this many characters, so that none dominates.
+        Number of characters after which no further file of a package is read, so that no package dominates;
+        None for no limit.
 
     Yields
     ------
     Document
-        Text, name and kind.
+        A text with its name and kind.
 
     Raises
     ------
     ValueError
-        If `split`, `kinds` or `packages` holds an unknown name.
+        If a split, kind or package is unknown, or the limit is below 1.
 
     Examples
     --------
@@ -110,12 +110,12 @@ def load_local_corpus(
 
 
 def check_names(name: str, values: Any, known: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Return names in the order given, if all are text and known.
+    """Return a list of names as a tuple.
 
     Raises
     ------
     ValueError
-        If they are anything else, or none.
+        If it is empty or no list, or holds anything but text from `known`.
     """
     plain = values if isinstance(values, list | tuple) else ()
     if not plain or not all(isinstance(each, str) and (known is None or each in known) for each in plain):
@@ -134,7 +134,7 @@ def _documents(
         try:
             source = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
-            continue  # deliberately broken files live in test suites
+            continue  # test suites hold broken files on purpose
         for kind in kinds:
             text = source if kind == "source" else _docstrings(source)
             if len(text) >= _MIN_CHARACTERS:
@@ -163,22 +163,25 @@ def _python_files(package: str) -> Iterator[tuple[str, Path]]:
 
 def _is_held_out(name: str) -> bool:
     folder = name.rsplit("/", 1)[0]
-    # A package's top folder holds many unrelated modules: those are split one by one.
+    # Modules in the top folder of a package are often unrelated and are split one by one.
     unit = name if folder.count("/") == 0 else folder
     return int(hashlib.sha256(f"split:{unit}".encode()).hexdigest(), 16) % 100 < _HELD_OUT_PERCENT
 
 
 def _docstrings(source: str) -> str:
-    tree = parse(source)
+    return "\n\n".join(text for node in ast.walk(parse(source)) if (text := docstring_of(node)))
+
+
+def docstring_of(node: ast.AST) -> str | None:
+    """Return the docstring of a module, class or function; None for other nodes."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
-    return "\n\n".join(text for text in found if text)
+    return ast.get_docstring(node) if isinstance(node, kinds) else None
 
 
 def parse(source: str) -> ast.Module:
-    """Syntax tree of other people's code; an empty one where that is broken, as some of it in test suites is."""
-    # Invalid escapes give warnings. Filters are those of the process: of two threads that changed them, the later
-    # one to end would put back what the other had set.
+    """Parse source without warnings; return an empty module for broken source."""
+    # Invalid escapes give warnings. The lock is needed because warning filters belong to the whole process: a thread
+    # that restores them would otherwise undo the changes of another.
     with _PARSING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -1,4 +1,4 @@
-"""The tables of the paper, as printed."""
+"""The paper's tables, as printed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ _DESCRIPTION = """\
 The tables of "Geometric Limits of Knowledge Distillation"
 ==========================================================
 
-Every figure is the one printed, to the digits printed; nothing is recomputed or corrected. A
-figure the paper does not give is NaN. What does not add up is shown, with the recomputed figure
-beside it, in the gallery example "The paper's tables, recomputed".
+Every figure has the printed digits; nothing is recomputed or corrected. Missing figures are NaN. The
+gallery example "The paper's tables, recomputed" shows inconsistent figures beside recomputed ones.
 
 ==================  =======================  ====================================================
 table               in the paper             content
@@ -29,7 +28,7 @@ capacity            Table 7                  reference values of Eq. 1
 students            Table 8                  architecture of the five students
 power_law           Eq. 4                    a * width ** -gamma + c fitted to Table 3
 toy_sweep           Section 4, Figure 2      the 48 configurations of the toy model
-toy_accuracy        Section 4, Figure 3      how well Eq. 2 predicts the toy model's floors
+toy_accuracy        Section 4, Figure 3      agreement of Eq. 2 with the toy model's floors
 ==================  =======================  ====================================================
 
 Units: floors of Table 2 are in the teacher's hidden-space units (squared activation); `kl`,
@@ -43,15 +42,15 @@ https://creativecommons.org/licenses/by/4.0/. Changes: column names, and Table 6
 
 
 def load_paper_tables() -> Bunch:
-    """Load the paper's tables as tidy data frames, with the figures exactly as printed.
+    """Load the paper's tables as tidy data frames, with the figures as printed.
 
     Returns
     -------
     tables : :class:`~sklearn.utils.Bunch`
-        Dictionary-like object; every call builds new data frames.
+        Dictionary-like object with new data frames on every call.
 
         sae : DataFrame of shape (3, 6)
-            Table 1, one row a layer: `layer`, `n_features` (alive), `mean_l0` (active features per
+            Table 1, one row per layer: `layer`, `n_features` (alive), `mean_l0` (active features per
             token), `alpha`, `capacity` (features per dimension), `critical_width`.
         predicted_floor : DataFrame of shape (5, 5)
             Table 2, layer 12: `width`, `kept` and `dropped` (features), `floor` (hidden-space
@@ -71,18 +70,18 @@ def load_paper_tables() -> Bunch:
             Table 7: `alpha`, `capacity`.
         students : DataFrame of shape (5, 6)
             Table 8: `width`, `n_layers`, `n_heads`, `feed_forward_width`, `parameters_millions`,
-            `compression` (teacher's parameters over the student's).
+            `compression` (teacher's parameters divided by the student's).
         power_law : DataFrame of shape (1, 4)
             Eq. 4: `a`, `gamma`, `c`, `r2`.
         toy_sweep : DataFrame of shape (48, 3)
-            Section 4, one row a configuration: `n_features`, `alpha`, `teacher_width`.
+            Section 4, one row per configuration: `n_features`, `alpha`, `teacher_width`.
         toy_accuracy : DataFrame of shape (2, 5)
-            Figure 3: `predictor` ("refined" is Eq. 2, "naive" has one feature per dimension),
+            Figure 3: `predictor` ("refined" is Eq. 2, "naive" allows one feature per dimension),
             `n_points`, `pearson_r`, `mape_percent`, `r2`.
         teacher : dict
             `name`, `width`, `n_layers` and `vocabulary` of the teacher.
         DESCR : str
-            Description, source and licence.
+            Description, source and license.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""The teacher that comes with the library."""
+"""The embedded teacher, a small language model shipped with the library."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TEACHER_PATH = Path(__file__).with_name("teacher")
 def load_teacher() -> Bunch:
     """Load the embedded teacher, a small causal language model of Python source.
 
-    A GPT-NeoX model, as Pythia is, trained by ``python -m geofloor.datasets.train_teacher`` on the
-    source and docstrings that `load_local_corpus` reads, so that the whole method can be tried on a real
-    language model with nothing downloaded.
+    A GPT-NeoX model, like Pythia, to try the whole method on a real language model without downloads.
+    ``python -m geofloor.datasets.train_teacher`` trained it on the source and docstrings from
+    `load_local_corpus`.
 
     Returns
     -------
@@ -28,9 +28,9 @@ def load_teacher() -> Bunch:
 
         - ``model`` : GPTNeoXForCausalLM in evaluation mode, float32, on the CPU;
         - ``tokenizer`` : PreTrainedTokenizerFast, byte-level BPE;
-        - ``path`` : Path of its folder, which `ActivationExtractor` takes as well;
-        - ``training`` : dict of what `train_teacher` reported: settings, tokens, the held-out loss and
-          that of token frequencies alone, in nats per token, and the history.
+        - ``path`` : Path of its folder, also accepted by `ActivationExtractor`;
+        - ``training`` : dict, the report of `train_teacher`: settings, numbers of tokens, held-out losses in
+          nats per token of the teacher and of token frequencies alone, and the history.
 
     Examples
     --------

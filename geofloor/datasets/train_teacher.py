@@ -3,8 +3,8 @@
     python -m geofloor.datasets.train_teacher --output teacher
 
 The corpus is the source and docstrings of Python's standard library and of the required packages as
-installed (`load_local_corpus`), so nothing is downloaded; other versions of those packages give
-another teacher. Interrupted, the same command goes on from its last checkpoint to the same weights.
+installed (`load_local_corpus`). Nothing is downloaded, and other versions of these packages give another
+teacher. After an interruption, the same command resumes from the last checkpoint to the same weights.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=2048)
-    parser.add_argument("--length", type=int, default=256, help="tokens a sequence")
-    parser.add_argument("--batch", type=int, default=32, help="sequences a step")
+    parser.add_argument("--length", type=int, default=256, help="tokens per sequence")
+    parser.add_argument("--batch", type=int, default=32, help="sequences per step")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="results are reproducible for the same number")
-    parser.add_argument("--checkpoint-every", type=int, default=100, help="steps")
+    parser.add_argument("--threads", type=int, default=1, help="the same number gives the same weights")
+    parser.add_argument("--checkpoint-every", type=int, default=100, help="in steps")
     parser.add_argument("--max-characters-per-package", type=int, default=8_000_000)
     return parser.parse_args(arguments)
 
 
 def train_tokenizer(texts: Any, vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, as Pythia's: every text can be encoded and decoded without loss."""
+    """Train a byte-level BPE tokenizer, like Pythia's, to encode every text without loss."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -73,14 +73,14 @@ def train_tokenizer(texts: Any, vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def prepare_tokens(options: argparse.Namespace) -> tuple[PreTrainedTokenizerFast, np.ndarray, np.ndarray]:
-    """Tokenizer, training blocks and held-out blocks, made once and kept beside the teacher."""
+    """Return the tokenizer, training blocks and held-out blocks, stored beside the teacher for later calls."""
     paths = {split: options.output / f"tokens-{split}.npy" for split in ("train", "test")}
     if not all(path.exists() for path in paths.values()):
         documents = [
             document.text
             for document in load_local_corpus("train", max_characters_per_package=options.max_characters_per_package)
         ]
-        # One document in four is enough to learn the merges from.
+        # A quarter of the documents is enough to learn the merges from.
         tokenizer = train_tokenizer(documents[::4], options.vocabulary)
         tokenizer.save_pretrained(options.output)
         limit = options.max_characters_per_package // 20
@@ -109,7 +109,7 @@ def new_model(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -
 
 
 def next_token_loss(model: torch.nn.Module, tokens: np.ndarray) -> torch.Tensor:
-    """Mean cross-entropy of the next token, in nats."""
+    """Return the mean cross-entropy of the next token, in nats per token."""
     ids = torch.from_numpy(tokens.astype(np.int64))
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     return functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
@@ -123,20 +123,20 @@ def held_out_loss(model: torch.nn.Module, blocks: np.ndarray, batch: int) -> flo
 
 
 def unigram_loss(train: np.ndarray, test: np.ndarray, vocabulary: int) -> float:
-    """Held-out cross-entropy in nats of token frequencies alone, with add-one smoothing."""
+    """Return the held-out cross-entropy of smoothed token frequencies, in nats per token."""
     counts = np.bincount(train.reshape(-1), minlength=vocabulary) + 1.0
     return float(-np.log(counts / counts.sum())[np.asarray(test).reshape(-1)].mean())
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices only; biases and norms are left alone, as is usual."""
+    """Group parameters to apply weight decay to matrices, not to biases and norms."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def train(options: argparse.Namespace, model: GPTNeoXForCausalLM, blocks: np.ndarray, test: np.ndarray) -> list[dict]:
-    """Train in place, resuming from the newest checkpoint; return the history."""
+    """Train the model in place from the newest checkpoint; return the history."""
     path = options.output / "checkpoint.safetensors"
     settings = {key: str(value) for key, value in vars(options).items() if key not in ("output", "checkpoint_every")}
     optimizer = torch.optim.AdamW(
@@ -146,7 +146,7 @@ def train(options: argparse.Namespace, model: GPTNeoXForCausalLM, blocks: np.nda
     if path.exists():
         tensors, metadata = read_tensors(path, kind=_CHECKPOINT)
         if metadata["settings"] != settings:
-            raise SystemExit(f"'{path}' was made with other settings; use another --output or remove it.")
+            raise SystemExit(f"'{path}' was made with other settings; remove it or use another --output.")
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         load_optimizer_tensors(optimizer, tensors)
         start, history = metadata["step"], metadata["history"]

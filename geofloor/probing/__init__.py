@@ -1,4 +1,4 @@
-"""What survives in a student: concepts and single features."""
+"""Linear probes of hidden states, for concepts and for single features."""
 
 import lazy_loader
 
