@@ -6,7 +6,8 @@ Figures 5 to 8 and 16 to 18 of Sarkar and Deka, *Geometric Limits of Knowledge D
 (`arXiv:2604.04037v2 <https://arxiv.org/abs/2604.04037v2>`_), on the embedded teacher: GPT-NeoX with four blocks and
 width 128, where the paper has Pythia-410M with 24 and 1,024. Everything is drawn from what ``benchmarks/results`` keeps
 of the runs; where the paper prints the numbers behind a figure, they are drawn beside ours. The students are **at a
-budget of 3,000 steps, not converged**. :doc:`/miniature` puts tables and figures side by side and says what holds.
+budget of 3,000 steps, not converged**. :doc:`/findings/miniature` puts tables and figures side by side and says what
+holds.
 """
 
 # %%

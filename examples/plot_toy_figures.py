@@ -5,7 +5,7 @@ The paper's toy sweep, figure by figure
 Figures 2, 3 and 9 to 14 of Sarkar and Deka, *Geometric Limits of Knowledge Distillation*
 (`arXiv:2604.04037v2 <https://arxiv.org/abs/2604.04037v2>`_), drawn from the full sweep of 48 configurations
 and 20 seeds as ``python benchmarks/full_toy_sweep.py`` left it in ``benchmarks/results``. What they show is
-not what the paper says; :doc:`/toy_sweep` puts both side by side.
+not what the paper says; :doc:`/findings/toy_sweep` puts both side by side.
 """
 
 # %%

@@ -69,7 +69,7 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
     predictor : estimator, default=None
         Fitted predictor of floors over widths, such as an `AblationPredictor` or a `FloorPredictor`. It is
         never changed, and shared by clones. With None the curve is a law, which from two runs was mostly better than
-        any predictor of features on students of small language models (see :doc:`/distillation`).
+        any predictor of features on students of small language models (see :doc:`/findings/distillation`).
     bound : BottleneckPredictor, default=None
         Fitted on the teacher, at the runs' temperature: the least loss R(d) that a student of each width can have. It
         is never changed, and shared by clones. The law is then :math:`L_0 \exp(-k\,(\log(L_0 / R(d)))^m)` with k ≥ 0
@@ -131,8 +131,8 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
     Without runs nearby an interval is as wide as the predictor's form is doubtful; between two near runs it is
     hardly wider than `run_error`. With n runs and p parameters fitted, τ² is the weighted mean of its default, with
     weight 4, and the n − p squared standardised residuals. The default of τ was chosen for `AblationPredictor` on
-    students of the embedded teacher. :doc:`/distillation` and :doc:`/random_starts` say how often such intervals hold,
-    there and on students of other teachers; for other predictors set what `forecast_table` shows.
+    students of the embedded teacher. :doc:`/findings/distillation` and :doc:`/findings/random_starts` say how often
+    such intervals hold, there and on students of other teachers; for other predictors set what `forecast_table` shows.
 
     Intervals are for students trained as those given were. Longer training lowers losses, and wide students' most.
 

@@ -106,8 +106,8 @@ class AblationPredictor(
 
     What the autoencoder does not explain stays, so that nothing is lost where nothing is dropped. A student is
     trained to do without, and the ablated teacher is not; but a student is narrow in every layer, and here
-    one is. Neither bounds the other. :doc:`/distillation` and :doc:`/random_starts` say how near they came on small
-    teachers.
+    one is. Neither bounds the other. :doc:`/findings/distillation` and :doc:`/findings/random_starts` say how near they
+    came on small teachers.
 
     Examples
     --------
