@@ -1,5 +1,6 @@
 """Sphinx configuration: ``sphinx-build -W --keep-going docs docs/_build/html``."""
 
+import os
 import re
 
 from sphinx.ext import autosummary
@@ -19,13 +20,24 @@ extensions = [
     "numpydoc",
     "sphinx_gallery.gen_gallery",
 ]
+# Inventories come from the network, which a build must not need: set GEOFLOOR_INTERSPHINX=1 to link to these projects.
+if os.environ.get("GEOFLOOR_INTERSPHINX"):
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "scipy": ("https://docs.scipy.org/doc/scipy", None),
+        "sklearn": ("https://scikit-learn.org/stable", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "transformers": ("https://huggingface.co/docs/transformers/main/en", None),
+    }
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "auto_examples/*.ipynb", "auto_examples/*.py"]
 default_role = "py:obj"
 smartquotes = False  # default="auto" is code
 
 autosummary_generate = True
-autosummary.WELL_KNOWN_ABBREVIATIONS += ("Eq.",)  # does not end the sentence that stands in an overview
+autosummary.WELL_KNOWN_ABBREVIATIONS += ("Eq.",)  # no end of a summary sentence
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # types stand in the docstrings
 numpydoc_show_class_members = False  # the class template lists a class's own methods
@@ -34,7 +46,7 @@ numpydoc_class_members_toctree = False
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
-    # What is listed without being run: scripts that are no plot_*.py, and those whose name says that they are slow.
+    # Other scripts, and those with "slow" in their name, are listed without being run.
     "filename_pattern": r"[\\/]plot_(?!\w*slow)\w*\.py$",
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
@@ -64,11 +76,11 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars = {"index": [], "paper": []}
+html_sidebars = {"index": [], "get_started": []}
 
 
 def _skip_generated(app, what, name, obj, skip, options):
-    """Leave out what nobody wrote: scikit-learn's request setters and the fields of named tuples."""
+    """Skip generated members: scikit-learn's request setters and the fields of named tuples."""
     is_request = name.startswith("set_") and name.endswith("_request")
     return True if is_request or type(obj).__name__ == "_tuplegetter" else None
 
@@ -77,7 +89,7 @@ _LITERAL_OR_FITTED = re.compile(r"(``.+?``|`.+?`)|(?<![\w.])([A-Za-z]\w*)_(?=[\s
 
 
 def _escape_fitted(app, what, name, obj, options, lines):
-    """Keep ``n_features_`` in a docstring's plain text from being read as a link, which its underscore makes it."""
+    """Escape the underscore of ``n_features_`` in the plain text of docstrings: unescaped it makes a link."""
     for index, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...")):
             lines[index] = _LITERAL_OR_FITTED.sub(lambda found: found[1] or found[2] + r"\_", line)
