@@ -40,7 +40,7 @@ from geofloor import (
     SparseAutoencoder,
 )
 from geofloor.datasets import load_teacher
-from geofloor.forecasting import CapacityCalibrator, forecast_table
+from geofloor.forecasting import Anchored, AnchoredBothEnds, Calibrated, CapacityCalibrator, forecast_table
 from geofloor.language_models import zero_width_kl
 
 RESULTS = Path(__file__).parent / "results"
@@ -172,14 +172,14 @@ def compare(layer, widths, losses) -> pd.DataFrame:
         "Eq. 2, B = 0": on_floors(predictors["Eq. 2"], baseline=0.0),
         "teacher without latents, B = 0": on_floors(predictors["teacher without latents"], baseline=0.0),
         "Eq. 2, capacity kappa g": multiplied,
-        "teacher without latents, corrected": LossForecaster(Curve(layer["latents"])),
+        "teacher without latents, corrected": LossForecaster(Calibrated(Curve(layer["latents"]))),
         "a exp(-b d), corrected": LossForecaster(),
         "power law (Eq. 4)": PowerLawCalibrator(),
         "interpolation in log d": LogInterpolation(),
         "a d^-b": on_logs(np.log),
         "a exp(-b d)": on_logs(None),
-        "anchored law": LossForecaster(zero_width_loss=layer["zero_width"], form_error=1e-6),
-        "anchored law, corrected": LossForecaster(zero_width_loss=layer["zero_width"]),
+        "anchored law": LossForecaster(Anchored(layer["zero_width"]), form_error=1e-6),
+        "anchored law, corrected": LossForecaster(Anchored(layer["zero_width"])),
     }
     if "own_width" in layer:
         estimators["law with both ends"] = both_ends(layer, form_error=1e-6)
@@ -198,7 +198,7 @@ def compare(layer, widths, losses) -> pd.DataFrame:
 
 
 def both_ends(known, **settings):
-    return LossForecaster(zero_width_loss=known["zero_width"], teacher_width=known["own_width"], **settings)
+    return LossForecaster(AnchoredBothEnds(known["zero_width"], known["own_width"]), **settings)
 
 
 class Curve:
@@ -214,11 +214,11 @@ class Curve:
 def intervals(layer, widths, losses) -> dict[str, float]:
     """Share of the widths forecast from two runs whose loss is within the interval, at 90%, and its half width."""
     forecasters = {
-        "teacher without latents": LossForecaster(Curve(layer["latents"])),
-        "teacher without components": LossForecaster(Curve(layer["components"])),
-        "Eq. 2": LossForecaster(FloorPredictor().fit(layer["table"])),
+        "teacher without latents": LossForecaster(Calibrated(Curve(layer["latents"]))),
+        "teacher without components": LossForecaster(Calibrated(Curve(layer["components"]))),
+        "Eq. 2": LossForecaster(Calibrated(FloorPredictor().fit(layer["table"]))),
         "a exp(-b d)": LossForecaster(),
-        "anchored law": LossForecaster(zero_width_loss=layer["zero_width"]),
+        "anchored law": LossForecaster(Anchored(layer["zero_width"])),
     }
     if "own_width" in layer:
         forecasters["law with both ends"] = both_ends(layer)
@@ -239,7 +239,7 @@ def intervals(layer, widths, losses) -> dict[str, float]:
 def fitted_law(law, widths, losses) -> tuple[float, float, float]:
     """Exponent, decay and largest error of a law of the width fitted to all widths."""
     law.fit(widths, losses)
-    return law.exponent_, law.decay_, np.abs(law.predict(widths) / losses - 1.0).max()
+    return law.params_["exponent"], law.params_["decay"], np.abs(law.predict(widths) / losses - 1.0).max()
 
 
 def show(table: pd.DataFrame) -> str:
@@ -293,7 +293,7 @@ def main() -> None:
             if len(observed) < 5:  # with one left out, too few for a multiplier of the capacity
                 continue
             every = observed.index.to_numpy(), observed.to_numpy()
-            law = LossForecaster(zero_width_loss=zero_width, form_error=1e-6)
+            law = LossForecaster(Anchored(zero_width), form_error=1e-6)
             laws["anchored law", "c"][n_steps, widest] = fitted_law(law, *every)
             if "own_width" in of_teacher:
                 law = both_ends(of_teacher, form_error=1e-6)

@@ -20,7 +20,7 @@ from transformers import AutoConfig
 
 from geofloor import BottleneckPredictor, LossForecaster
 from geofloor.datasets import load_teacher
-from geofloor.forecasting import forecast_errors
+from geofloor.forecasting import AboveBottleneck, Anchored, AnchoredBothEnds, forecast_errors
 
 LEVEL = 0.9
 SLOPE = 0.5  # with no run
@@ -30,7 +30,7 @@ class Curve(BaseEstimator):
     """A bound that was measured, and kept as numbers."""
 
     def __init__(self, curve: pd.DataFrame, rank: int) -> None:
-        self._curve, self.critical_width_ = curve.set_index("width"), float(rank)
+        self._curve, self.curve_, self.critical_width_ = curve.set_index("width"), curve, float(rank)
 
     def fit(self, tokens=None, y=None):
         return self
@@ -42,6 +42,9 @@ class Curve(BaseEstimator):
         ends = self._curve.loc[np.ravel(widths).astype(int), ["low", "high"]].to_numpy()
         losses = np.sqrt(ends.prod(axis=1))
         return (losses, ends) if return_interval else losses
+
+    def min_width(self, loss: float) -> int:
+        return int(self._curve.index[self._curve["low"] <= loss][0])
 
 
 def measured(teacher: Path, work: Path, widths: list[int]) -> Curve:
@@ -75,7 +78,7 @@ def one_run(bound: Curve, widths: np.ndarray, losses: np.ndarray) -> dict[str, f
     """Median error at the others, by the width of the run."""
     found = {}
     for k, width in enumerate(widths):
-        forecast = LossForecaster(bound=bound).fit([width], [losses[k]]).predict(widths)
+        forecast = LossForecaster(AboveBottleneck(bound)).fit([width], [losses[k]]).predict(widths)
         found[str(width)] = np.median(np.abs(np.delete(forecast / losses - 1.0, k)))
     return found
 
@@ -88,14 +91,14 @@ def show(name: str, bound: Curve, own_width: int, runs: pd.DataFrame, *, princip
     least["R / floor"] = bound.predict(widths) / losses
     slope, exponent = fitted_exponent(bound, widths, losses)
     laws = {
-        "law above the bottleneck": LossForecaster(bound=bound),
-        "the same, as it is": LossForecaster(bound=bound, form_error=1e-6),
-        "anchored law": LossForecaster(zero_width_loss=anchor),
+        "law above the bottleneck": LossForecaster(AboveBottleneck(bound)),
+        "the same, as it is": LossForecaster(AboveBottleneck(bound), form_error=1e-6),
+        "anchored law": LossForecaster(Anchored(anchor)),
     }
     if principal:
-        laws["law with both ends"] = LossForecaster(zero_width_loss=anchor, teacher_width=own_width)
+        laws["law with both ends"] = LossForecaster(AnchoredBothEnds(anchor, own_width))
     alone = one_run(bound, widths, losses)
-    none = anchor * np.exp(-SLOPE * np.log(anchor / bound.predict(widths)) ** LossForecaster().bound_exponent)
+    none = anchor * np.exp(-SLOPE * np.log(anchor / bound.predict(widths)) ** AboveBottleneck.exponent)
     print(f"=== {name}\n{least.T.to_string(float_format='{:.4f}'.format)}")
     print(f"floors below the bottleneck: {(losses < ends[:, 0]).sum()}; fitted to all: k {slope:.3f}, m {exponent:.3f}")
     shown = {}
@@ -114,7 +117,7 @@ def forecast_others(bound: Curve, sets: dict[str, pd.DataFrame], from_widths: li
     first, *others = sets
     for n_steps, runs in sets[first].groupby("n_steps"):
         seen = runs[runs["width"].isin(from_widths)]
-        law = LossForecaster(bound=bound).fit(seen["width"], seen["floor"])
+        law = LossForecaster(AboveBottleneck(bound)).fit(seen["width"], seen["floor"])
         for name in others:
             new = sets[name].query("n_steps == @n_steps and width < @bound.critical_width_")
             if not len(new):

@@ -41,6 +41,7 @@ from geofloor import (
 )
 from geofloor.datasets import load_local_corpus, load_teacher
 from geofloor.displays import FloorDisplay, ForecastDisplay, SpectrumDisplay
+from geofloor.forecasting import AboveBottleneck, Anchored, Calibrated, Exponential
 from geofloor.language_models import token_blocks
 from geofloor.students import distill_widths
 
@@ -228,15 +229,13 @@ def forecast(options, source, nats, result):
     ).fit(source.held_out)
     zero_width = bound.zero_width_loss_
     if max(observed) >= zero_width:  # after so few steps they are no better than none at all
-        forecaster = LossForecaster().fit(widths, observed)
-        law = f"{forecaster.slope_:.3f} exp(-{forecaster.decay_:.4f} d)"
+        law = Exponential()
     elif students[0].init_ == "principal" and max(widths) < bound.rank_:
-        forecaster = LossForecaster(bound=bound).fit(widths, observed)
-        law = f"{zero_width:.3f} exp(-{forecaster.decay_:.3f} log({zero_width:.3f} / R(d))^{forecaster.exponent_:g})"
+        law = AboveBottleneck(bound)
     else:
-        forecaster = LossForecaster(zero_width_loss=zero_width).fit(widths, observed)
-        law = f"{zero_width:.3f} (1 + d)^-{forecaster.exponent_:.3f} exp(-{forecaster.decay_:.4f} d)"
-    calibrated = LossForecaster(nats).fit(widths, observed)
+        law = Anchored(zero_width)
+    forecaster = LossForecaster(law).fit(widths, observed)
+    calibrated = LossForecaster(Calibrated(nats)).fit(widths, observed)
     losses, interval = forecaster.predict(planned, return_interval=True)
     result["students"] |= {"forecast": losses.tolist(), "low": interval[:, 0].tolist(), "high": interval[:, 1].tolist()}
     decisions = [forecaster.decide(width, options.target_kl) for width in planned]
@@ -249,8 +248,8 @@ def forecast(options, source, nats, result):
         for each in students
     ]
     result["zero_width_loss"] = zero_width
-    result["law"] = law
-    result["calibration"] = {"slope": calibrated.slope_, "baseline": calibrated.baseline_}
+    result["law"] = law.describe(forecaster.params_)
+    result["calibration"] = calibrated.params_
     result["decision"] = str(decisions[len(decisions) // 2])
     return forecaster
 

@@ -99,7 +99,7 @@ def fitted(name: str) -> Any:
             "affine": lambda: geofloor.AffineCalibrator().fit(FLOORS, LOSSES),
             "power": lambda: geofloor.PowerLawCalibrator().fit(WIDTHS, LOSSES),
             "capacities": lambda: forecasting.CapacityCalibrator(fitted("floor")).fit(WIDTHS, LOSSES),
-            "forecaster": lambda: geofloor.LossForecaster(fitted("floor")).fit(WIDTHS, LOSSES),
+            "forecaster": lambda: geofloor.LossForecaster(forecasting.Calibrated(fitted("floor"))).fit(WIDTHS, LOSSES),
             "extractor": lambda: geofloor.ActivationExtractor(teacher(), 0, device="cpu"),
             "student": lambda: geofloor.DistilledStudent(teacher(), 4, **STUDENT).fit(TOKENS),
             "bottleneck": lambda: bottleneck().fit(TOKENS),
@@ -196,6 +196,10 @@ def drawing(display: Any, way: str | None, arguments: dict[str, Any]) -> Case:
             display(**given).plot(**plot)
 
     return Case(call, arguments, names)
+
+
+def of_law(law: Any) -> Any:
+    return geofloor.LossForecaster(law).fit(WIDTHS, LOSSES).predict(WIDTHS, return_interval=True)
 
 
 def take(stream: Any) -> list[Any]:
@@ -304,9 +308,9 @@ def cases() -> dict[str, Case]:
         "BottleneckPredictor.transform": of_method("bottleneck", "transform", widths=[2, 3]),
         "BottleneckPredictor.min_width": of_method("bottleneck", "min_width", loss=0.1),
         "BottleneckPredictor.get_feature_names_out": of_method("bottleneck", "get_feature_names_out"),
-        "LossForecaster": of_class(geofloor.LossForecaster, fit["LossForecaster"], predictor=floors),
+        "LossForecaster": of_class(geofloor.LossForecaster, fit["LossForecaster"], law=forecasting.Calibrated(floors)),
         "LossForecaster.fit": of_method("forecaster", "fit", lambda made: made.predict(WIDTHS), **runs),
-        "LossForecaster.predict": of_method("forecaster", "predict", X=WIDTHS, return_interval=True, level=0.8),
+        "LossForecaster.predict": of_method("forecaster", "predict", widths=WIDTHS, return_interval=True, level=0.8),
         "LossForecaster.min_width": of_method("forecaster", "min_width", target=1.0, safe=True, level=0.8),
         "LossForecaster.decide": of_method("forecaster", "decide", width=4, target=1.0, level=0.8),
         "AffineCalibrator": of_class(geofloor.AffineCalibrator, fit["AffineCalibrator"], baseline=0.1),
@@ -315,7 +319,7 @@ def cases() -> dict[str, Case]:
         "AffineCalibrator.decompose": of_method("affine", "decompose", X=FLOORS, y=LOSSES),
         "PowerLawCalibrator": of_class(geofloor.PowerLawCalibrator),
         "PowerLawCalibrator.fit": of_method("power", "fit", lambda made: made.predict(WIDTHS), **runs),
-        "PowerLawCalibrator.predict": of_method("power", "predict", X=WIDTHS),
+        "PowerLawCalibrator.predict": of_method("power", "predict", widths=WIDTHS),
         "DistilledStudent": of_class(
             geofloor.DistilledStudent, fit["DistilledStudent"], teacher=teacher(), width=4, **STUDENT
         ),
@@ -449,8 +453,20 @@ def cases() -> dict[str, Case]:
             losses=LOSSES,
         ),
         "CapacityCalibrator": of_class(forecasting.CapacityCalibrator, fit["CapacityCalibrator"], predictor=floors),
+        "Exponential": of_class(forecasting.Exponential, of_law),
+        "PowerOfWidth": of_class(forecasting.PowerOfWidth, of_law),
+        "PowerOfWidthAboveBaseline": of_class(forecasting.PowerOfWidthAboveBaseline, of_law),
+        "Anchored": of_class(forecasting.Anchored, of_law, zero_width_loss=2.0),
+        "AnchoredBothEnds": of_class(forecasting.AnchoredBothEnds, of_law, zero_width_loss=2.0, teacher_width=32),
+        "AboveBottleneck": of_class(
+            forecasting.AboveBottleneck,
+            lambda made: geofloor.LossForecaster(made).fit([2], made.bound.predict([2])).predict([0, 2, 3]),
+            bound=fitted("bottleneck"),
+            exponent=1.0,
+        ),
+        "Calibrated": of_class(forecasting.Calibrated, of_law, predictor=floors, baseline=0.1),
         "CapacityCalibrator.fit": of_method("capacities", "fit", lambda made: made.predict(WIDTHS), **runs),
-        "CapacityCalibrator.predict": of_method("capacities", "predict", X=WIDTHS),
+        "CapacityCalibrator.predict": of_method("capacities", "predict", widths=WIDTHS),
         "probe_table": of_function(
             probing.probe_table,
             states={"teacher": {"a": ROWS}, "student": {"a": ROWS[:, :2]}},
@@ -489,11 +505,11 @@ def cases() -> dict[str, Case]:
     return found
 
 
-# What is handed out, and warnings: nobody calls these with arguments of their own.
+# What is handed out, warnings, and a base class: nobody calls these with arguments of their own.
 RESULTS = {
     "NonMonotoneCapacityWarning", "Shares", "Blocks", "PowerLawTail", "OutlierRowsWarning", "SweepError",
     "Allocation", "Division", "ChargedFeatures", "WidthAllocation",
-    "ForecastErrors", "Decision", "ProbeComparison", "Document",
+    "ForecastErrors", "Decision", "Law", "ProbeComparison", "Document",
 }  # fmt: skip
 
 

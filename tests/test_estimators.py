@@ -16,6 +16,7 @@ from geofloor import (
 )
 from geofloor._estimators import SharedParametersMixin
 from geofloor.datasets import load_teacher
+from geofloor.forecasting import Calibrated
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +80,15 @@ def test_clones_share_what_they_hold_and_nothing_changes_it():
     copy.set_params(own__alpha=0.5)
     assert (held.alpha, holder.own.alpha, copy.own.alpha) == (0.9, 0.8, 0.5)
     assert clone(copy.set_params(held=FloorPredictor(alpha=0.7))).held.alpha == 0.7
-    search = GridSearchCV(LossForecaster(held), {"predictor__alpha": [0.5, 0.9]}, cv=2)
-    with pytest.raises(ValueError, match="predictor__alpha"):
+    search = GridSearchCV(LossForecaster(Calibrated(held)), {"law__predictor__alpha": [0.5, 0.9]}, cv=2)
+    with pytest.raises(ValueError, match="law__predictor__alpha"):
         search.fit([1, 2, 3, 4], [4.0, 3.0, 2.0, 1.0])
 
 
 @pytest.mark.parametrize(
     ("estimator", "inside"),
     [
-        (LossForecaster(FloorPredictor(alpha=0.9)), "predictor__alpha"),
+        (LossForecaster(Calibrated(FloorPredictor(alpha=0.9))), "law__predictor"),
         (BottleneckPredictor(FloorPredictor()), "teacher__alpha"),
         (DistilledStudent(FloorPredictor(), 4), "teacher__alpha"),
         (ActivationExtractor(FloorPredictor(), 0), "model__alpha"),

@@ -36,6 +36,7 @@ from geofloor import (
 )
 from geofloor._training import rows as data_rows
 from geofloor.datasets import load_paper_tables, load_teacher, pile_concepts
+from geofloor.forecasting import Anchored
 from geofloor.language_models import token_blocks, zero_width_kl
 from geofloor.students import count_parameters, distill_widths, student_config
 
@@ -174,7 +175,7 @@ def test_floors_and_calibrations_follow_from_the_stored_tables(finished):
     without = [f"without features, layer {layer}" for layer in (1, 2)]
     assert list(from_two.index.unique()) == ["a exp(-b d)", "L0 (1 + d)^-c exp(-b d)", *without]
     zero_width = zero_width_kl(load_teacher().path, np.load(finished / "tokens.npy")[:8], device="cpu")
-    law = LossForecaster(zero_width_loss=zero_width).fit([8, 64], observed[[0, -1]])
+    law = LossForecaster(Anchored(zero_width)).fit([8, 64], observed[[0, -1]])
     loss, interval = law.predict([16, 32], return_interval=True)
     found = from_two.loc["L0 (1 + d)^-c exp(-b d)"]
     np.testing.assert_allclose(found[["forecast", "low", "high"]], np.column_stack([loss, interval]), rtol=1e-6)

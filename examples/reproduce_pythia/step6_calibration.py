@@ -18,7 +18,7 @@ from sklearn.preprocessing import FunctionTransformer
 from step3_statistics import features_path
 
 from geofloor import AffineCalibrator, FloorPredictor, LossForecaster, PowerLawCalibrator
-from geofloor.forecasting import forecast_table
+from geofloor.forecasting import Anchored, Calibrated, forecast_table
 
 
 class TabulatedFloors:
@@ -61,7 +61,9 @@ def calibrate(folder, *, layers, seed):
         split = fits["fixed"].decompose(floors, observed)
         decomposed.append(split.assign(layer=layer, width=widths))
         rivals[f"Eq. 3, layer {layer}"] = make_pipeline(FrozenEstimator(floor), AffineCalibrator())
-        rivals[f"without features, layer {layer}"] = LossForecaster(TabulatedFloors(predicted.loc[layer]["nats"]))
+        rivals[f"without features, layer {layer}"] = LossForecaster(
+            Calibrated(TabulatedFloors(predicted.loc[layer]["nats"]))
+        )
     write_json(folder / "calibration.json", result)
     write_table(folder / "decomposition.csv", pd.concat(decomposed))
     forecasts = forecast_table(rivals, widths.astype(float), observed)
@@ -77,7 +79,7 @@ def width_laws(observed, zero_width):
         "a exp(-b d)": LossForecaster(),
     }
     if observed.max() < zero_width:  # else some student has learned no more than a student of width 0
-        laws["L0 (1 + d)^-c exp(-b d)"] = LossForecaster(zero_width_loss=zero_width)
+        laws["L0 (1 + d)^-c exp(-b d)"] = LossForecaster(Anchored(zero_width))
     return laws
 
 

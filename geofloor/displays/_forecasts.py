@@ -101,7 +101,7 @@ class ForecastDisplay:
         Parameters
         ----------
         forecaster : LossForecaster
-            Fitted; if it has a bound, that is drawn too.
+            Fitted; if its law has a bound, that is drawn too.
         widths : array-like of shape (n_widths,)
             Widths of students, in dimensions.
         target : float, default=None
@@ -121,26 +121,24 @@ class ForecastDisplay:
         >>> import numpy as np
         >>> from geofloor import FloorPredictor, LossForecaster
         >>> from geofloor.displays import ForecastDisplay
+        >>> from geofloor.forecasting import Calibrated
         >>> floor = FloorPredictor(alpha=0.992).fit(np.exp(-np.arange(30_000) / 6_000))
-        >>> forecaster = LossForecaster(floor).fit([128, 1024], [1.32, 0.586])
+        >>> forecaster = LossForecaster(Calibrated(floor)).fit([128, 1024], [1.32, 0.586])
         >>> display = ForecastDisplay.from_forecaster(forecaster, np.arange(64, 1200, 8))
         >>> display.runs_.get_xdata()
         array([ 128., 1024.])
         """
-        check_predictor("forecaster", forecaster, "decide", "bound")
+        check_predictor("forecaster", forecaster, "decide", "law")
         check_is_fitted(forecaster)
         widths = check_array_of_numbers(widths, "widths")
         losses, interval = forecaster.predict(widths, return_interval=True, level=level)
-        least = None
-        if forecaster.bound is not None:
-            least = forecaster.bound.predict(widths, return_interval=True)[1][:, 0]
         return cls(
             widths=widths,
             losses=losses,
             interval=interval,
             run_widths=forecaster.widths_,
             run_losses=forecaster.losses_,
-            least=least,
+            least=forecaster.law_.least(widths),
             target=target,
             level=level,
         ).plot(ax)

@@ -1,8 +1,8 @@
-"""From hidden-space floors to observed losses in nats per token: Eq. 3, and its rival Eq. 4."""
+"""Calibration of floors to observed losses in nats per token (Eq. 3), and its rival in the width alone (Eq. 4)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,7 @@ import statsmodels.api as sm
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar, nnls
 from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, validate_data
 from statsmodels.regression.linear_model import OLSResults, RegressionResultsWrapper
 from statsmodels.tools.tools import pinv_extended
@@ -30,20 +31,20 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
     Parameters
     ----------
     baseline : float or None, default=None
-        B, in nats per token: what a student loses for reasons other than its width, measured on a
-        control run. With None it is fitted with the slope.
+        B, in nats per token: the loss for reasons other than the width, measured on a control run. With None it is
+        fitted with the slope.
 
     Attributes
     ----------
     slope_ : float or ndarray of shape (n_terms,)
-        C, in nats per unit of the floor; never negative. An array where `fit` saw several columns.
+        C, in nats per unit of the floor; never negative. An array after a fit to several columns.
     baseline_ : float
         B, in nats per token.
     r2_ : float
         R² on the runs fitted, about their mean, whether or not the baseline is fixed.
     results_ : statsmodels.regression.linear_model.RegressionResultsWrapper
-        The least-squares fit. A term whose slope would be negative enters it as zeros; with a fixed
-        baseline its response is observed − B.
+        The least-squares fit. Terms with a slope held at 0 enter it as zeros. With a fixed baseline its response is
+        observed − B.
     n_features_in_ : int
         Number of terms.
 
@@ -51,13 +52,13 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
     --------
     FloorPredictor : Predicts the floors.
     PowerLawCalibrator : Uses the width alone.
+    LossForecaster : Corrects the calibration by the runs nearby, and decides (`geofloor.forecasting.Calibrated`).
 
     Notes
     -----
-    This is Eq. 3 of [1]_. The paper states that B is fixed at 0.586, the loss of a student as wide as
-    the teacher, but its R² = 0.993 is reached only with both parameters fitted; with B fixed it is
-    0.982. Moreover such a student still drops features if the critical width is larger, so a baseline
-    taken from it contains part of the floor.
+    This is Eq. 3 of [1]_. The paper states that B is fixed at 0.586, the loss of a student as wide as the teacher. Its
+    R² = 0.993 is reached only with both parameters fitted; with B fixed R² is 0.982. Besides, a student as wide as the
+    teacher still drops features if the critical width is larger. A baseline taken from it contains part of the floor.
 
     References
     ----------
@@ -77,19 +78,19 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
     'C = 9.566, R2 = 0.982'
     >>> predicted, interval = fixed.predict([0.02], return_interval=True)
     >>> predicted.round(3), interval.round(2)
-    (array([0.777]), array([[0.66, 0.89]]))
+    (array([0.777]), array([[0.69, 0.87]]))
     """
 
     def __init__(self, baseline: float | None = None) -> None:
         self.baseline = baseline
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> AffineCalibrator:
-        """Fit slope, and baseline if it is free, by least squares with a slope of at least zero.
+        """Fit the slope, and a free baseline, by least squares with a slope of at least zero.
 
         Parameters
         ----------
         X : array-like of shape (n_runs,) or (n_runs, n_terms)
-            Predicted floors of the runs, in hidden-space units; several predictions as columns.
+            Predicted floors of the runs, in hidden-space units. Several predictions stand in columns.
         y : array-like of shape (n_runs,)
             Observed losses, in nats per token.
 
@@ -144,8 +145,8 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
         self.r2_ = float(1.0 - residual / total) if total > 0 else float("nan")
         return self
 
-    def predict(self, X: ArrayLike, *, return_interval: bool = False, level: float = 0.95) -> Any:
-        """Loss of students with these predicted floors.
+    def predict(self, X: ArrayLike, *, return_interval: bool = False, level: float = 0.9) -> Any:
+        """Predict the loss of students from their predicted floors.
 
         Parameters
         ----------
@@ -153,21 +154,21 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
             Predicted floors, in hidden-space units.
         return_interval : bool, default=False
             Whether to return a prediction interval for the loss of one more run as well.
-        level : float, default=0.95
-            Its probability, between 0 and 1.
+        level : float, default=0.9
+            Probability of the interval, between 0 and 1.
 
         Returns
         -------
         predicted : ndarray of shape (n_widths,)
             Predicted loss, in nats per token.
         interval : ndarray of shape (n_widths, 2)
-            Lower and upper end, if `return_interval`. With as many parameters as runs there is no
-            residual to judge by, and the ends are −inf and inf.
+            Lower and upper end, if `return_interval`. With as many parameters as runs no residual is left to
+            estimate the error, and the ends are −inf and inf.
 
         Raises
         ------
         ValueError
-            If values are not finite, the number of terms differs from the fit's, or `level` is
+            If values are not finite, the number of terms differs from that of the fit, or `level` is
             outside (0, 1).
         """
         check_is_fitted(self)
@@ -185,7 +186,7 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
         )
 
     def decompose(self, X: ArrayLike, y: ArrayLike) -> pd.DataFrame:
-        """Split observed losses into what width explains and the baseline, as in Table 5.
+        """Split observed losses into the part explained by width and the baseline, as in Table 5.
 
         Parameters
         ----------
@@ -197,9 +198,8 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
         Returns
         -------
         table : DataFrame of shape (n_runs, 5)
-            ``observed``, ``geometric`` (C · floor), ``baseline``, ``residual`` (what neither
-            explains), all in nats per token, and ``percent_geometric``, which is
-            100 · (observed − baseline) / observed as in the paper's table.
+            ``observed``, ``geometric`` (C · floor), ``baseline`` and ``residual`` (the rest), all in nats per token,
+            and ``percent_geometric`` = 100 · (observed − baseline) / observed, as in the paper's table.
 
         Raises
         ------
@@ -243,7 +243,7 @@ class AffineCalibrator(RegressorMixin, BaseEstimator):
 class PowerLawCalibrator(WidthInputMixin, RegressorMixin, BaseEstimator):
     r"""Fit the observed loss as a power law of width, :math:`a\,d^{-\gamma} + c`.
 
-    It knows nothing of features, which makes it the rival that `FloorPredictor` has to beat.
+    It knows nothing of features, and is the rival for `FloorPredictor` to beat.
 
     Attributes
     ----------
@@ -259,11 +259,12 @@ class PowerLawCalibrator(WidthInputMixin, RegressorMixin, BaseEstimator):
     See Also
     --------
     AffineCalibrator : Uses predicted floors.
+    LossForecaster : Fits the same law with intervals (`geofloor.forecasting.PowerOfWidthAboveBaseline`).
 
     Notes
     -----
-    Eq. 4 of [1]_, fitted by least squares. For a given γ the best a and c are linear least squares,
-    so the search is over γ alone.
+    This is Eq. 4 of [1]_, fitted by least squares. For a given γ the best a and c follow from linear least squares, so
+    the search is over γ alone.
 
     References
     ----------
@@ -277,13 +278,16 @@ class PowerLawCalibrator(WidthInputMixin, RegressorMixin, BaseEstimator):
     '11.593 * d^-0.4688 + 0.1319, R2 = 0.998'
     """
 
+    # `widths` are data: they are not routed as metadata.
+    __metadata_request__predict: ClassVar = {"widths": UNUSED}
+
     def fit(self, X: ArrayLike, y: ArrayLike) -> PowerLawCalibrator:
         """Fit the three parameters by least squares.
 
         Parameters
         ----------
         X : array-like of shape (n_runs,) or (n_runs, 1)
-            Widths of the students, in dimensions.
+            Widths of the students, in dimensions, above 0.
         y : array-like of shape (n_runs,)
             Observed losses, in nats per token.
 
@@ -316,7 +320,7 @@ class PowerLawCalibrator(WidthInputMixin, RegressorMixin, BaseEstimator):
         def solve(log_exponent: float) -> tuple[float, float, float]:
             return _scale_and_offset(logs, observed, np.exp(log_exponent))
 
-        # The residual may have more than one minimum, so a grid brackets the search.
+        # The residual may have several minima, so a grid brackets the search.
         grid = np.linspace(np.log(1e-3), np.log(10.0), 400)
         best = int(np.argmin([solve(g)[2] for g in grid]))
         bracket = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
@@ -329,33 +333,36 @@ class PowerLawCalibrator(WidthInputMixin, RegressorMixin, BaseEstimator):
         self.r2_ = float(1.0 - residual / total) if total > 0 else float("nan")
         return self
 
-    def predict(self, X: ArrayLike) -> np.ndarray:
-        """Loss at each width.
+    def predict(self, widths: ArrayLike) -> np.ndarray:
+        """Predict the loss at each width.
 
         Parameters
         ----------
-        X : array-like of shape (n_widths,) or (n_widths, 1)
-            Widths of the students, in dimensions.
+        widths : array-like of shape (n_widths,) or (n_widths, 1)
+            Widths of the students, in dimensions. At width 0 a law that falls is infinite.
 
         Returns
         -------
-        predicted : ndarray of shape (n_widths,)
+        predicted : ndarray of shape (n_widths,), float64
             Predicted loss, in nats per token.
 
         Raises
         ------
         ValueError
-            If a width is not positive.
+            If a width is negative or not finite.
         """
         check_is_fitted(self)
-        return self.scale_ * np.exp(-self.exponent_ * np.log(read_widths(self, X))) + self.offset_
+        at = read_widths(widths)
+        predicted = np.full(len(at), np.inf if self.scale_ > 0 else self.offset_)
+        predicted[at > 0] = self.scale_ * np.exp(-self.exponent_ * np.log(at[at > 0])) + self.offset_
+        return predicted
 
 
 def _least_squares(response: np.ndarray, design: np.ndarray) -> RegressionResultsWrapper:
-    """Fit as `sm.OLS.fit` does, but for its warning of a rank that is not full.
+    """Fit like `sm.OLS.fit`, without its warning about a rank that is not full.
 
-    Silencing that warning would change the filters of the whole process, so that a fit in one thread could
-    leave every thread without warnings.
+    Silencing the warning would change the filters of the whole process: a fit in one thread could leave every thread
+    without warnings.
     """
     model = sm.OLS(response, design)
     with np.errstate(over="ignore"):
@@ -368,7 +375,7 @@ def _least_squares(response: np.ndarray, design: np.ndarray) -> RegressionResult
 
 
 def _scale_and_offset(logs: np.ndarray, observed: np.ndarray, exponent: float) -> tuple[float, float, float]:
-    """Best a ≥ 0 and c for a given exponent, and the squared residual they leave."""
+    """Find the best a ≥ 0 and c for a given exponent, and their squared residual."""
     # Relative to the narrowest width the basis stays near 1, whatever the exponent.
     basis = np.exp(-exponent * (logs - logs.min()))
     centred = basis - basis.mean()

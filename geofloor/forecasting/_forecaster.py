@@ -1,8 +1,8 @@
-"""From a few distilled students to a decision: losses of other widths with intervals, and the smallest that does."""
+"""Forecasts of students' losses from a few distilled ones, with intervals and decisions."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,20 +10,27 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import lsq_linear
 from scipy.stats import norm
 from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from geofloor._estimators import SharedParametersMixin, WidthInputMixin
 from geofloor._validation import check_array_of_numbers, check_flag, check_number, shown, warn_caller
-from geofloor.forecasting._runs import LARGEST, read_runs, read_widths, warn_of_rise
+from geofloor.forecasting._law import Law
+from geofloor.forecasting._laws import read_law
+from geofloor.forecasting._runs import read_runs, read_widths, warn_of_rise
 
-_RANGE = 3.0  # octaves of width over which a calibrated predictor's error stays alike
-_WIDEST = 2**20  # dimensions up to which a width is looked for
+_RANGE = 3.0  # octaves of width over which a law's errors stay alike
+_PRIOR_WEIGHT = 4.0  # of the default form error, in runs
+_WIDEST = 2**20  # dimensions up to which a width is searched for
 _LARGEST_ERROR = 100.0  # as a share of the loss; squares of it must not overflow
-_SAMPLING = 3.0  # standard errors that a run may lie below the bound, which is measured on a sample
+_MAX_STEPS = 200  # of Gauss-Newton
+_MAX_HALVINGS = 30  # of one step
+# Decrease of the weighted sum of squares at which the fit ends: relative, and in squared standard errors.
+_TOLERANCE = 1e-12, 1e-20
 
 
 class Decision(NamedTuple):
-    """Whether students of a width reach a loss. As text it is a sentence."""
+    """Answer to whether students of a width reach a loss. As text it is a sentence."""
 
     width: int
     target: float  # nats per token
@@ -32,9 +39,9 @@ class Decision(NamedTuple):
     low: float  # its interval
     high: float
     level: float  # the probability of the interval
-    min_width: int | None  # smallest width forecast to reach the target; None if there is none: see `min_width`
-    safe_width: int | None  # smallest width whose whole interval does
-    least: float | None = None  # what no student of the width gets below; None where it wasn't measured
+    min_width: int  # smallest width forecast to reach the target, or -1: see `LossForecaster.min_width`
+    safe_width: int  # smallest width whose whole interval reaches the target, or -1
+    least: float | None = None  # loss that no student of the width gets below, where the law knows it
 
     def __str__(self) -> str:
         student, target = f"a student of width {self.width:g}", f"{self.target:.3g} nats per token"
@@ -49,8 +56,8 @@ class Decision(NamedTuple):
             }[self.answer]
             verdict = f"{student} {verb} {target} when trained as these runs" + (f", and {least}" if least else "")
         smallest = "no width is forecast to reach it"
-        if self.min_width is not None:
-            safe = "no width does so safely" if self.safe_width is None else f"{self.safe_width} does so safely"
+        if self.min_width >= 0:
+            safe = "no width does so safely" if self.safe_width < 0 else f"{self.safe_width} does so safely"
             smallest = f"the smallest width forecast to reach it is {self.min_width}, and {safe}"
         return (
             f"{self.answer}: {verdict}. Its forecast is {self.loss:.3g}, {self.low:.3g} to {self.high:.3g} at "
@@ -61,80 +68,65 @@ class Decision(NamedTuple):
 class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, BaseEstimator):
     r"""Forecast the loss of students of any width from a few distilled ones, with intervals.
 
-    Fits a law of the width, or calibrates a predictor of floors, observed = C · floor + B with C ≥ 0, and then corrects
-    it by what the runs say beyond that: where they lie on one side of the curve, so, probably, do their neighbours.
+    It fits a law of the width and then corrects it by the runs: where they lie on one side of the curve, the forecast
+    moves to that side at widths nearby.
 
     Parameters
     ----------
-    predictor : estimator, default=None
-        Fitted predictor of floors over widths, such as an `AblationPredictor` or a `FloorPredictor`. It is
-        never changed, and shared by clones. With None the curve is a law, which from two runs was mostly better than
-        any predictor of features on students of small language models (see :doc:`/findings/distillation`).
-    bound : BottleneckPredictor, default=None
-        Fitted on the teacher, at the runs' temperature: the least loss R(d) that a student of each width can have. It
-        is never changed, and shared by clones. The law is then :math:`L_0 \exp(-k\,(\log(L_0 / R(d)))^m)` with k ≥ 0
-        and the `bound_exponent` m, so that one run is enough, no forecast is below the bound, and 0 where R is. For
-        students that start as the teacher does in fewer dimensions (``DistilledStudent(init="principal")``). Not
-        with a predictor, a `zero_width_loss` or a `teacher_width`, which it has in it.
-    bound_exponent : float, default=1.25
-        m. Over seven sets of students of three small language models it was between 1.19 and 1.26 where it was fitted.
-    zero_width_loss : float, default=None
-        L₀, the loss of a student of width 0 in nats per token, as `geofloor.language_models.zero_width_kl` measures
-        it on the teacher, at the runs' temperature. The law is then :math:`L_0 (1 + d)^{-c} e^{-b d}` with b, c ≥ 0,
-        and without it :math:`a\,e^{-b d}` with b ≥ 0, which mostly did worse where both were tried. Not
-        with a predictor.
-    teacher_width : int, default=None
-        D, the teacher's own width in dimensions, for students that start as the teacher does in fewer dimensions
-        (``DistilledStudent(init="principal")``): one of width D loses nothing. The law is then
-        :math:`L_0 (1 - \log(1 + d) / \log(1 + D))^p e^{-b d}` with b, p ≥ 0, and 0 from width D on. Goes with a
-        `zero_width_loss`.
-    baseline : float or None, default=None
-        B, in nats per token. With None it is fitted with the slope and takes two runs; with a value, such as 0, one
-        is enough.
+    law : Law, {"exponential", "power"} or None, default=None
+        Curve of the loss over width: `AboveBottleneck`, `AnchoredBothEnds`, `Anchored`, `Calibrated`, `Exponential`,
+        `PowerOfWidth`, `PowerOfWidthAboveBaseline` or a class derived from `Law`. ``"exponential"`` and None stand
+        for ``Exponential()``, ``"power"`` for ``PowerOfWidth()``. It is never changed, and shared by clones. See
+        Notes for the choice.
     run_error : float, default=0.03
-        Standard deviation of a run's loss from one seed to another, as a share of it.
+        Standard deviation of a run's loss between seeds, as a share of the loss.
     form_error : float, default=0.15
-        Standard deviation of the calibrated predictor's error far from any run, as a share of the loss: how
-        far its shape is trusted. See Notes for where the default comes from.
+        Standard deviation of the law's error far from any run, as a share of the loss: how far its shape is trusted.
+        See Notes for the source of the default.
 
     Attributes
     ----------
-    slope_ : float
-        C, in nats per unit of the floor; without a predictor a or L₀, in nats per token.
-    decay_ : float
-        b, per dimension, or k with a `bound`; only without a predictor.
-    exponent_ : float
-        c, or p with a `teacher_width`, or m with a `bound`; only with one of these and a `zero_width_loss`.
-    baseline_ : float
-        B, in nats per token; 0 without a predictor.
+    law_ : Law
+        The law in use.
+    params_ : dict of str to float
+        Fitted parameters by the law's own names. ``law_.describe(params_)`` gives the formula.
     form_error_ : float
-        The form error in use: `form_error`, moved by what three runs or more say about it.
+        The form error in use: `form_error`, adjusted to the residuals where there are more runs than parameters.
     widths_, losses_ : ndarray of shape (n_runs,)
         The runs.
 
     See Also
     --------
-    BottleneckPredictor : The bound.
-    AblationPredictor : The best of the predictors made of features, for language models.
-    forecast_table : Compares predictors on runs at hand.
+    BottleneckPredictor : Measures the bound of `AboveBottleneck`.
+    AblationPredictor : Predicts floors in nats per token for `Calibrated`.
+    forecast_table : Compares laws and other predictors on given runs.
 
     Notes
     -----
-    The model is universal kriging [1]_ over the logarithm of the width,
+    **Choice of the law.** For students that start from the teacher's principal directions take `AboveBottleneck`, which
+    forecast best on three small language models (see :doc:`/findings/distillation`). For others take `Anchored`, if
+    the loss at width 0 can be measured. From runs alone, `PowerOfWidth`
+    did better at widths of 128 to 1,024, and `Exponential` at
+    widths of at most 128.
 
-    .. math:: y(d) = (C\,L^*(d) + B)\,(1 + e(d) + \epsilon), \qquad
+    **Model.** The losses follow universal kriging [1]_ over the logarithm of the width. For a law L of the width,
+
+    .. math:: \log y(d) = \log L(d) + e(d) + \epsilon, \qquad
               \operatorname{cov}(e(d), e(d')) = \tau^2 \exp(-|\log_2 (d/d')| / 3),
 
-    and without a predictor :math:`\log y(d) = \log L(d) + e(d) + \epsilon` for the law L,
-    with ε the `run_error` and τ the `form_error`: parameters by generalised least squares within their bounds, the
-    forecast the best linear unbiased one, its variance that of a single new run, with the parameters' uncertainty.
-    Without runs nearby an interval is as wide as the predictor's form is doubtful; between two near runs it is
-    hardly wider than `run_error`. With n runs and p parameters fitted, τ² is the weighted mean of its default, with
-    weight 4, and the n − p squared standardised residuals. The default of τ was chosen for `AblationPredictor` on
-    students of the embedded teacher. :doc:`/findings/distillation` and :doc:`/findings/random_starts` say how often
-    such intervals hold, there and on students of other teachers; for other predictors set what `forecast_table` shows.
+    with ε the `run_error` and τ the `form_error`. For a `Calibrated` predictor
+    :math:`y(d) = (C\,L^*(d) + B)\,(1 + e(d) + \epsilon)`. Parameters are fitted by generalized least squares within
+    their bounds. The forecast is the best linear unbiased one. Its variance is that of a single new run, and includes
+    the uncertainty of the parameters. A law that is not linear in its parameters is linearized at the fit.
 
-    Intervals are for students trained as those given were. Longer training lowers losses, and wide students' most.
+    **Intervals.** Far from the runs an interval is as wide as the law is doubtful; between two near runs it is hardly
+    wider than `run_error`. With n runs and p parameters, τ² is the weighted mean of its default, with weight 4, and
+    the n − p squared standardized residuals. The default of τ was chosen for `AblationPredictor` on students of the
+    embedded teacher. :doc:`/findings/distillation` and :doc:`/findings/random_starts` say how often such intervals
+    hold, there and on students of other teachers. For other predictors set the errors that `forecast_table` shows.
+
+    Intervals are for students trained like the given ones. Longer training lowers losses, and those of wide students
+    most.
 
     References
     ----------
@@ -143,56 +135,51 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
     Examples
     --------
     >>> import numpy as np
-    >>> from geofloor import FloorPredictor
-    >>> from geofloor import LossForecaster
+    >>> from geofloor import FloorPredictor, LossForecaster
+    >>> from geofloor.forecasting import Anchored, AnchoredBothEnds, Calibrated
+
+    Three of the paper's students forecast from the other two. They ended at 1.008, 0.733 and 0.652 nats per token:
+
+    >>> forecast = LossForecaster("power").fit([128, 1024], [1.32, 0.586])
+    >>> forecast.law_.describe(forecast.params_), forecast.predict([256, 512, 768]).round(2)
+    ('8.780 d^-0.391', array([1.01, 0.77, 0.66]))
+    >>> LossForecaster().fit([128, 1024], [1.32, 0.586]).predict([256, 512, 768]).round(2)
+    array([1.18, 0.93, 0.74])
+    >>> LossForecaster(Anchored(4.0)).fit([128, 1024], [1.32, 0.586]).predict([256, 512, 768]).round(2)
+    array([1.08, 0.84, 0.69])
+
+    With intervals, and a decision:
+
     >>> floor = FloorPredictor(alpha=0.992).fit(np.exp(-np.arange(30_000) / 6_000))
-    >>> forecast = LossForecaster(floor).fit([128, 1024], [1.32, 0.586])
+    >>> forecast = LossForecaster(Calibrated(floor)).fit([128, 1024], [1.32, 0.586])
     >>> loss, interval = forecast.predict([256, 512], return_interval=True)
     >>> loss.round(2), interval.round(2)
     (array([1.  , 0.71]), array([[0.83, 1.18],
            [0.59, 0.84]]))
-    >>> LossForecaster().fit([128, 1024], [1.32, 0.586]).predict([256, 512]).round(2)
-    array([1.18, 0.93])
-    >>> LossForecaster(zero_width_loss=4.0).fit([128, 1024], [1.32, 0.586]).predict([256, 512]).round(2)
-    array([1.08, 0.84])
-    >>> both_ends = LossForecaster(zero_width_loss=1.38, teacher_width=128).fit([32, 96], [0.381, 0.05])
-    >>> both_ends.predict([16, 64]).round(2)
-    array([0.63, 0.15])
     >>> decision = forecast.decide(256, 0.7)
     >>> decision.answer, decision.min_width, decision.safe_width
     ('no-go', 535, 775)
+    >>> both_ends = LossForecaster(AnchoredBothEnds(1.38, teacher_width=128)).fit([32, 96], [0.381, 0.05])
+    >>> both_ends.predict([0, 16, 64]).round(2)
+    array([1.38, 0.63, 0.15])
     """
 
-    _shared_parameters = ("predictor", "bound")
+    _shared_parameters = ("law",)
+    # `widths` are data: they are not routed as metadata.
+    __metadata_request__predict: ClassVar = {"widths": UNUSED}
 
-    def __init__(
-        self,
-        predictor: Any = None,
-        *,
-        bound: Any = None,
-        bound_exponent: float = 1.25,
-        zero_width_loss: float | None = None,
-        teacher_width: int | None = None,
-        baseline: float | None = None,
-        run_error: float = 0.03,
-        form_error: float = 0.15,
-    ) -> None:
-        self.predictor = predictor
-        self.bound = bound
-        self.bound_exponent = bound_exponent
-        self.zero_width_loss = zero_width_loss
-        self.teacher_width = teacher_width
-        self.baseline = baseline
+    def __init__(self, law: Law | str | None = None, *, run_error: float = 0.03, form_error: float = 0.15) -> None:
+        self.law = law
         self.run_error = run_error
         self.form_error = form_error
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> LossForecaster:
-        """Calibrate the predictor on distilled students, from here or from elsewhere.
+        """Fit the law to distilled students, trained here or elsewhere.
 
         Parameters
         ----------
         X : array-like of shape (n_runs,) or (n_runs, 1)
-            Their widths, in dimensions. A width may stand more than once.
+            Their widths, in dimensions, above 0. A width may occur more than once.
         y : array-like of shape (n_runs,)
             Their losses, in nats per token, above 0.
 
@@ -203,116 +190,51 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
 
         Raises
         ------
+        TypeError
+            If `law` is no law.
         ValueError
-            If values are not finite, a width or loss is not above 0, an error is not a share above 0, a loss is
-            not below that of width 0 or is below the bound, a width is not below the teacher's, widths and losses
-            are exchanged, there are fewer different widths than parameters, or parameters don't go together.
+            If values are not finite, a width or loss is not above 0, an error is not a share above 0, the runs
+            contradict the law's known ends, widths and losses are exchanged, or there are fewer different widths
+            than parameters.
 
         Warns
         -----
         UserWarning
             If a run has a higher loss than a narrower one, by more than two runs of one width differ.
         """
-        self._check_parameters()
+        law = read_law(self.law)
+        self._run_error, form_error = (
+            check_number(name, getattr(self, name), 0, _LARGEST_ERROR, open_low=True)
+            for name in ("run_error", "form_error")
+        )
         widths, losses = read_runs(self, X, y)
         if not losses.min() > 0:
             raise ValueError(f"y holds the loss {losses.min():g}; losses must be above 0, in nats per token.")
-        anchor = self._anchor()
-        if anchor is not None and not losses.max() < anchor:
+        law.check_runs(widths, losses)
+        n_parameters = len(law.bounds)
+        if (n_different := len(np.unique(widths))) < n_parameters:
             raise ValueError(
-                f"y holds the loss {losses.max():g}, which is not below {self._name_of_anchor()}={anchor:g}, that "
-                "of one distribution for all positions; measure both at one temperature, or train for longer."
-            )
-        if not widths.max() < self._end():
-            name, parameter = ("teacher_width",) * 2 if self.bound is None else ("bound.critical_width_", "bound")
-            raise ValueError(
-                f"X holds the width {widths.max():g}, which is not below {name}={self._end():g}, where a "
-                f"student can be the teacher and lose nothing; leave it out, or give no {parameter}."
-            )
-        if self.bound is not None:
-            self._check_above_bound(widths, losses)
-        n_parameters = 2 if self.baseline is None and self.bound is None else 1
-        if len(np.unique(widths)) < n_parameters:
-            raise ValueError(
-                "baseline=None is fitted with the slope and needs runs of two widths, and X has one (n_samples = "
-                f"{len(widths)}); give another run, or a predictor with a baseline such as 0."
+                f"law={shown(law)} fits {n_parameters} parameters and needs runs of as many different widths, but X "
+                f"has {n_different} (n_samples = {len(widths)}); give more runs, or a law with fewer parameters: "
+                "AboveBottleneck(bound), or Calibrated(predictor, baseline=0)."
             )
         warn_of_rise(widths, losses, 2.0**0.5 * self._run_error)
-        self.widths_, self.losses_ = widths, losses
-        self.form_error_ = float(self.form_error)
+        self.law_, self.widths_, self.losses_ = law, widths, losses
+        self.form_error_ = form_error
         residuals = self._solve()
         free = len(losses) - n_parameters
         if free > 0:
-            expected = 4.0 * self.form_error_**2
-            self.form_error_ = float(np.sqrt((expected + self.form_error_**2 * residuals @ residuals) / (4.0 + free)))
+            expected = _PRIOR_WEIGHT * form_error**2
+            squares = form_error**2 * residuals @ residuals
+            self.form_error_ = float(np.sqrt((expected + squares) / (_PRIOR_WEIGHT + free)))
             self._solve()
+        self.params_ = law.params(self._values)
         return self
 
-    def _check_parameters(self) -> None:
-        for name in ("run_error", "form_error"):
-            check_number(name, getattr(self, name), 0, _LARGEST_ERROR, open_low=True)
-        self._run_error = float(self.run_error)
-        if self.baseline is not None:
-            check_number("baseline", self.baseline, -LARGEST, LARGEST)
-        if self.bound is not None:
-            self._check_bound()
-        if self.predictor is not None and not hasattr(self.predictor, "predict"):
-            raise TypeError(
-                f"predictor={shown(self.predictor)} has no predict; give a fitted predictor of floors over widths."
-            )
-        if self.predictor is None and self.baseline is not None:
-            raise ValueError(
-                f"baseline={self.baseline!r} is that of a predictor's floors, and predictor=None; give both."
-            )
-        anchor = self.zero_width_loss
-        if anchor is not None and self.predictor is not None:
-            raise ValueError(f"zero_width_loss={anchor!r} is for the law of the width; give it or a predictor.")
-        if anchor is not None:
-            check_number("zero_width_loss", anchor, 0, LARGEST, open_low=True)
-        if self.teacher_width is not None and anchor is None:
-            raise ValueError(f"teacher_width={self.teacher_width!r} is for a law with a zero_width_loss; give both.")
-        if self.teacher_width is not None:
-            check_number("teacher_width", self.teacher_width, 0, open_low=True)
-
-    def _check_bound(self) -> None:
-        for name in ("predictor", "zero_width_loss", "teacher_width"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"{name}={shown(getattr(self, name))} does not go with a bound; give one of the two.")
-        if not (hasattr(self.bound, "fit") and hasattr(self.bound, "min_width")):
-            raise TypeError(f"bound={shown(self.bound)} is no bound; give a fitted BottleneckPredictor.")
-        check_is_fitted(self.bound)
-        check_number("bound_exponent", self.bound_exponent, 0, _LARGEST_ERROR, open_low=True)
-
-    def _check_above_bound(self, widths: np.ndarray, losses: np.ndarray) -> None:
-        least, curve = self._least(widths), self.bound.curve_
-        error = np.interp(widths, curve["width"], curve["standard_error"])
-        below = np.flatnonzero(losses < least - _SAMPLING * error)
-        if below.size:
-            run = below[np.argmax(least[below] / losses[below])]
-            raise ValueError(
-                f"y holds the loss {losses[run]:.3g} at width {widths[run]:g}, where no student of this teacher gets "
-                f"below {least[run]:.3g}. The bound is a KL divergence in nats per token at temperature="
-                f"{getattr(self.bound, 'temperature', None)!r}: measure the runs at that temperature, as a divergence "
-                "from the teacher and not as a cross-entropy with the text, and on text like the bound's."
-            )
-
-    def _anchor(self) -> float | None:
-        """Loss of width 0, if it is known."""
-        return self.zero_width_loss if self.bound is None else float(self.bound.predict([0])[0])
-
-    def _name_of_anchor(self) -> str:
-        return "zero_width_loss" if self.bound is None else "bound.zero_width_loss_"
-
-    def _end(self) -> float:
-        """Width from which on nothing is lost."""
-        if self.bound is not None:
-            return float(self.bound.critical_width_)
-        return np.inf if self.teacher_width is None else float(self.teacher_width)
-
     def _solve(self) -> np.ndarray:
-        """The curve's parameters by generalised least squares; return the standardised residuals."""
-        design = self._design(self.widths_)
-        covariance = self._covariance(self.widths_, self.widths_) + self._run_error**2 * np.eye(len(self.widths_))
+        """Fit the law by generalized least squares within its bounds, and return the standardized residuals."""
+        law, widths, losses = self.law_, self.widths_, self.losses_
+        covariance = self._covariance(widths, widths) + self._run_error**2 * np.eye(len(widths))
         try:
             self._factor = cho_factor(covariance, lower=True)
         except np.linalg.LinAlgError as error:
@@ -320,124 +242,134 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
                 f"run_error={self.run_error!r} is too small beside form_error={self.form_error!r} to tell runs at "
                 "almost the same widths apart; give a larger one, or average those runs."
             ) from error
-        # Errors are shares of the loss: of the losses as such after scaling, of their logarithms as they are.
-        logarithmic = self.predictor is None
-        scale = np.ones(len(design)) if logarithmic else self.losses_
-        response = (np.log(self.losses_) if logarithmic else self.losses_) / scale - self._known() / scale
-        design = design / scale[:, np.newaxis]
-        whitened = self._whiten(design)
-        lower = np.full(design.shape[1], -np.inf)
-        lower[0] = 0.0
-        anchor = self._anchor()
-        if anchor is not None:
-            lower[:] = 0.0
-        norms = np.linalg.norm(whitened, axis=0)
-        norms[norms == 0.0] = 1.0
-        found = lsq_linear(whitened / norms, self._whiten(response), (lower, np.inf), method="bvls")
-        self._parameters = parameters = found.x / norms
-        if logarithmic:
-            self.decay_, self.baseline_ = float(parameters[0]), 0.0
-            self.slope_ = anchor or float(np.exp(parameters[1]))
-            if anchor is not None:
-                self.exponent_ = float(parameters[1] if self.bound is None else self.bound_exponent)
-        else:
-            self.slope_ = float(parameters[0])
-            self.baseline_ = float(parameters[1] if self.baseline is None else self.baseline)
-        # A parameter held at zero is known; what is left to estimate are the others.
-        self._estimated = estimated = parameters > lower
-        self._information = np.linalg.pinv(whitened[:, estimated].T @ whitened[:, estimated])
-        relative = response - design @ parameters
-        self._weights = cho_solve(self._factor, relative)
-        self._whitened = whitened[:, estimated]
-        return self._whiten(relative)
+        # Errors are shares of the loss: logarithms have them as they are, losses after division by themselves.
+        scale = np.ones(len(losses)) if law.logarithmic else losses
+        response = np.log(losses) if law.logarithmic else losses
+        low, high = np.transpose(law.bounds)
+        values = law.start(widths, losses)
 
-    def predict(self, X: ArrayLike, *, return_interval: bool = False, level: float = 0.9) -> Any:
-        """Loss at each width.
+        def residuals(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            curve, derivatives = law.linearize(widths, values)
+            return response / scale - curve / scale, self._whiten(derivatives / scale[:, np.newaxis])
+
+        # Gauss-Newton, with steps halved until they help. The first step solves a linear law.
+        left, slopes = residuals(values)
+        square = np.square(self._whiten(left)).sum()
+        for _ in range(_MAX_STEPS):
+            norms = np.linalg.norm(slopes, axis=0)
+            norms[norms == 0.0] = 1.0
+            target = self._whiten(left) + slopes @ values
+            found = lsq_linear(slopes / norms, target, (low * norms, high * norms), method="bvls").x / norms
+            enough = (1.0 - _TOLERANCE[0]) * square - _TOLERANCE[1]
+            if not np.square(target - slopes @ found).sum() < enough:
+                break
+            for halvings in range(_MAX_HALVINGS):
+                trial = found if halvings == 0 else values + 0.5**halvings * (found - values)
+                trial_left, trial_slopes = residuals(trial)
+                trial_square = np.square(self._whiten(trial_left)).sum()
+                if trial_square < enough:
+                    break
+            else:
+                break
+            values, left, slopes, square = trial, trial_left, trial_slopes, trial_square
+        self._values = values
+        # A value held at a bound is known; the others are estimated.
+        self._estimated = (values > low) & (values < high)
+        self._slopes = slopes[:, self._estimated]
+        self._information = np.linalg.pinv(self._slopes.T @ self._slopes)
+        self._weights = cho_solve(self._factor, left)
+        return self._whiten(left)
+
+    def predict(self, widths: ArrayLike, *, return_interval: bool = False, level: float = 0.9) -> Any:
+        """Forecast the loss at each width.
 
         Parameters
         ----------
-        X : array-like of shape (n_widths,) or (n_widths, 1)
-            Widths of students, in dimensions.
+        widths : array-like of shape (n_widths,) or (n_widths, 1)
+            Widths of students, in dimensions. At width 0 the loss is inf for `PowerOfWidth` and
+            `PowerOfWidthAboveBaseline`, and exact for a law anchored there.
         return_interval : bool, default=False
             Whether to return a prediction interval for the loss of one run as well.
         level : float, default=0.9
-            Its probability, between 0 and 1.
+            Probability of the interval, between 0 and 1.
 
         Returns
         -------
-        losses : ndarray of shape (n_widths,)
+        losses : ndarray of shape (n_widths,), float64
             Forecast loss, in nats per token, at least 0.
-        interval : ndarray of shape (n_widths, 2)
+        interval : ndarray of shape (n_widths, 2), float64
             Lower and upper end, if `return_interval`.
 
         Raises
         ------
         ValueError
-            If a width is not above 0 or not finite, or `level` is outside (0, 1).
+            If a width is negative or not finite, or `level` is outside (0, 1).
 
         Warns
         -----
         UserWarning
-            If a width is not below the teacher's, where the law is 0 and says nothing of a trained student.
+            If a width is not below the teacher's, where the law is 0 and says nothing about a trained student.
         """
         check_is_fitted(self)
         level = check_number("level", level, 0, 1, open_low=True, open_high=True)
         return_interval = check_flag("return_interval", return_interval)
-        widths = read_widths(self, X)
-        if not widths.max() < self._end():
-            name = "teacher_width" if self.bound is None else "bound.critical_width_"
+        at, end = read_widths(widths), self.law_.end_width
+        if not at.max() < end:
             warn_caller(
-                f"X holds the width {widths.max():g}, which is not below {name}={self._end():g}. From there on the law "
-                "is 0, since a student can be the teacher; one that is trained ends above 0, and above the interval. "
-                "Ask for narrower students.",
+                f"widths holds the width {at.max():g}, which is not below {self.law_._end_name}={end:g}. From there on "
+                "the law is 0, because a student can equal the teacher. A trained student ends above 0, and above the "
+                "interval. Ask for narrower students.",
                 UserWarning,
             )
-        losses, ends = self._forecast(widths, level)
+        losses, ends = self._forecast(at, level)
         return (losses, ends) if return_interval else losses
 
     def _forecast(self, widths: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Losses (n_widths,) and ends of their intervals (n_widths, 2), at any width above 0."""
+        """Forecast losses (n_widths,) and ends of their intervals (n_widths, 2), at any width from 0 on."""
         losses, ends = np.zeros(len(widths)), np.zeros((len(widths), 2))
-        short = widths < self._end()
-        if short.any():
-            losses[short], ends[short] = self._predict(widths[short], level)
-        if self.bound is not None:
-            least = self._least(widths)
+        fitted, zero = widths < self.law_.end_width, self.law_.loss_at_zero
+        if zero is not None:
+            at_zero = widths == 0.0
+            losses[at_zero], ends[at_zero], fitted = zero, zero, fitted & ~at_zero
+        if fitted.any():
+            losses[fitted], ends[fitted] = self._krige(widths[fitted], level)
+        least = self.law_.least(widths)
+        if least is not None:
             losses, ends = np.maximum(losses, least), np.maximum(ends, least[:, np.newaxis])
         return losses, ends
 
-    def _predict(self, widths: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """The same, at widths where the law is above 0."""
-        design = self._design(widths)
+    def _krige(self, widths: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """Forecast as `_forecast` does, at widths where the law is fitted."""
+        curve, derivatives = self.law_.linearize(widths, self._values)
         between = self._covariance(self.widths_, widths)
-        curve, correction = design @ self._parameters, between.T @ self._weights
-        logarithmic = self.predictor is None
-        if logarithmic:
+        correction = between.T @ self._weights
+        if self.law_.logarithmic:
             scale, factor = np.ones(len(widths)), np.exp(correction)
-            losses = np.exp(curve + self._known()) * factor
+            with np.errstate(over="ignore"):
+                losses = np.exp(curve) * factor
         else:
-            scale, factor = np.maximum(curve + self._known(), 0.0), np.maximum(1.0 + correction, 0.0)
+            scale, factor = np.maximum(curve, 0.0), np.maximum(1.0 + correction, 0.0)
             losses = scale * factor
-        # In the unit of the curve, so that where it has come down to zero its parameters are still uncertain.
+        # In the unit of the curve, so that its parameters are still uncertain where it has come down to zero.
         whitened = self._whiten(between)
         variance = scale**2 * (self.form_error_**2 + self._run_error**2 - np.square(whitened).sum(axis=0))
-        drift = design[:, self._estimated] - scale[:, np.newaxis] * (whitened.T @ self._whitened)
+        drift = derivatives[:, self._estimated] - scale[:, np.newaxis] * (whitened.T @ self._slopes)
         variance = variance + np.einsum("ij,jk,ik->i", drift, self._information, drift)
         half = norm.ppf(0.5 + level / 2.0) * np.sqrt(np.maximum(variance, 0.0))
-        if logarithmic:
+        if self.law_.logarithmic:
             ends = half[:, np.newaxis] * [-1.0, 1.0]
             with np.errstate(over="ignore", invalid="ignore"):
                 # Far away the loss is 0 in float64, and the upper end may still be anything.
-                whole = np.exp((curve + self._known() + correction)[:, np.newaxis] + ends)
+                whole = np.exp((curve + correction)[:, np.newaxis] + ends)
                 return losses, np.where(losses[:, np.newaxis] > 0.0, losses[:, np.newaxis] * np.exp(ends), whole)
         return losses, np.maximum(losses[:, np.newaxis] + (factor * half)[:, np.newaxis] * [-1.0, 1.0], 0.0)
 
-    def min_width(self, target: float, *, safe: bool = False, level: float = 0.9) -> int | None:
-        """Smallest whole width that is forecast to reach a loss.
+    def min_width(self, target: ArrayLike, *, safe: bool = False, level: float = 0.9) -> Any:
+        """Find the smallest whole width forecast to reach a loss.
 
         Parameters
         ----------
-        target : float
+        target : float or array-like
             Loss to reach, in nats per token.
         safe : bool, default=False
             Whether the upper end of the interval must reach it too.
@@ -446,34 +378,36 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
 
         Returns
         -------
-        width : int or None
-            In dimensions; None if no width does up to twice the widest run, or the predictor's critical width or the
-            `teacher_width` if that is larger.
+        width : int or ndarray of int64
+            In dimensions, in the shape of `target`. It is -1 if no width reaches the target, up to twice the widest
+            run, or up to the law's end or the predictor's critical width if that is larger. It is 0 only for a law
+            that knows the loss at width 0.
 
         Raises
         ------
         ValueError
-            If the target is not a finite number of at least 0, or `level` is outside (0, 1).
+            If a target is not a finite number of at least 0, or `level` is outside (0, 1).
         """
         check_is_fitted(self)
-        target, safe = check_number("target", target, 0), check_flag("safe", safe)
+        targets = check_array_of_numbers(target, "target", ndim=None, low=0.0, empty=True)
+        safe = check_flag("safe", safe)
         level = check_number("level", level, 0, 1, open_low=True, open_high=True)
-        # Blocks of widths, each twice as wide as the one before: forecasts need not be monotone.
-        end = self._end()
-        reach = max(getattr(self.predictor, "critical_width_", 0.0), end if end < np.inf else 0.0)
-        last = min(max(reach, 2.0 * self.widths_.max()), _WIDEST)
-        start = 1
-        while start <= last:
-            widths = np.arange(start, min(2 * start, int(last) + 1))
+        last = int(min(max(self.law_.reach, 2.0 * self.widths_.max()), _WIDEST))
+        found = np.full(targets.shape, -1, dtype=np.int64)
+        # Blocks of widths, each twice as wide as the one before. Forecasts need not fall with the width.
+        start, stop = 1 if self.law_.loss_at_zero is None else 0, 2
+        while start <= last and (found < 0).any():
+            widths = np.arange(start, min(stop, last + 1))
             losses, ends = self._forecast(widths.astype(np.float64), level)
-            reached = ends[:, 1] if safe else losses
-            if (reached <= target).any():
-                return int(widths[np.argmax(reached <= target)])
-            start *= 2
-        return None
+            lowest = np.minimum.accumulate(ends[:, 1] if safe else losses)
+            first = np.searchsorted(-lowest, -targets)
+            reached = (found < 0) & (first < len(widths))
+            found[reached] = start + first[reached]
+            start, stop = stop, 2 * stop
+        return int(found) if found.ndim == 0 else found
 
     def decide(self, width: int, target: float, *, level: float = 0.9) -> Decision:
-        """Whether a student of a width reaches a loss, and if not which does.
+        """Decide whether a student of a width reaches a loss, and find the width that does.
 
         Parameters
         ----------
@@ -501,42 +435,20 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         UserWarning
             As `predict`.
         """
-        number, target = check_number("width", width, 0, open_low=True), check_number("target", target, 0)
+        number, target = check_number("width", width, 0), check_number("target", target, 0)
         width = int(number) if number.is_integer() else number
         losses, interval = self.predict([width], return_interval=True, level=level)
         level = float(level)
         low, high = interval[0]
         answer = "go" if high <= target else "no-go" if low > target else "uncertain"
         smallest, safe = (self.min_width(target, safe=each, level=level) for each in (False, True))
-        least = None if self.bound is None else float(self._least([width])[0])
-        return Decision(width, target, answer, float(losses[0]), float(low), float(high), level, smallest, safe, least)
-
-    def _least(self, widths: ArrayLike) -> np.ndarray:
-        """What no student gets below."""
-        return self.bound.predict(widths, return_interval=True)[1][:, 0]
-
-    def _known(self) -> float:
-        """The part of the curve that is not fitted."""
-        anchor = self._anchor()
-        return float(self.baseline or 0.0) if anchor is None else float(np.log(anchor))
-
-    def _design(self, widths: np.ndarray) -> np.ndarray:
-        if self.bound is not None:
-            reduction = self._known() - np.log(np.asarray(self.bound.predict(widths), dtype=np.float64))
-            return -(np.maximum(reduction, 0.0)[:, np.newaxis] ** self.bound_exponent)
-        if self.predictor is None:
-            if self.zero_width_loss is None:
-                second = np.ones(len(widths))
-            elif self.teacher_width is None:
-                second = -np.log1p(widths)
-            else:
-                second = np.log1p(-np.log1p(widths) / np.log1p(self.teacher_width))
-            return np.column_stack([-widths, second])
-        floors = check_array_of_numbers(self.predictor.predict(widths), "predictor.predict(widths)")
-        return floors[:, np.newaxis] if self.baseline is not None else np.column_stack([floors, np.ones(len(floors))])
+        least = self.law_.least(np.array([width], dtype=np.float64))
+        limit = None if least is None else float(least[0])
+        return Decision(width, target, answer, float(losses[0]), float(low), float(high), level, smallest, safe, limit)
 
     def _covariance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        octaves = np.abs(np.log2(a)[:, np.newaxis] - np.log2(b))
+        with np.errstate(divide="ignore"):  # width 0 is infinitely many octaves away
+            octaves = np.abs(np.log2(a)[:, np.newaxis] - np.log2(b))
         return self.form_error_**2 * np.exp(-octaves / _RANGE)
 
     def _whiten(self, values: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import validate_data
 
-from geofloor._validation import check_numeric, warn_caller
+from geofloor._validation import check_array_of_numbers, check_numeric, warn_caller
 
 LARGEST = 1e150  # loss; squares of it must not overflow
 SEEDS_DIFFER = 0.05  # share by which losses of two runs of one width may differ
@@ -44,9 +44,9 @@ def read_runs(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     return widths, losses
 
 
-def read_widths(estimator: Any, X: Any) -> np.ndarray:
-    """Read the widths, (n_widths,) float64, that an estimator predicts at; all are above 0."""
-    return _one_column(validate_data(estimator, as_column(check_numeric(X, "X")), dtype=np.float64, reset=False))
+def read_widths(widths: Any) -> np.ndarray:
+    """Read the widths, (n_widths,) float64, to predict at; all are at least 0."""
+    return check_array_of_numbers(widths, "widths", low=0.0, high=WIDEST)
 
 
 def as_column(X: Any) -> Any:

@@ -91,7 +91,7 @@ class BottleneckPredictor(
 
     See Also
     --------
-    LossForecaster : Forecasts students' losses from this with one or two runs (`bound`).
+    LossForecaster : Forecasts students' losses from this with one or two runs (`geofloor.forecasting.AboveBottleneck`).
     AblationPredictor : What the teacher loses without the features that Eq. 2 drops, which bounds nothing.
 
     Notes

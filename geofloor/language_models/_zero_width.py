@@ -57,7 +57,7 @@ def zero_width_kl(
 
     See Also
     --------
-    LossForecaster : Takes it as `zero_width_loss`.
+    geofloor.forecasting.Anchored : Takes it as `zero_width_loss`.
 
     Notes
     -----

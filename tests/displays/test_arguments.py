@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from geofloor import AffineCalibrator, FeatureStatistics, FloorPredictor, LossForecaster, displays
+from geofloor.forecasting import Calibrated
 
 FLOOR = FloorPredictor(alpha=0.9).fit(1 / np.arange(1, 101))
 POINTS = pd.DataFrame(
@@ -38,7 +39,7 @@ FEATURES = pd.DataFrame({"width": 16, "rank": np.arange(1, 21), "r2": np.linspac
 CURVES = pd.DataFrame({"model": "a", "width": 16, "rank": [1.0, 2.0], "r2": [0.9, 0.1], "low": 0.0, "high": 1.0})
 STATISTICS = FeatureStatistics().fit(np.maximum(np.random.default_rng(0).normal(size=(300, 20)) - 1.5, 0))
 RUNS = {"floors": [0.08, 0.04, 0.01], "observed": [1.3, 1.0, 0.7]}
-FORECASTER = LossForecaster(FLOOR).fit([2, 8], [1.0, 0.4])
+FORECASTER = LossForecaster(Calibrated(FLOOR)).fit([2, 8], [1.0, 0.4])
 
 # Calls that draw: a display, the way in (None for the constructor and `plot`), and arguments.
 CALLS = [

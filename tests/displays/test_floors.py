@@ -7,6 +7,7 @@ from sklearn.pipeline import make_pipeline
 from geofloor import AffineCalibrator, FeatureStatistics, FloorPredictor, LossForecaster, PowerLawCalibrator
 from geofloor.displays import CalibrationDisplay, CapacityDisplay, FloorDisplay, ForecastDisplay, SpectrumDisplay
 from geofloor.features import PowerLawTail
+from geofloor.forecasting import Calibrated
 from geofloor.theory import capacity
 
 WIDTHS = np.array([128, 256, 512, 768, 1024])
@@ -209,7 +210,7 @@ def test_styles_reach_the_line():
 
 def test_forecasts_have_their_interval_runs_and_target():
     floor = FloorPredictor(alpha=0.99).fit(np.exp(-np.arange(3000) / 600))
-    forecaster = LossForecaster(floor).fit([8, 64], [1.0, 0.4])
+    forecaster = LossForecaster(Calibrated(floor)).fit([8, 64], [1.0, 0.4])
     widths = np.array([64, 8, 16])
     display = ForecastDisplay.from_forecaster(forecaster, widths, target=0.5, level=0.8)
     losses, interval = forecaster.predict([8, 16, 64], return_interval=True, level=0.8)

@@ -192,8 +192,9 @@ def test_what_is_no_number_is_named(calibrator, X):
             calibrator.fit(values, y)
         with pytest.raises(ValueError, match=f"^y.*{message}"):
             calibrator.fit(X, values)
-        with pytest.raises(ValueError, match=f"^X.*{message}"):
-            clone(calibrator).fit(X, y).predict(values)
+        fitted, name = clone(calibrator).fit(X, y), "X" if isinstance(calibrator, AffineCalibrator) else "widths"
+        with pytest.raises(ValueError, match=f"^{name}.*{message}"):
+            fitted.predict(values)
 
 
 def test_tensors_are_read():
@@ -222,3 +223,16 @@ def test_losses_too_large_to_square_are_named():
 def test_losses_in_the_place_of_widths_are_named():
     with pytest.raises(ValueError, match="widths come first, then losses in nats per token; exchange X and y"):
         PowerLawCalibrator().fit(OBSERVED, WIDTHS)
+
+
+def test_power_law_at_width_0_is_infinite_if_it_falls():
+    assert PowerLawCalibrator().fit(WIDTHS, OBSERVED).predict([0, 128])[0] == np.inf
+    assert PowerLawCalibrator().fit(WIDTHS, np.ones(5)).predict([0]).tolist() == [1.0]
+    with pytest.raises(ValueError, match="widths: -1 is below 0"):
+        PowerLawCalibrator().fit(WIDTHS, OBSERVED).predict([-1])
+
+
+def test_intervals_are_at_90_percent_by_default():
+    fitted = AffineCalibrator().fit(FLOORS, OBSERVED)
+    default, at_90 = (fitted.predict([0.02], return_interval=True, **level)[1] for level in ({}, {"level": 0.9}))
+    np.testing.assert_array_equal(default, at_90)

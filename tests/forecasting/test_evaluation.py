@@ -1,14 +1,12 @@
 import numpy as np
 import pytest
-from scipy.optimize import least_squares
-from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from geofloor import AffineCalibrator, FloorPredictor, PowerLawCalibrator
-from geofloor.forecasting import CapacityCalibrator, forecast_errors, forecast_table
+from geofloor.forecasting import forecast_errors, forecast_table
 
 # Tables 2 and 3 of the paper.
 WIDTHS = np.array([128, 256, 512, 768, 1024])
@@ -61,46 +59,7 @@ def test_floors_that_hold_are_forecast_from_two_runs(floor):
     np.testing.assert_allclose(errors.two_runs[np.isfinite(errors.two_runs)], 0.0, atol=1e-9)
 
 
-@pytest.mark.parametrize("multiplier", [0.6, 2.5])
-def test_a_multiplier_is_found_again_and_is_one_of_the_capacity(floor, multiplier):
-    scaled = FloorPredictor(alpha=0.99, capacity=lambda _: multiplier * floor.capacity_)
-    scaled.fit(IMPORTANCES)
-    losses = 3.0 * scaled.predict(WIDTHS) + 0.5
-    fitted = CapacityCalibrator(FrozenEstimator(floor)).fit(WIDTHS, losses)
-    assert fitted.multiplier_ == pytest.approx(multiplier, rel=0.01)
-    assert (fitted.slope_, fitted.baseline_) == pytest.approx((3.0, 0.5), rel=0.01)
-    assert fitted.r2_ > 0.9999
-    np.testing.assert_allclose(fitted.predict([200, 400]), 3.0 * scaled.predict([200, 400]) + 0.5, rtol=1e-3)
-
-
-def test_multiplier_is_the_least_squares_optimum(floor):
-    fitted = CapacityCalibrator(FrozenEstimator(floor)).fit(WIDTHS, OBSERVED)
-
-    def residuals(parameters):
-        log_multiplier, slope, baseline = parameters
-        return slope * floor.predict(np.exp(log_multiplier) * WIDTHS) + baseline - OBSERVED
-
-    starts = [(np.log(k), 0.1, 0.3) for k in (0.3, 1.0, 3.0)]
-    bounds = ([np.log(0.25), 0, 0], [np.log(8.0), np.inf, np.inf])
-    # Steps of the differences are wide, since the floor itself is a staircase.
-    independent = min(
-        np.square(least_squares(residuals, start, bounds=bounds, x_scale="jac", diff_step=1e-2).fun).sum()
-        for start in starts
-    )
-    ours = np.square(residuals([np.log(fitted.multiplier_), fitted.slope_, fitted.baseline_])).sum()
-    assert ours <= independent * (1 + 1e-3)
-    assert min(fitted.slope_, fitted.baseline_) >= 0
-
-
-def test_calibrator_clones_with_its_predictor(floor):
-    copy = clone(CapacityCalibrator(FrozenEstimator(floor), largest=4.0))
-    assert copy.largest == 4.0
-    assert copy.fit(WIDTHS, OBSERVED).score(WIDTHS, OBSERVED) == pytest.approx(copy.r2_)
-    np.testing.assert_array_equal(copy.predict(WIDTHS), copy.predict(WIDTHS[:, np.newaxis]))
-
-
-def test_bad_input(floor):
-    frozen = FrozenEstimator(floor)
+def test_bad_input():
     with pytest.raises(ValueError, match="ascending"):
         forecast_errors(LOGARITHMIC, [1, 1, 2], [3.0, 2.0, 1.0])
     with pytest.raises(ValueError, match="above 0"):
@@ -109,12 +68,6 @@ def test_bad_input(floor):
         forecast_errors(LOGARITHMIC, [1, 2, 3], [3.0, 2.0])
     with pytest.raises(ValueError, match="estimators is empty"):
         forecast_table({}, WIDTHS, OBSERVED)
-    with pytest.raises(ValueError, match="at least 4"):
-        CapacityCalibrator(frozen).fit([1, 2, 3], [3.0, 2.0, 1.0])
-    with pytest.raises(ValueError, match="smallest=2.0 must be below largest=1.0"):
-        CapacityCalibrator(frozen, smallest=2, largest=1).fit(WIDTHS, OBSERVED)
-    with pytest.raises(ValueError, match="NaN"):
-        CapacityCalibrator(frozen).fit(WIDTHS, [np.nan, 2, 3, 4, 5])
 
 
 @pytest.mark.parametrize(
@@ -128,12 +81,10 @@ def test_bad_input(floor):
         ({1.0, 2.0}, "is a set"),
     ],
 )
-def test_what_is_no_number_is_named(values, message, floor):
-    calibrator = CapacityCalibrator(FrozenEstimator(floor))
+def test_what_is_no_number_is_named(values, message):
     for call, x, y in [
         (lambda a, b: forecast_errors(LOGARITHMIC, a, b), "widths", "losses"),
         (lambda a, b: forecast_table({"log": LOGARITHMIC}, a, b), "widths", "losses"),
-        (calibrator.fit, "X", "y"),
     ]:
         with pytest.raises(ValueError, match=f"^{x}.*{message}"):
             call(values, [3.0, 2.0, 1.0])
@@ -148,12 +99,8 @@ def test_a_wrong_kind_of_object_is_named():
         forecast_table({"law": 3}, WIDTHS, OBSERVED)
     with pytest.raises(TypeError, match="estimators=.* is a list; give a dict of estimators by name"):
         forecast_table([LOGARITHMIC], WIDTHS, OBSERVED)
-    with pytest.raises(TypeError, match="predictor=3 has no predict"):
-        CapacityCalibrator(3).fit(WIDTHS, OBSERVED)
 
 
-def test_losses_in_the_place_of_widths_and_losses_that_rise_are_named(floor):
+def test_losses_in_the_place_of_widths_are_named():
     with pytest.raises(ValueError, match="exchange widths and losses"):
         forecast_errors(LOGARITHMIC, OBSERVED[::-1], WIDTHS)
-    with pytest.warns(UserWarning, match="rises with width: 0.586 at width 128, 1.32 at width 1024"):
-        CapacityCalibrator(FrozenEstimator(floor)).fit(WIDTHS, OBSERVED[::-1])

@@ -19,6 +19,7 @@ from geofloor import (
     LossForecaster,
     SparseAutoencoder,
 )
+from geofloor.forecasting import Calibrated
 
 LAYER = 1
 
@@ -192,7 +193,10 @@ def test_it_stands_before_calibrators(teacher, tokens):
     predictor = AblationPredictor(teacher, LAYER).fit(tokens)
     widths = np.array([2, 4, 8, 12])
     observed = 0.8 * predictor.predict(widths) + 0.01
-    for forecast in (make_pipeline(FrozenEstimator(predictor), AffineCalibrator()), LossForecaster(predictor)):
+    for forecast in (
+        make_pipeline(FrozenEstimator(predictor), AffineCalibrator()),
+        LossForecaster(Calibrated(predictor)),
+    ):
         forecast.fit(widths, observed)
         np.testing.assert_allclose(forecast.predict([3, 10]), 0.8 * predictor.predict([3, 10]) + 0.01)
     with pytest.raises(ValueError, match="AblationPredictor is fitted on one kind of data"):

@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 from geofloor import BottleneckPredictor, DistilledStudent, LossForecaster
 from geofloor.datasets import load_teacher
 from geofloor.displays import ForecastDisplay
+from geofloor.forecasting import AboveBottleneck
 from geofloor.language_models import zero_width_kl
 
 N_TOKENS, WIDTH, LENGTH = 16, 8, 10
@@ -256,9 +257,12 @@ def test_a_law_above_the_bound(tokens):
     shares = bound.predict(widths) / bound.zero_width_loss_
     losses = bound.zero_width_loss_ * np.exp(-0.5 * (-np.log(shares)) ** 1.25)
     for seen in (slice(1, 2), slice(0, 4, 2)):  # one run is enough
-        law = LossForecaster(bound=bound).fit(widths[seen], losses[seen])
+        law = LossForecaster(AboveBottleneck(bound)).fit(widths[seen], losses[seen])
         np.testing.assert_allclose(law.predict(widths), losses)
-        assert (law.slope_, law.decay_, law.exponent_) == pytest.approx((bound.zero_width_loss_, 0.5, 1.25))
+        assert law.params_ == {"coefficient": pytest.approx(0.5)}
+        zero = f"{bound.zero_width_loss_:.3f}"
+        assert law.law_.describe(law.params_) == f"{zero} exp(-0.500 log({zero} / R(d))^1.25)"
+        assert law.predict([0], return_interval=True)[1].tolist() == [[bound.predict([0])[0]] * 2]
     with pytest.warns(UserWarning, match="width 50, which is not below bound.critical_width_=7"):
         forecast, ends = law.predict([3, bound.rank_, 50], return_interval=True)
     assert forecast[1:].tolist() == [0, 0]
@@ -266,7 +270,7 @@ def test_a_law_above_the_bound(tokens):
     assert law.min_width(0.0) == bound.rank_
     # What is fitted to losses at the bound is held above it.
     least = bound.predict(widths, return_interval=True)[1][:, 0]
-    low = LossForecaster(bound=bound, bound_exponent=1.0).fit(widths[[0]], least[[0]])
+    low = LossForecaster(AboveBottleneck(bound, exponent=1.0)).fit(widths[[0]], least[[0]])
     losses, ends = low.predict(widths, return_interval=True)
     assert (losses >= least).all()
     assert (ends >= least[:, np.newaxis]).all()
@@ -276,25 +280,20 @@ def test_a_law_above_the_bound(tokens):
         f"can't reach {least[1] / 2:.3g} nats per token, however it is trained: no student of this width gets below"
         in (str(decision))
     )
-    assert clone(law).bound is bound
+    assert clone(law).law.bound is bound
     band = ForecastDisplay.from_forecaster(law, widths).least_band_
     assert band.get_datalim(band.axes.transData).y1 == pytest.approx(least[0])
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"predictor": 1}, "predictor=1 does not go with a bound"),
-        ({"zero_width_loss": 2.0}, "zero_width_loss=2.0 does not go with a bound"),
-        ({"teacher_width": 8}, "teacher_width=8 does not go with a bound"),
-        ({"bound_exponent": 0.0}, "bound_exponent=0.0 must be a finite number above 0"),
-        ({"bound": BottleneckPredictor(None)}, "not fitted"),
-    ],
-)
-def test_laws_say_what_does_not_go_together(tokens, settings, message):
-    bound = fitted(gpt_neox(), tokens, n_steps=1)
-    with pytest.raises(ValueError, match=message):
-        LossForecaster(**{"bound": bound, **settings}).fit([2], [0.1])
+def test_the_law_above_the_bound_names_what_it_cannot_use(tokens):
+    with pytest.raises(ValueError, match="exponent=0.0 must be a finite number above 0"):
+        AboveBottleneck(fitted(gpt_neox(), tokens, n_steps=1), exponent=0.0)
+    with pytest.raises(ValueError, match="not fitted"):
+        AboveBottleneck(BottleneckPredictor(None))
+    with pytest.raises(TypeError, match="bound=3 is no bound; give a fitted BottleneckPredictor"):
+        AboveBottleneck(3)
+    with pytest.raises(TypeError, match=r"law=BottleneckPredictor.* is no law; put a bound in AboveBottleneck\(...\)"):
+        LossForecaster(fitted(gpt_neox(), tokens, n_steps=1)).fit([2], [0.1])
 
 
 def test_laws_say_which_runs_have_no_place_above_the_bound(tokens):
@@ -303,11 +302,11 @@ def test_laws_say_which_runs_have_no_place_above_the_bound(tokens):
     with pytest.raises(
         ValueError, match=rf"{low:.3g} at width 4, .* gets below {3 * low:.3g}.*temperature=2.0.*cross-en"
     ):
-        LossForecaster(bound=bound).fit([2, 4], [bound.predict([2])[0], low])
+        LossForecaster(AboveBottleneck(bound)).fit([2, 4], [bound.predict([2])[0], low])
     with pytest.raises(ValueError, match=r"width 7, which is not below bound.critical_width_=7"):
-        LossForecaster(bound=bound).fit([7], [0.1])
+        LossForecaster(AboveBottleneck(bound)).fit([7], [0.1])
     with pytest.raises(ValueError, match=r"loss 9.5, which is not below bound.zero_width_loss_="):
-        LossForecaster(bound=bound).fit([2], [9.5])
+        LossForecaster(AboveBottleneck(bound)).fit([2], [9.5])
 
 
 def test_small_integers_of_numpy_do_not_wrap(tokens):
