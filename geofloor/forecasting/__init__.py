@@ -1,4 +1,8 @@
-"""Losses of students forecast from runs."""
+"""Forecast the loss of students of any width from runs of a few.
+
+`LossForecaster` fits one of the laws of this package to runs, with intervals and a decision. Calibrators turn floors
+into losses, and tables compare forecasts with each other and with measurements.
+"""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""How well predicted floors agree with measured ones."""
+"""Agreement of predicted floors with measured ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def agreement_table(
     strata: ArrayLike | None = None,
     relative_above: float = 0.0,
 ) -> pd.DataFrame:
-    r"""Compare predictions with measured floors, altogether and by stratum.
+    r"""Compare predicted floors with measured ones, over all points and by stratum.
 
     Parameters
     ----------
@@ -33,22 +33,22 @@ def agreement_table(
     predictions : mapping of str to array-like of shape (n_points,)
         Predicted floors by the name of the predictor.
     strata : array-like of shape (n_points,), default=None
-        Stratum of each point, such as a range of d/d*; a row is added for each. Points whose stratum is
-        missing count only in the whole. None may be named ``"all"``.
+        Stratum of each point, such as a range of d/d*. Each adds a row. A point with a missing stratum counts only in
+        the row of all points. No stratum may be named ``"all"``.
     relative_above : float, default=0.0
-        Relative errors and the share below are taken over points whose measured floor is above this;
-        where a floor is zero they mean nothing.
+        Least measured floor, exclusive, of the points for relative errors and for the share below. Relative errors
+        have no meaning at a floor of 0.
 
     Returns
     -------
     table : DataFrame
-        One row for each predictor and stratum, with the columns
+        One row per predictor and stratum, with the columns
 
-        - ``predictor``, ``stratum`` (``"all"`` for the whole), ``n_points``, ``n_relative`` (points that
-          relative errors are taken over);
+        - ``predictor``, ``stratum`` (``"all"`` for all points), ``n_points``, and ``n_relative``, the number of points
+          for relative errors;
         - ``pearson_r``: correlation, NaN where one side is constant;
-        - ``r2``: coefficient of determination of the prediction itself, with nothing fitted, which is
-          negative where the mean of the measured floors would be closer;
+        - ``r2``: coefficient of determination of the prediction itself, with nothing fitted. It is negative where the
+          mean of the measured floors would be closer;
         - ``mean_error``, ``median_error``: mean and median of the absolute relative error,
           (predicted − measured) / measured;
         - ``bias``: mean of (predicted − measured) / measured;
@@ -57,13 +57,13 @@ def agreement_table(
     Raises
     ------
     ValueError
-        If arrays are empty, not finite or of different lengths, a measured floor is negative, there
-        is no prediction, or a stratum is named ``"all"``.
+        If arrays are empty, not finite or of different lengths, a measured floor is negative, there is no predictor,
+        a stratum is named ``"all"``, or relative errors overflow.
 
     Notes
     -----
-    Pearson's r ignores offset and scale, and relative errors weigh small floors like large ones; a
-    predictor is to be trusted where R² and both errors are good.
+    Pearson's r ignores offset and scale, and relative errors weigh small floors like large ones. Trust a predictor
+    only where R² and both errors are good.
 
     Examples
     --------
@@ -82,7 +82,7 @@ def agreement_table(
         raise ValueError(f"strata has shape {labels.shape} for {len(observed)} measured floors.")
     groups: dict[Any, np.ndarray] = {_WHOLE: np.ones(len(observed), dtype=bool)}
     if labels is not None and any(isinstance(label, str) and label == _WHOLE for label in labels):
-        raise ValueError(f"strata holds {_WHOLE!r}, which is the row of the whole; name that stratum otherwise.")
+        raise ValueError(f"strata holds {_WHOLE!r}, the name of the row of all points; rename that stratum.")
     if labels is not None:
         groups |= {label: labels == label for label in pd.unique(labels[~pd.isna(labels)])}
     rows = []
@@ -103,8 +103,8 @@ def _agreement(measured: np.ndarray, predicted: np.ndarray, relative_above: floa
         relative = predicted[above] / measured[above] - 1.0 if above.any() else np.array([np.nan])
     if np.isinf(relative).any():
         raise ValueError(
-            f"relative_above={relative_above!r} lets measured floors of {measured[above].min():.3g} count, relative to "
-            "which errors overflow; raise it."
+            f"relative_above={relative_above!r} lets measured floors of {measured[above].min():.3g} count, and errors "
+            "relative to these overflow; raise it."
         )
     varies = len(measured) > 1 and np.ptp(measured) > 0.0
     return {

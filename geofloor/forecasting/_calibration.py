@@ -359,7 +359,7 @@ class PowerLawCalibrator(WidthInputMixin, RegressorMixin, BaseEstimator):
 
 
 def _least_squares(response: np.ndarray, design: np.ndarray) -> RegressionResultsWrapper:
-    """Fit like `sm.OLS.fit`, without its warning about a rank that is not full.
+    """Fit like `sm.OLS.fit`, without its warning about a deficient rank.
 
     Silencing the warning would change the filters of the whole process: a fit in one thread could leave every thread
     without warnings.

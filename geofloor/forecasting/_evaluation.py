@@ -1,4 +1,4 @@
-"""How well predictors and rivals forecast the losses of widths that were not trained."""
+"""Errors of forecasts at widths left out of the fit."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from geofloor.forecasting._runs import check_order
 
 
 class ForecastErrors(NamedTuple):
-    """Relative errors, predicted / observed − 1, of losses that a fit did not see."""
+    """Relative errors, predicted / observed − 1, of losses left out of the fit."""
 
     left_out: np.ndarray  # (n_widths,) at each width, from all others
     two_runs: np.ndarray  # (n_widths - 1, n_widths) row k: from the k-th width and the widest; NaN at these two
 
 
 def forecast_errors(estimator: Any, widths: ArrayLike, losses: ArrayLike) -> ForecastErrors:
-    """Errors at widths left out one by one, and of forecasts from two runs.
+    """Compute errors at widths left out one by one, and of forecasts from two runs.
 
     Parameters
     ----------
     estimator : estimator
-        Regressor of losses on widths, such as a pipeline of a frozen `FloorPredictor` and an
-        `AffineCalibrator`, or a `PowerLawCalibrator`. Clones of it are fitted to widths of shape (n_runs, 1).
+        Regressor of losses on widths: a `LossForecaster`, a `PowerLawCalibrator`, or a pipeline of a frozen
+        `FloorPredictor` and an `AffineCalibrator`. Clones of it are fitted to widths of shape (n_runs, 1).
     widths : array-like of shape (n_widths,)
         Widths of students, in dimensions, all different and in ascending order.
     losses : array-like of shape (n_widths,)
@@ -38,9 +38,9 @@ def forecast_errors(estimator: Any, widths: ArrayLike, losses: ArrayLike) -> For
     Returns
     -------
     errors : ForecastErrors
-        Named tuple of ``left_out`` (n_widths,) and ``two_runs`` (n_widths − 1, n_widths): row k holds the
-        errors after a fit to the k-th width and the widest, NaN at these two. It is NaN altogether where the
-        estimator refuses two runs, as those with three parameters do.
+        Named tuple of ``left_out`` (n_widths,) and ``two_runs`` (n_widths − 1, n_widths). Row k of ``two_runs`` holds
+        the errors after a fit to the k-th width and the widest, with NaN at these two. All of it is NaN if the
+        estimator refuses two runs because it has three parameters.
 
     Raises
     ------
@@ -70,14 +70,14 @@ def forecast_errors(estimator: Any, widths: ArrayLike, losses: ArrayLike) -> For
         seen = np.isin(np.arange(n_widths), [k, n_widths - 1])
         try:
             fitted = clone(estimator).fit(at[seen], observed[seen])
-        except ValueError:  # the data were good enough above, so it is their number
+        except ValueError:  # the same data were accepted above, so two runs are too few
             break
         two_runs[k, ~seen] = _errors(fitted, at[~seen], observed[~seen])
     return ForecastErrors(left_out, two_runs)
 
 
 def forecast_table(estimators: Mapping[str, Any], widths: ArrayLike, losses: ArrayLike) -> pd.DataFrame:
-    """Compare predictors and rivals by how they forecast widths that they have not seen.
+    """Compare predictors and rivals by their forecasts of widths left out of the fit.
 
     Parameters
     ----------
@@ -91,14 +91,14 @@ def forecast_table(estimators: Mapping[str, Any], widths: ArrayLike, losses: Arr
     Returns
     -------
     table : DataFrame
-        One row for each estimator, with the columns
+        One row per estimator, with the columns
 
-        - ``r2``: on all runs, fitted to all runs;
-        - ``left_out``: median absolute relative error at a width, fitted to all others;
-        - ``inside``: the same without the narrowest and the widest, where it is an extrapolation;
-        - ``two_runs``: forecast from the widest run and one more: median over the other widths, and then over
-          the choices of the second run;
-        - ``two_runs_best``, ``two_runs_worst``: of these choices.
+        - ``r2``: R² on all runs, after a fit to all runs;
+        - ``left_out``: median absolute relative error at a width, after a fit to all others;
+        - ``inside``: the same without the narrowest and the widest width, which are extrapolated;
+        - ``two_runs``: error of the forecast from the widest run and one more. It is the median over the other widths,
+          and then over the choices of the second run;
+        - ``two_runs_best``, ``two_runs_worst``: least and largest error over these choices.
 
     Raises
     ------
@@ -153,10 +153,10 @@ def _check_estimator(name: str, estimator: Any) -> None:
 
 
 def _read_runs(widths: ArrayLike, losses: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Read widths, as a column, and losses."""
+    """Read widths as a column, and losses."""
     at, observed = check_array_of_numbers(widths, "widths", low=0), check_array_of_numbers(losses, "losses")
     if at.shape != observed.shape:
-        raise ValueError(f"widths has shape {at.shape} and losses {observed.shape}; give one loss for each width.")
+        raise ValueError(f"widths has shape {at.shape} and losses {observed.shape}; give one loss per width.")
     check_order(at, observed, ("widths", "losses"))
     if len(at) < 3 or not (np.diff(at) > 0).all():
         raise ValueError(

@@ -68,21 +68,21 @@ class Decision(NamedTuple):
 class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, BaseEstimator):
     r"""Forecast the loss of students of any width from a few distilled ones, with intervals.
 
-    It fits a law of the width and then corrects it by the runs: where they lie on one side of the curve, the forecast
-    moves to that side at widths nearby.
+    It fits a law of the width and then corrects the fitted curve. Where runs lie on one side of the curve, forecasts at
+    widths nearby move to that side.
 
     Parameters
     ----------
     law : Law, {"exponential", "power"} or None, default=None
         Curve of the loss over width: `AboveBottleneck`, `AnchoredBothEnds`, `Anchored`, `Calibrated`, `Exponential`,
         `PowerOfWidth`, `PowerOfWidthAboveBaseline` or a class derived from `Law`. ``"exponential"`` and None stand
-        for ``Exponential()``, ``"power"`` for ``PowerOfWidth()``. It is never changed, and shared by clones. See
-        Notes for the choice.
+        for ``Exponential()``, ``"power"`` for ``PowerOfWidth()``. The law is never changed, and shared by clones. Notes
+        say which to choose.
     run_error : float, default=0.03
         Standard deviation of a run's loss between seeds, as a share of the loss.
     form_error : float, default=0.15
-        Standard deviation of the law's error far from any run, as a share of the loss: how far its shape is trusted.
-        See Notes for the source of the default.
+        Standard deviation of the law's error far from any run, as a share of the loss. It expresses the trust in the
+        shape of the law. Notes give the source of the default.
 
     Attributes
     ----------
@@ -103,11 +103,10 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
 
     Notes
     -----
-    **Choice of the law.** For students that start from the teacher's principal directions take `AboveBottleneck`, which
-    forecast best on three small language models (see :doc:`/findings/distillation`). For others take `Anchored`, if
-    the loss at width 0 can be measured. From runs alone, `PowerOfWidth`
-    did better at widths of 128 to 1,024, and `Exponential` at
-    widths of at most 128.
+    **Choice of the law.** For students that start from the teacher's principal directions take `AboveBottleneck`. On
+    three small language models it forecast best (see :doc:`/findings/distillation`). For others take `Anchored` if the
+    loss at width 0 can be measured. From runs alone the best law depends on the widths: `PowerOfWidth` forecast the
+    paper's students better (widths 128 to 1,024), and `Exponential` those of the embedded teacher (widths 8 to 128).
 
     **Model.** The losses follow universal kriging [1]_ over the logarithm of the width. For a law L of the width,
 
@@ -117,13 +116,14 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
     with ε the `run_error` and τ the `form_error`. For a `Calibrated` predictor
     :math:`y(d) = (C\,L^*(d) + B)\,(1 + e(d) + \epsilon)`. Parameters are fitted by generalized least squares within
     their bounds. The forecast is the best linear unbiased one. Its variance is that of a single new run, and includes
-    the uncertainty of the parameters. A law that is not linear in its parameters is linearized at the fit.
+    the uncertainty of the parameters. A nonlinear law is linearized at the fit.
 
-    **Intervals.** Far from the runs an interval is as wide as the law is doubtful; between two near runs it is hardly
-    wider than `run_error`. With n runs and p parameters, τ² is the weighted mean of its default, with weight 4, and
-    the n − p squared standardized residuals. The default of τ was chosen for `AblationPredictor` on students of the
-    embedded teacher. :doc:`/findings/distillation` and :doc:`/findings/random_starts` say how often such intervals
-    hold, there and on students of other teachers. For other predictors set the errors that `forecast_table` shows.
+    **Intervals.** Far from the runs the `form_error` sets the width of an interval. Between two near runs the interval
+    is hardly wider than for the `run_error` alone. With n runs and p parameters, τ² is the weighted mean of its
+    default, with weight 4, and the n − p squared standardized residuals. The default of τ was chosen for
+    `AblationPredictor` on students of the embedded teacher. :doc:`/findings/distillation` and
+    :doc:`/findings/random_starts` give the measured coverage, there and on students of other teachers. For other
+    predictors take τ from the errors in `forecast_table`.
 
     Intervals are for students trained like the given ones. Longer training lowers losses, and those of wide students
     most.
@@ -200,7 +200,7 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         Warns
         -----
         UserWarning
-            If a run has a higher loss than a narrower one, by more than two runs of one width differ.
+            If a run has a higher loss than a narrower run, by more than two seeds of one width differ.
         """
         law = read_law(self.law)
         self._run_error, form_error = (
@@ -286,8 +286,8 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         Parameters
         ----------
         widths : array-like of shape (n_widths,) or (n_widths, 1)
-            Widths of students, in dimensions. At width 0 the loss is inf for `PowerOfWidth` and
-            `PowerOfWidthAboveBaseline`, and exact for a law anchored there.
+            Widths of students, in dimensions. At width 0 a law gives its known loss, without uncertainty: inf for
+            `PowerOfWidth` and `PowerOfWidthAboveBaseline`.
         return_interval : bool, default=False
             Whether to return a prediction interval for the loss of one run as well.
         level : float, default=0.9
@@ -308,7 +308,8 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         Warns
         -----
         UserWarning
-            If a width is not below the teacher's, where the law is 0 and says nothing about a trained student.
+            If a width is not below the end of the law. From there on the law is 0 and says nothing about a trained
+            student.
         """
         check_is_fitted(self)
         level = check_number("level", level, 0, 1, open_low=True, open_high=True)
@@ -350,7 +351,7 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         else:
             scale, factor = np.maximum(curve, 0.0), np.maximum(1.0 + correction, 0.0)
             losses = scale * factor
-        # In the unit of the curve, so that its parameters are still uncertain where it has come down to zero.
+        # In the unit of the curve, so that its parameters stay uncertain where the curve is zero.
         whitened = self._whiten(between)
         variance = scale**2 * (self.form_error_**2 + self._run_error**2 - np.square(whitened).sum(axis=0))
         drift = derivatives[:, self._estimated] - scale[:, np.newaxis] * (whitened.T @ self._slopes)
@@ -359,7 +360,7 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         if self.law_.logarithmic:
             ends = half[:, np.newaxis] * [-1.0, 1.0]
             with np.errstate(over="ignore", invalid="ignore"):
-                # Far away the loss is 0 in float64, and the upper end may still be anything.
+                # Far from the runs the loss underflows to 0, but its upper end need not.
                 whole = np.exp((curve + correction)[:, np.newaxis] + ends)
                 return losses, np.where(losses[:, np.newaxis] > 0.0, losses[:, np.newaxis] * np.exp(ends), whole)
         return losses, np.maximum(losses[:, np.newaxis] + (factor * half)[:, np.newaxis] * [-1.0, 1.0], 0.0)
@@ -379,9 +380,9 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         Returns
         -------
         width : int or ndarray of int64
-            In dimensions, in the shape of `target`. It is -1 if no width reaches the target, up to twice the widest
-            run, or up to the law's end or the predictor's critical width if that is larger. It is 0 only for a law
-            that knows the loss at width 0.
+            In dimensions, in the shape of `target`. It is -1 if no width reaches the target. The search ends at twice
+            the widest run, or at the law's end or the predictor's critical width if that is larger. It begins at 0
+            for a law with a known loss there, and otherwise at 1.
 
         Raises
         ------
@@ -394,7 +395,7 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         level = check_number("level", level, 0, 1, open_low=True, open_high=True)
         last = int(min(max(self.law_.reach, 2.0 * self.widths_.max()), _WIDEST))
         found = np.full(targets.shape, -1, dtype=np.int64)
-        # Blocks of widths, each twice as wide as the one before. Forecasts need not fall with the width.
+        # Blocks of widths, each twice as long as the one before. All are searched: forecasts may rise with the width.
         start, stop = 1 if self.law_.loss_at_zero is None else 0, 2
         while start <= last and (found < 0).any():
             widths = np.arange(start, min(stop, last + 1))
@@ -407,7 +408,7 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         return int(found) if found.ndim == 0 else found
 
     def decide(self, width: int, target: float, *, level: float = 0.9) -> Decision:
-        """Decide whether a student of a width reaches a loss, and find the width that does.
+        """Decide whether a student of a width reaches a loss, and find the smallest width for it.
 
         Parameters
         ----------
@@ -421,9 +422,9 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         Returns
         -------
         decision : Decision
-            Named tuple with ``answer``: ``"go"`` where the whole interval is at most the target, ``"no-go"`` where it
-            is above, else ``"uncertain"``; the forecast and its interval; ``min_width`` and ``safe_width``, as
-            `min_width` gives them. ``print`` makes a sentence of it.
+            Named tuple of the answer, the forecast with its interval, and the smallest widths of `min_width`. The
+            answer is ``"go"`` if the whole interval is at most the target, ``"no-go"`` if it is above the target, and
+            ``"uncertain"`` otherwise. ``print`` shows it as a sentence.
 
         Raises
         ------

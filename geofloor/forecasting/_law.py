@@ -8,21 +8,21 @@ import numpy as np
 
 
 class Law:
-    """Base class of the laws that `LossForecaster` fits.
+    """Base class of the laws for `LossForecaster`.
 
-    Derive a frozen dataclass from it to add a law. Its fields are the constants known before the fit. A law whose
-    curve is linear in the fitted values defines `parameters`, `bounds`, `design` and `describe`. A nonlinear law
-    defines `linearize` and `start` in place of `design`. All other members have defaults.
+    To add a law, derive a frozen dataclass from this class. Its fields are the constants known before the fit. If the
+    curve is linear in the fitted values, define `parameters`, `bounds`, `design` and `describe`. Otherwise define
+    `linearize` and `start` in place of `design`. All other members have defaults.
 
     Attributes
     ----------
     parameters : tuple of str
-        Names of the fitted parameters. As many different widths are needed.
+        Names of the fitted parameters. The fit needs as many different widths.
     bounds : tuple of (float, float)
         Lowest and highest value of each fitted value, in the order of the columns of `design`.
     logarithmic : bool
         Whether the curve is the logarithm of the loss, with a log-normal error. Otherwise the curve is the loss
-        itself, with a normal error that is a share of it.
+        itself, with a normal error proportional to it.
 
     Examples
     --------
@@ -46,7 +46,7 @@ class Law:
     """
 
     logarithmic: bool = True
-    # Names of `loss_at_zero` and `end_width` in messages: those of the arguments that they come from.
+    # Messages call `loss_at_zero` and `end_width` by the names of the arguments behind them.
     _zero_name = "loss_at_zero"
     _end_name = "end_width"
 
@@ -62,21 +62,21 @@ class Law:
 
     @property
     def loss_at_zero(self) -> float | None:
-        """Known loss at width 0 in nats per token, inf where the law has a pole there, or None to compute it."""
+        """Known loss at width 0, in nats per token: inf at a pole, or None to compute it from the curve."""
         return None
 
     @property
     def end_width(self) -> float:
-        """Width in dimensions from which the loss is 0, or inf."""
+        """First width without loss, in dimensions, or inf."""
         return np.inf
 
     @property
     def reach(self) -> float:
-        """Width in dimensions up to which a smallest width is searched for at least."""
+        """Least range of the search for a smallest width, in dimensions."""
         return self.end_width if np.isfinite(self.end_width) else 0.0
 
     def known(self) -> float:
-        """Return the part of the curve that is known before the fit."""
+        """Return the part of the curve known before the fit."""
         return 0.0
 
     def design(self, widths: np.ndarray) -> np.ndarray:
@@ -175,7 +175,7 @@ class Law:
         return None
 
     def check_runs(self, widths: np.ndarray, losses: np.ndarray) -> None:
-        """Refuse runs that contradict the known ends of the law.
+        """Refuse runs in contradiction to the known ends of the law.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Runs: widths of distilled students and their losses, and what makes them doubtful."""
+"""Reading of runs, the widths of distilled students and their losses, and warnings about doubtful ones."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from sklearn.utils.validation import validate_data
 from geofloor._validation import check_array_of_numbers, check_numeric, warn_caller
 
 LARGEST = 1e150  # loss; squares of it must not overflow
-SEEDS_DIFFER = 0.05  # share by which losses of two runs of one width may differ
-# Beyond it not every whole width is a float64.
+SEEDS_DIFFER = 0.05  # largest expected difference between two seeds of one width, as a share of the loss
+# Above it float64 skips whole numbers.
 WIDEST = 2.0**53
-# A loss in nats per token is below the logarithm of the vocabulary's size, and rarely whole.
+# Losses in nats per token are seldom whole, and mostly below the logarithm of the vocabulary's size.
+# Whole numbers from here on are taken for widths.
 _LEAST_WIDTH = 8
 
 
 def read_runs(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Read the widths and losses that an estimator is fitted to.
+    """Read the widths and losses given to an estimator's fit.
 
     Returns
     -------
@@ -30,7 +31,7 @@ def read_runs(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     Raises
     ------
     ValueError
-        If they are anything else, differ in length, or look like losses and widths.
+        If they are anything else, differ in length, or seem to be exchanged.
     """
     column, losses = validate_data(
         estimator, as_column(check_numeric(X, "X")), check_numeric(y, "y"), dtype=np.float64, y_numeric=True
@@ -45,12 +46,12 @@ def read_runs(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_widths(widths: Any) -> np.ndarray:
-    """Read the widths, (n_widths,) float64, to predict at; all are at least 0."""
+    """Read the widths of a prediction, (n_widths,) float64, at least 0."""
     return check_array_of_numbers(widths, "widths", low=0.0, high=WIDEST)
 
 
 def as_column(X: Any) -> Any:
-    """Turn one dimension into a column; everything else is left to scikit-learn's validation."""
+    """Turn one dimension into a column, and leave everything else to scikit-learn's validation."""
     if isinstance(X, list | tuple | range):
         try:
             X = np.asarray(X)
@@ -70,7 +71,7 @@ def _one_column(column: np.ndarray) -> np.ndarray:
 
 
 def check_order(widths: np.ndarray, losses: np.ndarray, names: tuple[str, str] = ("X", "y")) -> None:
-    """Refuse widths in the place of losses.
+    """Refuse widths in place of losses.
 
     Raises
     ------
@@ -87,12 +88,12 @@ def check_order(widths: np.ndarray, losses: np.ndarray, names: tuple[str, str] =
 
 
 def warn_of_rise(widths: np.ndarray, losses: np.ndarray, tolerance: float) -> None:
-    """Warn if a run has a higher loss than a narrower one, by more than a share `tolerance` of it.
+    """Warn if a run's loss exceeds a narrower run's by more than a share `tolerance`.
 
     Warns
     -----
     UserWarning
-        Names the two runs that are farthest apart.
+        Names the two runs with the largest rise.
     """
     order = np.lexsort((losses, widths))
     widths, losses = widths[order], losses[order]

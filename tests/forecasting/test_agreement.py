@@ -10,7 +10,7 @@ MEASURED = RNG.uniform(0.1, 1.0, 50)
 PREDICTED = MEASURED * RNG.uniform(0.5, 1.2, 50)
 
 
-def test_figures_are_those_of_scipy_and_scikit_learn():
+def test_figures_equal_those_of_scipy_and_scikit_learn():
     row = agreement_table(MEASURED, {"p": PREDICTED}).iloc[0]
     assert row.pearson_r == pytest.approx(pearsonr(MEASURED, PREDICTED).statistic)
     assert row.r2 == pytest.approx(r2_score(MEASURED, PREDICTED))
@@ -76,8 +76,8 @@ def test_bad_input_is_named(arguments, message):
         agreement_table([0.1, 0.2], {"p": [1, 1]}, strata=["a"])
 
 
-def test_a_stratum_named_like_the_whole_is_refused_and_not_put_in_its_place():
-    with pytest.raises(ValueError, match="strata holds 'all', which is the row of the whole"):
+def test_a_stratum_named_all_is_refused():
+    with pytest.raises(ValueError, match="strata holds 'all', the name of the row of all points"):
         agreement_table(MEASURED[:4], {"p": PREDICTED[:4]}, strata=["all", "b", "b", "b"])
 
 

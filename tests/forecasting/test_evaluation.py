@@ -64,7 +64,7 @@ def test_bad_input():
         forecast_errors(LOGARITHMIC, [1, 1, 2], [3.0, 2.0, 1.0])
     with pytest.raises(ValueError, match="above 0"):
         forecast_errors(LOGARITHMIC, [1, 2, 3], [3.0, 2.0, 0.0])
-    with pytest.raises(ValueError, match="one loss for each width"):
+    with pytest.raises(ValueError, match="one loss per width"):
         forecast_errors(LOGARITHMIC, [1, 2, 3], [3.0, 2.0])
     with pytest.raises(ValueError, match="estimators is empty"):
         forecast_table({}, WIDTHS, OBSERVED)
