@@ -2,20 +2,20 @@
 Plan a distillation
 ===================
 
-How low can a student of a given width get? From a teacher to the answer, on real text and with nothing
-downloaded::
+How low can a student of a given width get? This example goes from a teacher to the answer, on real text and
+without downloads::
 
     python examples/plan_a_distillation.py
 
-takes the language model that comes with the library; any other causal language model or encoder of
+It takes the language model embedded in the library. Any other causal language model or encoder of
 ``transformers`` is measured in the same way::
 
     python examples/plan_a_distillation.py --model NAME_OR_PATH --layer 12 --text corpus/*.txt
 
-Floors come in two units: squared activation of the teacher's hidden space, and nats a token, from what the
-teacher loses without what a student drops. Two quick students make forecasts of them, with intervals;
-``--no-distill`` leaves them out. The plan, its figures and all intermediate results go to the folder ``plan``.
-Stopped at any point, the same command goes on from there to the same result.
+Floors come in two units: squared activation of the teacher's hidden space, and nats per token. The latter is the
+teacher's loss without the features that a student drops. Two quick students turn floors into forecasts with
+intervals; ``--no-distill`` skips this step. The plan, its figures and all intermediate results go to the folder
+``plan``. If the command is stopped at any point, the same command continues from there to the same result.
 """
 
 # %%
@@ -57,7 +57,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--layer", type=int, help="block, from 0, after which to measure; by default the middle one")
     parser.add_argument("--text", type=Path, nargs="+", help="text files; by default Python source on this machine")
     parser.add_argument("--tokens", type=int, default=200_000, help="tokens to measure on")
-    parser.add_argument("--length", type=int, default=256, help="tokens a sequence")
+    parser.add_argument("--length", type=int, default=256, help="tokens per sequence")
     parser.add_argument("--expansion", type=count_or_auto, default="auto", help="latents per dimension of the teacher")
     parser.add_argument(
         "--epochs", type=count_or_auto, default="auto", help="passes of the sparse autoencoder over the tokens"
@@ -71,8 +71,8 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument("--distill-init", default="auto", help="how students start: principal or random")
     parser.add_argument("--distill-steps", type=int, default=600)
-    parser.add_argument("--distill-batch", type=int, default=8, help="sequences a step")
-    parser.add_argument("--target-kl", type=float, default=0.25, help="loss to reach, in nats a token")
+    parser.add_argument("--distill-batch", type=int, default=8, help="sequences per step")
+    parser.add_argument("--target-kl", type=float, default=0.25, help="loss to reach, in nats per token")
     parser.add_argument("--output", type=Path, default=Path("plan"))
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
@@ -81,8 +81,8 @@ def parse_arguments(arguments=None):
 # %%
 # Teacher and text → activations
 # ------------------------------
-# The residual stream after one block, for every token but the first of each sequence, goes to a store on
-# disk. One block in twenty is held out to judge the autoencoder by.
+# The residual stream after one block goes to a store on disk, for every token except the first of each sequence.
+# One sequence in twenty is held out to score the autoencoder.
 
 
 class Measured(NamedTuple):
@@ -123,8 +123,7 @@ def extract(options):
 # %%
 # Activations → features
 # ----------------------
-# A sparse autoencoder finds the directions, and statistics of its codes say how often each fires and how
-# much it carries.
+# A sparse autoencoder finds the directions. Statistics of its codes give the firing rate and the importance of each.
 
 
 def measure(options, train):
@@ -142,9 +141,9 @@ def measure(options, train):
 # %%
 # Features → floor
 # ----------------
-# Eq. 2 keeps features whole or drops them. The other hidden-space floor is that of students that share dimensions
-# among features, as those with one ReLU layer do: one word, ``allocation``, tells the two apart. In nats, the same
-# features are dropped as in Eq. 2, out of the teacher itself.
+# Eq. 2 keeps a feature whole or drops it. The second floor in hidden-space units is for students with dimensions
+# shared among features, such as those with one ReLU layer; ``allocation`` selects it. For the floor in nats per token,
+# the features dropped by Eq. 2 are removed from the teacher itself.
 
 
 def predict(options, source, sae, statistics):
@@ -192,12 +191,14 @@ def predict(options, source, sae, statistics):
 # %%
 # Floor → forecast
 # ----------------
-# Two students, trained in one pass over the data, give two forecasts of the others. One stands on the softmax
-# bottleneck: what the best logits of a student's rank lose, which no training gets below, and which is measured on the
-# teacher alone. The other is the floor in nats, calibrated. The first has done best on small language models; where
-# they differ, trust neither far. The students start as the teacher, in the principal directions of its residual
-# stream: far below random ones after so few steps, and at the teacher's own width without loss. What is forecast are
-# students trained as these are, which are still above what their width could reach.
+# Two students, trained in one pass over the data, give two forecasts for the others. The first is a law above the
+# softmax bottleneck, the loss of the best logits of a student's rank. The bottleneck is measured on the teacher alone,
+# and no training gets below it. The second is the floor in nats, calibrated. The first law has done best on small
+# language models; where the two differ, trust neither far.
+#
+# The students start from the teacher, in the principal directions of its residual stream. After so few steps they are
+# far below students from random weights, and at the teacher's own width they lose nothing. Forecasts are for students
+# trained like these two. Longer training would still lower their loss.
 
 
 def forecast(options, source, nats, result):
@@ -228,7 +229,7 @@ def forecast(options, source, nats, result):
         verbose=1,
     ).fit(source.held_out)
     zero_width = bound.zero_width_loss_
-    if max(observed) >= zero_width:  # after so few steps they are no better than none at all
+    if max(observed) >= zero_width:  # after so few steps a student is no better than none at all
         law = Exponential()
     elif students[0].init_ == "principal" and max(widths) < bound.rank_:
         law = AboveBottleneck(bound)
@@ -258,12 +259,12 @@ def show(result):
     low, high = result["tail_exponent_interval"]
     print(
         f"autoencoder: explains {result['explained_variance']:.1%} of held-out variance with "
-        f"L0 = {result['mean_l0']:.1f} features a token\n"
+        f"L0 = {result['mean_l0']:.1f} features per token\n"
         f"features: F = {result['n_features']:,}, sparsity alpha = {result['alpha']:.4f}, "
-        f"capacity g = {result['capacity']:.2f} a dimension, critical width d* = {result['critical_width']:.1f}\n"
+        f"capacity g = {result['capacity']:.2f} per dimension, critical width d* = {result['critical_width']:.1f}\n"
         f"importances: power-law tail, exponent {result['tail_exponent']:.2f} ({low:.2f} to {high:.2f})\n\n"
         "Predicted floors: in squared activation of the teacher's hidden space (Eq. 2; beside it, of students that\n"
-        "share dimensions among features), and in nats a token, which the teacher loses without what is dropped:\n"
+        "share dimensions among features), and in nats per token, the teacher's loss without the dropped features:\n"
     )
     table = pd.DataFrame(result["students"])
     predicted = table.loc[:, :"nats"]
@@ -272,11 +273,11 @@ def show(result):
     if "runs" in result:
         runs = ", ".join(f"{run['width']}: {run['floor']:.4f} ± {run['floor_error']:.4f}" for run in result["runs"])
         print(
-            f"\nDistilled for {result['runs'][0]['n_steps']} steps, nats a token: {runs}\n"
+            f"\nDistilled for {result['runs'][0]['n_steps']} steps, nats per token: {runs}\n"
             f"law: loss = {result['law']}\n"
             + "calibration: loss = {slope:.3g} x nats {baseline:+.3g}\n\n".format(**result["calibration"])
-            + "Forecast for students trained as these two, in nats a token: the law with its 90% interval, the answer\n"
-            "it gives, the least that any student of that width can lose, and beside these the calibrated floor:\n"
+            + "Forecast for students trained like these two, in nats per token: the law with its 90% interval and its\n"
+            "answer, the least loss of any student of that width, and the calibrated floor:\n"
         )
         columns = ["width", "forecast", "low", "high", "answer", "least", "calibrated"]
         print(table[columns].to_string(index=False, float_format="{:.3f}".format))
