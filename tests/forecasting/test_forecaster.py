@@ -9,6 +9,7 @@ from scipy.stats import norm
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils import estimator_checks
+from sklearn_checks import CHECKS_IN_ONE_DIMENSION
 
 from geofloor import FloorPredictor, LossForecaster
 from geofloor.forecasting import Anchored, AnchoredBothEnds, Calibrated, Decision, PowerOfWidth, forecast_errors
@@ -387,20 +388,7 @@ def test_bad_questions_are_named(forecaster):
         fitted.predict([-1])
 
 
-CHECKS = [
-    "check_complex_data",
-    "check_do_not_raise_errors_in_init_or_set_params",
-    "check_estimators_empty_data_messages",
-    "check_estimators_unfitted",
-    "check_fit_non_negative",
-    "check_get_params_invariance",
-    "check_mixin_order",
-    "check_no_attributes_set_in_init",
-    "check_set_params",
-    "check_valid_tag_types",
-]
-
-
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", CHECKS_IN_ONE_DIMENSION)
 def test_scikit_learn_checks(forecaster, check):
-    getattr(estimator_checks, check)("LossForecaster", clone(forecaster))
+    for each in (forecaster, LossForecaster()):
+        getattr(estimator_checks, check)("LossForecaster", clone(each))
