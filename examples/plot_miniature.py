@@ -98,7 +98,7 @@ plt.show()
 # --------------------------
 # Losses on held-out text, which flatten for every student as the step size falls. It does not mean that they have
 # converged: twice the steps lower the floors by 2 to 40%.
-DistillationDisplay.from_history(history, floors=floors, scale="log")
+DistillationDisplay(history=history, floors=floors).plot(scale="log")
 plt.show()
 
 # %%
@@ -107,8 +107,8 @@ plt.show()
 # Both fall strictly. The paper's flatten out at 0.59 nats for a student as wide as its teacher, ours go on to 0.03.
 theirs = paper.distillation.rename(columns={"kl": "floor"})
 figure, axes = side_by_side()
-DistilledFloorsDisplay.from_floors(floors, critical_widths=predictor.critical_width_, ax=axes[0])
-DistilledFloorsDisplay.from_floors(theirs, critical_widths=float(paper.sae.critical_width[1]), ax=axes[1])
+DistilledFloorsDisplay(floors=floors, critical_widths=predictor.critical_width_).plot(axes[0])
+DistilledFloorsDisplay(floors=theirs, critical_widths=float(paper.sae.critical_width[1])).plot(axes[1])
 plt.show()
 
 # %%
@@ -125,7 +125,7 @@ for row, (name, (predicted, observed, widths)) in zip(axes, cases.items(), stric
     for ax, baseline, title in zip(row, (0.0, None), ("through the origin", "with a fitted baseline"), strict=True):
         calibrator = AffineCalibrator(baseline=baseline).fit(predicted, observed)
         level = None if baseline == 0.0 else 0.95
-        CalibrationDisplay.from_calibrator(calibrator, predicted, observed, widths=widths, level=level, ax=ax)
+        CalibrationDisplay.from_calibrator(calibrator, predicted, observed, observed_widths=widths, level=level, ax=ax)
         ax.set_title(f"{name}, {title}", fontsize="medium")
 for ax, bottom in zip(axes[0], (-0.1, -0.5), strict=True):
     ax.set_ylim(bottom=bottom)
@@ -158,7 +158,8 @@ plt.show()
 # ----------------
 # Two seeds of width 64. Their floors differ by 3.6%, in the paper by 0.24%. (Its panel a has the losses on training
 # text, which are not kept of our runs; ``DistillationDisplay.from_students(students, loss="train_kl")`` draws them.)
-DistillationDisplay.from_history(history[history["width"] == 64], floors=floors[floors["width"] == 64], scale="log")
+of_64 = {"history": history[history["width"] == 64], "floors": floors[floors["width"] == 64]}
+DistillationDisplay(**of_64).plot(scale="log")
 plt.show()
 
 # %%
@@ -168,7 +169,7 @@ plt.show()
 # than observations, which it explains by the constant baseline. Here it is the other way round after blocks 1 to 3.
 at_shares = first[first["width"].isin([16, 32, 64, 96, 128])]
 figure, axes = side_by_side()
-DistilledFloorsDisplay.from_floors(at_shares, predictor=predictors, normalized=True, ax=axes[0])
+DistilledFloorsDisplay.from_predictor(predictors, at_shares, normalized=True, ax=axes[0])
 DistilledFloorsDisplay(
     floors=theirs,
     predicted={"layer 12": layer_12["floor"]},
@@ -180,7 +181,7 @@ plt.show()
 # %%
 # Figure 18: all of it
 # --------------------
-DistillationSummaryDisplay.from_history(history, floors, predictor=predictor, scale="log")
+DistillationSummaryDisplay.from_predictor(predictor, history, floors, scale="log")
 plt.show()
 
 # %%

@@ -166,8 +166,8 @@ print(f"with the printed slope    {printed_slope:8.2f} {0:8} {printed_r2:8.2f}")
 # Figure 7: the line through the origin, and the one with a baseline.
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 widths = predicted.width
-CalibrationDisplay.from_calibrator(origin, floors, observed, widths=widths, level=None, ax=axes[0])
-CalibrationDisplay.from_calibrator(free, floors, observed, widths=widths, ax=axes[1])
+CalibrationDisplay.from_calibrator(origin, floors, observed, observed_widths=widths, level=None, ax=axes[0])
+CalibrationDisplay.from_calibrator(free, floors, observed, observed_widths=widths, level=0.95, ax=axes[1])
 axes[0].set_title("through the origin", fontsize="medium")
 axes[1].set_title("with a baseline", fontsize="medium")
 plt.show()

@@ -109,5 +109,5 @@ plt.show()
 # Figure 14: training curves
 # --------------------------
 # With Adam's step size of 0.001 and 1,024 samples a step, as in the original notebook.
-TrainingCurvesDisplay.from_history(curves[curves.learning_rate == 1e-3], predicted="Eq. 2")
+TrainingCurvesDisplay(history=curves[curves.learning_rate == 1e-3], predicted="Eq. 2").plot()
 plt.show()

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from displays.test_arguments import CALLS
+from display_calls import CALLS
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -193,7 +193,7 @@ def drawing(display: Any, way: str | None, arguments: dict[str, Any]) -> Case:
             getattr(display, way)(**given)
         else:
             plot = {name: given.pop(name) for name in parameters_of(display.plot)[1:] if name in given}
-            display(**given).plot(**plot)
+            display(**given).plot(**plot).frame()
 
     return Case(call, arguments, names)
 

@@ -12,8 +12,8 @@ from geofloor.forecasting import Law
 BOUNDED = settings(
     derandomize=True, database=None, deadline=None, max_examples=25, suppress_health_check=list(HealthCheck)
 )
-# By scikit-learn or by a parameter's own case.
-INHERITED = {"get_params", "set_params", "plot"}
+# By scikit-learn or, for displays, in the case of the constructor.
+INHERITED = {"get_params", "set_params", "plot", "frame"}
 # By LossForecaster, with what it has checked.
 OF_LAWS = {"known", "design", "linearize", "start", "params", "describe", "least", "check_runs"}
 

@@ -1,30 +1,11 @@
 from itertools import pairwise
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from geofloor import FloorPredictor
-from geofloor.displays._probes import FeatureStaircaseDisplay, ProbeHeatmapDisplay
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
-@pytest.fixture
-def table():
-    return pd.DataFrame(
-        {
-            "concept": ["legal_text"] * 3 + ["code"] * 3,
-            "model": ["teacher", "d = 8", "d = 4"] * 2,
-            "accuracy": [0.9, 0.95, 0.6, 1.0, 1.0, 0.45],
-            "p_value": [np.nan, 0.2, 0.01, np.nan, 1.0, 0.04],
-        }
-    )
+from geofloor.displays import FeatureStaircaseDisplay
 
 
 @pytest.fixture
@@ -40,62 +21,6 @@ def features():
             "r2": np.where(rank <= kept, 0.9, 0.1),
         }
     )
-
-
-def test_plot_draws_on_the_given_axes_or_on_new_ones_and_returns_the_display(table, features):
-    for display in (ProbeHeatmapDisplay.from_table(table), FeatureStaircaseDisplay.from_table(features)):
-        _, ax = plt.subplots()
-        assert display.plot(ax=ax) is display
-        assert display.ax_ is ax
-        assert display.figure_ is ax.figure
-        assert display.plot().ax_ is not ax
-        assert display.ax_.get_xlabel()
-        assert display.ax_.get_ylabel()
-
-
-def test_heatmap_writes_accuracies_changes_and_stars_in_the_order_of_the_table(table):
-    display = ProbeHeatmapDisplay.from_table(table)
-    assert [[text.get_text() for text in row] for row in display.texts_] == [
-        ["90.0", "95.0\n+5.0", "60.0\n−30.0*"],
-        ["100.0", "100.0\n+0.0", "45.0\n−55.0*"],
-    ]
-    assert [label.get_text() for label in display.ax_.get_yticklabels()] == ["legal text", "code"]
-    np.testing.assert_allclose(display.image_.get_array(), [[90, 95, 60], [100, 100, 45]])
-    assert display.image_.get_clim() == pytest.approx((45, 100))
-
-
-def test_heatmap_can_show_changes_and_leaves_gaps(table):
-    display = ProbeHeatmapDisplay.from_table(table.drop(index=1), colors="change", level=0.02)
-    assert display.texts_[0, 2].get_text() == "–"
-    shown = display.image_.get_array()
-    assert shown.mask.tolist() == [[True, False, True], [True, False, False]]
-    np.testing.assert_allclose(shown.compressed(), [-30, -55, 0])
-    assert display.image_.get_clim() == pytest.approx((-55, 55))
-    assert display.texts_[1, 1].get_text() == "45.0\n−55.0"
-
-
-def test_heatmap_without_a_reference_writes_accuracies_alone(table):
-    display = ProbeHeatmapDisplay.from_table(table, reference=None)
-    assert display.texts_[1, 2].get_text() == "45.0"
-    with pytest.raises(ValueError, match="colors='change' needs changes"):
-        ProbeHeatmapDisplay.from_table(table, reference=None, colors="change")
-
-
-@pytest.mark.parametrize(
-    ("change", "arguments", "message"),
-    [
-        (lambda table: table.drop(columns="accuracy"), {}, "lacks the columns"),
-        (lambda table: table.head(0), {}, "no rows"),
-        (lambda table: table.assign(accuracy=90.0), {}, "not per cent"),
-        (lambda table: pd.concat([table, table]), {}, "twice"),
-        (lambda table: table, {"reference": "d = 2"}, "reference='d = 2'"),
-        (lambda table: table.drop(index=0), {}, "no accuracy of the reference"),
-        (lambda table: table, {"colors": "blue"}, "colors='blue'"),
-    ],
-)
-def test_heatmap_refuses_what_it_cannot_draw(table, change, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        ProbeHeatmapDisplay.from_table(change(table), **arguments)
 
 
 @pytest.mark.parametrize("statistic", ["median", "mean"])
@@ -176,3 +101,15 @@ def test_a_staircase_without_bands_needs_no_ends_of_them():
     assert not display.bands_
     with pytest.raises(ValueError, match=r"curves lacks the columns \['low', 'high'\]"):
         FeatureStaircaseDisplay(curves=curves, band=True).plot()
+
+
+def test_frame_holds_curves_bands_and_kept_features(features):
+    display = FeatureStaircaseDisplay.from_table(features, kept={4: 20}, band=True, reference="teacher")
+    frame = display.frame()
+    for model, line in display.lines_.items():
+        curve = frame[frame["model"] == model]
+        np.testing.assert_array_equal(curve[["rank", "r2"]], line.get_xydata())
+        edges = display.bands_[model].get_paths()[0].vertices[:, 1]
+        assert (edges.min(), edges.max()) == (curve["low"].min(), curve["high"].max())
+    assert frame.groupby("model")["n_kept"].first().dropna().to_dict() == {"d = 4": 20}
+    assert "low" not in FeatureStaircaseDisplay.from_table(features).frame().columns
