@@ -181,7 +181,7 @@ class CalibrationDisplay(OneAxesMixin):
             - ``loss``: observed or calibrated loss, in nats per token;
             - ``low``, ``high``: ends of the prediction interval, in nats per token; NaN if there is none.
         """
-        floors, observed, widths, grid, line, interval = self._checked()
+        floors, observed, widths, grid, line, interval, _ = self._checked()
         frames = [
             pd.DataFrame(
                 {
@@ -230,7 +230,7 @@ class CalibrationDisplay(OneAxesMixin):
             If lengths differ; if `label`, `interval` or `line_kwargs` are given without a line, or `level` without an
             interval.
         """
-        floors, observed, widths, grid, line, interval = self._checked()
+        floors, observed, widths, grid, line, interval, level = self._checked()
         if line_kwargs is not None and self.line is None:
             raise ValueError("line_kwargs is for the fitted line, and there is none; leave it out.")
         line_kwargs = check_line_kwargs(line_kwargs)
@@ -247,9 +247,11 @@ class CalibrationDisplay(OneAxesMixin):
                     color=self.line_.get_color(),
                     alpha=0.14,
                     linewidth=0,
-                    label="prediction interval" if self.level is None else f"{100 * self.level:g}% prediction interval",
+                    label="prediction interval" if level is None else f"{100 * level:g}% prediction interval",
                 )
-            handles = [each for each in (self.line_ if self.label else None, self.band_) if each is not None]
+            handles = [
+                each for each in (self.line_ if self.label is not None else None, self.band_) if each is not None
+            ]
             if handles:
                 ax.legend(handles=handles, frameon=False, fontsize="small", loc="upper left")
         self.observed_points_ = ax.scatter(
@@ -274,7 +276,7 @@ class CalibrationDisplay(OneAxesMixin):
         return self
 
     def _checked(self) -> tuple[Any, ...]:
-        """Return floors, losses and widths of the runs; grid, line and interval. Absent ones are None."""
+        """Return floors, losses and widths of the runs; grid, line, interval and level. Absent ones are None."""
         floors = check_array_of_numbers(self.floors, "floors")
         observed = check_array_of_numbers(self.observed, "observed")
         check_lengths({"": observed}, "observed", len(floors), "floors")
@@ -296,6 +298,7 @@ class CalibrationDisplay(OneAxesMixin):
                 )
             if interval.dtype.kind not in "iuf":
                 interval = check_array_of_numbers(interval, "interval", ndim=2)
-        if self.level is not None:
-            check_number("level", self.level, 0, 1, open_low=True, open_high=True)
-        return floors, observed, widths, grid, line, interval
+        level = self.level
+        if level is not None:
+            level = check_number("level", level, 0, 1, open_low=True, open_high=True)
+        return floors, observed, widths, grid, line, interval, level

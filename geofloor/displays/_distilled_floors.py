@@ -36,7 +36,7 @@ class DistilledFloorsDisplay(OneAxesMixin):
     normalized : bool, default=False
         Whether to divide observed floors, and each prediction, by their own value at the narrowest width.
     unit : str, default="nats per token"
-        Unit of the floors, for the label of the axis.
+        Unit of the floors, for the label of the axis; refused with `normalized`.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ class DistilledFloorsDisplay(OneAxesMixin):
         normalized : bool, default=False
             Whether to divide observed floors, and each prediction, by their own value at the narrowest width.
         unit : str, default="nats per token"
-            Unit of the floors.
+            Unit of the floors; refused with `normalized`.
         scale : {"linear", "log"}, default="linear"
             Scale of the floors.
         ax : matplotlib Axes, default=None
@@ -165,7 +165,7 @@ class DistilledFloorsDisplay(OneAxesMixin):
         normalized : bool, default=False
             Whether to divide observed floors, and each prediction, by their own value at the narrowest width.
         unit : str, default="nats per token"
-            Unit of the floors.
+            Unit of the floors; refused with `normalized`.
         scale : {"linear", "log"}, default="linear"
             Scale of the floors.
         ax : matplotlib Axes, default=None
@@ -286,7 +286,8 @@ class DistilledFloorsDisplay(OneAxesMixin):
 
     def _checked(self) -> tuple[pd.DataFrame, pd.Series, dict[str, np.ndarray]]:
         """Return floors of the students, their means by width and the predictions, normalized if asked for."""
-        check_flag("normalized", self.normalized)
+        if check_flag("normalized", self.normalized) and isinstance(self.unit, str) and self.unit != NATS:
+            raise ValueError(f"unit={self.unit!r} counts only without normalized=True; leave it out.")
         students = check_floors(self.floors)
         means = students.groupby("width")["floor"].mean().sort_index()
         names = [name for name in ("width", "seed", "floor", "floor_error") if name in students.columns]

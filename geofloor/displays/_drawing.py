@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
     from matplotlib.lines import Line2D
 
+_FEW_DECADES = 3.5  # beyond them, ticks at 1, 2 and 5 are too close
+
 Share = bool | Literal["none", "all", "row", "col"]
 
 
@@ -105,8 +107,8 @@ def check_scale(scale: Any) -> str:
 def set_scale(ax: Axes, scale: str, *, from_zero: bool = False) -> None:
     """Set the scale of the y axis.
 
-    A logarithmic axis has ticks at 1, 2 and 5 times the powers of ten, written as plain numbers. With `from_zero`, a
-    linear axis starts at zero.
+    Over a few decades, a logarithmic axis has ticks at 1, 2 and 5 times the powers of ten, as plain numbers. With
+    `from_zero`, a linear axis starts at zero.
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -114,6 +116,9 @@ def set_scale(ax: Axes, scale: str, *, from_zero: bool = False) -> None:
     if scale == "linear":
         if from_zero:
             ax.set_ylim(bottom=0.0)
+        return
+    low, high = ax.get_ylim()
+    if np.log10(high / low) > _FEW_DECADES:
         return
     ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     ax.yaxis.set_major_formatter("{x:g}")

@@ -181,7 +181,7 @@ class ForecastDisplay(OneAxesMixin):
             - ``low``, ``high``: ends of the interval, in nats per token; NaN for runs and target;
             - ``least``: lower bound on the loss, in nats per token; NaN if there is none.
         """
-        widths, losses, interval, (at, observed), least = self._checked()
+        widths, losses, interval, (at, observed), least, goal = self._checked()
         low, high = interval.T
         forecast = pd.DataFrame(
             {
@@ -194,7 +194,7 @@ class ForecastDisplay(OneAxesMixin):
             }
         )
         runs = pd.DataFrame({"source": "observed", "width": at, "loss": observed})
-        target = pd.DataFrame({"source": "target", "loss": [] if self.target is None else [float(self.target)]})
+        target = pd.DataFrame({"source": "target", "loss": [] if goal is None else [goal]})
         rest = [each.reindex(columns=forecast.columns) for each in (runs, target) if len(each)]
         return pd.concat([forecast, *rest], ignore_index=True)
 
@@ -232,7 +232,8 @@ class ForecastDisplay(OneAxesMixin):
         """
         check_scale(scale)
         line_kwargs = check_line_kwargs(line_kwargs)
-        widths, losses, interval, runs, least = self._checked()
+        level = check_number("level", self.level, 0, 1, open_low=True, open_high=True)
+        widths, losses, interval, runs, least, target = self._checked()
         if scatter_kwargs is not None and self.observed is None:
             raise ValueError("scatter_kwargs is for the runs, and there are none; leave it out.")
         scatter_kwargs = check_scatter_kwargs(scatter_kwargs)
@@ -244,7 +245,7 @@ class ForecastDisplay(OneAxesMixin):
             color=style["color"],
             alpha=0.18,
             linewidth=0,
-            label=f"{100 * self.level:g}% interval",
+            label=f"{100 * level:g}% interval",
         )
         self.least_band_ = None
         if least is not None:
@@ -256,9 +257,9 @@ class ForecastDisplay(OneAxesMixin):
         if self.observed is not None:
             self.observed_points_ = ax.scatter(*runs, **scatter_style(_RUNS, scatter_kwargs))
         self.target_line_ = None
-        if self.target is not None:
-            label = f"target, {self.target:g}"
-            self.target_line_ = ax.axhline(self.target, color=FAINT, linestyle=":", label=label)
+        if target is not None:
+            label = f"target, {target:g}"
+            self.target_line_ = ax.axhline(target, color=FAINT, linestyle=":", label=label)
         ax.set(xlabel=WIDTH_LABEL, ylabel=f"loss ({NATS})")
         set_scale(ax, scale, from_zero=True)
         ax.legend(frameon=False, fontsize="small", scatteryoffsets=[0.5])
@@ -266,15 +267,12 @@ class ForecastDisplay(OneAxesMixin):
 
     def _checked(
         self,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray | None]:
-        """Return widths, losses, interval, runs and bound, in ascending order of width."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray | None, float | None]:
+        """Return widths, losses and interval in ascending order of width; runs, bound and target."""
         widths, losses, interval = (
             check_array_of_numbers(getattr(self, name), name, ndim=None, column=False, empty=True)
             for name in ("widths", "losses", "interval")
         )
-        check_number("level", self.level, 0, 1, open_low=True, open_high=True)
-        if self.target is not None:
-            check_number("target", self.target)
         if widths.ndim != 1 or not widths.size or losses.shape != widths.shape or interval.shape != (*widths.shape, 2):
             raise ValueError(
                 f"widths, losses and interval have the shapes {widths.shape}, {losses.shape} and {interval.shape}; "
@@ -293,4 +291,5 @@ class ForecastDisplay(OneAxesMixin):
                 check_array_of_numbers(self.observed, "observed"),
             )
             check_lengths({"": runs[1]}, "observed", len(runs[0]), "observed_widths")
-        return widths[order], losses[order], interval[order], runs, least
+        target = None if self.target is None else check_number("target", self.target)
+        return widths[order], losses[order], interval[order], runs, least, target

@@ -242,7 +242,10 @@ class ProbeHeatmapDisplay(OneAxesMixin):
         if self.significance is not None:
             significance = check_number("significance", self.significance, 0, 1)
             if self.p_values is None:
-                raise ValueError(f"significance={significance} needs p-values of changes, and there are none.")
+                raise ValueError(
+                    f"significance={significance} needs p_values, and there are none; from_table takes them from the "
+                    "column p_value, with a reference."
+                )
         if check_choice("colors", self.colors, ("accuracy", "change")) == "change" and self.changes is None:
             raise ValueError("colors='change' needs changes; give a reference, or colors='accuracy'.")
         return _Cells(100.0 * accuracies, 100.0 * changes, p_values, p_values < significance)

@@ -66,3 +66,8 @@ def test_frame_holds_students_means_and_predictions(floors, predictor, normalize
     np.testing.assert_allclose(2 * students["floor_error"], np.ptp(np.array(bars.get_segments())[:, :, 1], axis=1))
     np.testing.assert_array_equal(means[["width", "floor"]], display.line_.get_xydata())
     np.testing.assert_array_equal(predicted[["width", "floor"]], display.predicted_lines_["predicted"].get_xydata())
+
+
+def test_normalized_floors_have_no_unit(floors):
+    with pytest.raises(ValueError, match="unit='bits' counts only without normalized=True"):
+        DistilledFloorsDisplay(floors=floors, normalized=True, unit="bits").plot()

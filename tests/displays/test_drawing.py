@@ -65,6 +65,13 @@ def test_unknown_scales_are_refused(display, arguments):
             display(**arguments).plot(scale="symlog")
 
 
+@pytest.mark.parametrize("lowest", [0.1, 1e-3, 1e-20])
+def test_logarithmic_axes_have_ticks_whatever_their_range(lowest):
+    ax = FloorDisplay(widths=[1, 2], floors=[1.0, lowest]).plot(scale="log").ax_
+    ax.figure.canvas.draw()
+    assert len([tick for tick in ax.get_yticklabels() if tick.get_text()]) >= 2
+
+
 def test_units_stand_in_the_label(history, floors):
     for display in (
         DistillationDisplay(history=history, floors=floors, unit="u"),
