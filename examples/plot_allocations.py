@@ -2,16 +2,16 @@
 How a student divides its dimensions
 ====================================
 
-Eq. 2 takes a feature as kept or dropped. Trained students share dimensions among features at a loss, and that is what
-their floors show. Here are students of importances that none of the library's curves were made with, beside what
-Eq. 2, water-filling and packed blocks predict, with nothing fitted.
+Eq. 2 keeps or drops each feature whole. Trained students share dimensions among features at a loss, and their floors
+show it. This script compares measured students with the predictions of Eq. 2, water-filling and packed blocks. Nothing
+is fitted, and the importances differ from those behind the library's curves.
 """
 
 # %%
 # Measure
 # -------
-# 25 features with importances that fall as the power −1.5 of their rank, active one time in fourteen; three students of
-# each width. It takes some ten seconds.
+# Train three students of each width on 25 features. Importances fall as the power −1.5 of the rank, and each feature is
+# active in one sample of fourteen. This takes about ten seconds.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -30,7 +30,8 @@ measured = summarize_sweep(sweep)
 # %%
 # Predict
 # -------
-# One word chooses the allocation. Bounds come with the predictions of those that have measured students behind them.
+# The argument ``allocation`` chooses how dimensions are divided. ``"auto"`` also gives bounds, taken from measured
+# students.
 
 moments = SparseFeatures(n_features, alpha).second_moments
 predictors = {
@@ -44,10 +45,10 @@ print(f"auto: median error {error.abs().median():.1%}, largest {error.abs().max(
 print("Eq. 2 / measured:", (predictors["cutoff"].predict(widths) / measured.floor).round(2).tolist())
 
 # %%
-# Floors, and who gets what
-# -------------------------
-# On the left the floors; the band lies between the bounds. On the right the dimensions of each feature in a student of
-# 4: the cut-off gives 1/g to each that it keeps, water-filling more to those that matter more, and blocks whole
+# Floors and dimensions
+# ---------------------
+# Left: the floors, with a band between the bounds. Right: the dimensions of each feature in a student of width 4. The
+# cut-off gives 1/g to each kept feature, water-filling gives more to important features, and blocks give whole
 # dimensions to groups.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")

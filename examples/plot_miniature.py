@@ -4,10 +4,9 @@ The paper's language model figures, in miniature
 
 Figures 5 to 8 and 16 to 18 of Sarkar and Deka, *Geometric Limits of Knowledge Distillation*
 (`arXiv:2604.04037v2 <https://arxiv.org/abs/2604.04037v2>`_), on the embedded teacher: GPT-NeoX with four blocks and
-width 128, where the paper has Pythia-410M with 24 and 1,024. Everything is drawn from what ``benchmarks/results`` keeps
-of the runs; where the paper prints the numbers behind a figure, they are drawn beside ours. The students are **at a
-budget of 3,000 steps, not converged**. :doc:`/findings/miniature` puts tables and figures side by side and says what
-holds.
+width 128 instead of Pythia-410M with 24 blocks and width 1,024. The data come from ``benchmarks/results``. If the paper
+prints the numbers behind a figure, they are drawn beside ours. The students were **trained for 3,000 steps and have not
+converged**. :doc:`/findings/miniature` compares tables and figures, and says which claims hold.
 """
 
 # %%
@@ -31,7 +30,7 @@ from geofloor.displays import (
     SpectrumDisplay,
 )
 
-# Galleries run scripts in their own folder, without a file name.
+# The gallery runs scripts in their own folder, without a file name.
 FOLDER = Path(__file__).parent if "__file__" in globals() else Path.cwd()
 RESULTS = FOLDER.parent / "benchmarks" / "results"
 TEACHER_WIDTH, LAYER = 128, 2
@@ -54,7 +53,7 @@ print(first.to_string(index=False))
 
 
 def side_by_side(height=3.6):
-    """Two panels, ours and the paper's."""
+    """Make two panels, ours and the paper's."""
     figure, axes = plt.subplots(1, 2, figsize=(9.5, height), layout="constrained")
     axes[0].set_title("embedded teacher", fontsize="medium", pad=15)
     axes[1].set_title("the paper, Pythia-410M", fontsize="medium", pad=15)
@@ -64,8 +63,9 @@ def side_by_side(height=3.6):
 # %%
 # Figure 5a: importances
 # ----------------------
-# A power law would be straight. After all blocks the spectrum bends downwards from the hundredth feature or so on, and
-# after blocks 0 to 2 the fitted tail is that of the first hundred or two. After block 2, with what each width keeps.
+# A power law would be a straight line. After every block, the spectrum bends downward from about the hundredth feature
+# on, and after blocks 0 to 2 the fitted tail covers only the first one or two hundred. The right panel shows block 2,
+# with the features that each width keeps.
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
 for color, (label, each) in zip(BLOCK_COLORS, predictors.items(), strict=True):
     SpectrumDisplay(importances=each.importances_).plot(axes[0], line_kwargs={"color": color, "label": label})
@@ -78,8 +78,8 @@ plt.show()
 # %%
 # Figure 5b: predicted floors
 # ---------------------------
-# In the paper all layers agree on d*. Here it rises from block to block, with the number of features that are active
-# at a time, from just below the teacher's width to almost three times it.
+# In the paper all layers agree on d*. Here d* rises from block to block, with the number of features active at a time:
+# from just below the teacher's width to almost three times that width.
 figure, axes = side_by_side()
 FloorDisplay.from_predictor(predictors, np.arange(8, 361, 2), ax=axes[0])
 axes[0].legend(facecolor="white", edgecolor="none", framealpha=0.9, fontsize="small", loc="upper right")
@@ -96,15 +96,16 @@ plt.show()
 # %%
 # Figure 6a: learning curves
 # --------------------------
-# Losses on held-out text, which flatten for every student as the step size falls. It does not mean that they have
-# converged: twice the steps lower the floors by 2 to 40%.
+# Losses on held-out text flatten for every student as the learning rate falls. The students have not converged, though:
+# twice the steps lower the floors by 2 to 40%.
 DistillationDisplay(history=history, floors=floors).plot(scale="log")
 plt.show()
 
 # %%
 # Figure 6b: floors over width
 # ----------------------------
-# Both fall strictly. The paper's flatten out at 0.59 nats for a student as wide as its teacher, ours go on to 0.03.
+# Both curves fall strictly. For a student as wide as its teacher, the paper's loss flattens at 0.59 nats per token, and
+# ours falls to 0.03.
 theirs = paper.distillation.rename(columns={"kl": "floor"})
 figure, axes = side_by_side()
 DistilledFloorsDisplay(floors=floors, critical_widths=predictor.critical_width_).plot(axes[0])
@@ -114,8 +115,8 @@ plt.show()
 # %%
 # Figure 7: calibration
 # ---------------------
-# Without a baseline, and with one that is fitted, after block 2. Of a line through the origin the paper's wide students
-# are above, ours below: the baseline that mends the fit is negative, and no student's loss can be.
+# Compare calibrations without a baseline and with a fitted one, after block 2. The paper's wide students lie above a
+# line through the origin, and ours below it. Our fitted baseline is therefore negative, although no loss can be.
 figure, axes = plt.subplots(2, 2, figsize=(9.5, 7.0), layout="constrained")
 cases = {
     "embedded teacher": (predictor.predict(first["width"]), first["floor"].to_numpy(), first["width"]),
@@ -133,21 +134,21 @@ axes[0, 1].axhline(0.0, color="#8a8a8a", linewidth=0.8)
 plt.show()
 
 # %%
-# Figure 8: what probes find
-# --------------------------
-# Accuracies of linear probes after block 2, with the changes against the teacher; a star marks those that a paired
-# test finds at p < 0.05.
+# Figure 8: concepts found by linear probes
+# -----------------------------------------
+# The cells hold accuracies after block 2 and changes against the teacher. A star marks changes with p < 0.05 in a
+# paired test.
 probes = pd.read_csv(RESULTS / "probes.csv", comment="#")
 ProbeHeatmapDisplay.from_table(probes)
 plt.show()
 
 # %%
-# The same, coloured by the change: the finer concepts fade from width 48 on.
+# With colors for the change: the finer concepts fade from width 48 downward.
 ProbeHeatmapDisplay.from_table(probes, colors="change")
 plt.show()
 
 # %%
-# The paper's: other concepts, and nothing fades down to an eighth of the teacher's width.
+# The paper probes other concepts. None of them fades, down to an eighth of the teacher's width.
 table = paper.probes
 table["model"] = np.where(table["model"] == "teacher", "teacher", "width " + table["width"].astype(str))
 ProbeHeatmapDisplay.from_table(table.assign(accuracy=table["accuracy_percent"] / 100), colors="change")
@@ -156,17 +157,18 @@ plt.show()
 # %%
 # Figure 16: seeds
 # ----------------
-# Two seeds of width 64. Their floors differ by 3.6%, in the paper by 0.24%. (Its panel a has the losses on training
-# text, which are not kept of our runs; ``DistillationDisplay.from_students(students, loss="train_kl")`` draws them.)
+# The floors of two seeds of width 64 differ by 3.6%; in the paper, two seeds differ by 0.24%. The paper's panel a shows
+# losses on training text. Our runs did not record these;
+# ``DistillationDisplay.from_students(students, loss="train_kl")`` draws them.
 of_64 = {"history": history[history["width"] == 64], "floors": floors[floors["width"] == 64]}
 DistillationDisplay(**of_64).plot(scale="log")
 plt.show()
 
 # %%
-# Figure 17: predicted and observed, relative to an eighth of the teacher's width
-# -------------------------------------------------------------------------------
-# The widths with the paper's shares of the teacher's: 1/8, 1/4, 1/2, 3/4 and 1. In the paper predictions fall faster
-# than observations, which it explains by the constant baseline. Here it is the other way round after blocks 1 to 3.
+# Figure 17: predicted and observed floors, relative to an eighth of the teacher's width
+# --------------------------------------------------------------------------------------
+# The widths are 1/8, 1/4, 1/2, 3/4 and 1 of the teacher's, as in the paper. In the paper, predictions fall faster than
+# observations; it explains this by the constant baseline. Here, after blocks 1 to 3, observations fall faster.
 at_shares = first[first["width"].isin([16, 32, 64, 96, 128])]
 figure, axes = side_by_side()
 DistilledFloorsDisplay.from_predictor(predictors, at_shares, normalized=True, ax=axes[0])
@@ -179,17 +181,19 @@ DistilledFloorsDisplay(
 plt.show()
 
 # %%
-# Figure 18: all of it
-# --------------------
+# Figure 18: all panels in one figure
+# -----------------------------------
+# Learning curves, floors over width, floors relative to the narrowest width, and two seeds of one width.
 DistillationSummaryDisplay.from_predictor(predictor, history, floors, scale="log")
 plt.show()
 
 # %%
 # Beyond the paper: single features
 # ---------------------------------
-# Were features kept or dropped whole, the scores of linear probes would fall in a step, at a rank that grows with the
-# student's width. R² is low in the teacher itself, whose activations are no linear function of its hidden state; how
-# well a probe tells firing from not firing is near 1 there, and in students falls smoothly over rank, for all at once.
+# If students kept or dropped features whole, the scores of linear probes would fall in a step, at a rank that grows
+# with the width. R² is low even in the teacher, because feature activations are not linear in its hidden state. The
+# area under the ROC curve of firing is near 1 in the teacher. In students it falls smoothly over rank, at all ranks at
+# once.
 staircase = pd.read_csv(RESULTS / "staircase.csv", comment="#")
 FeatureStaircaseDisplay(curves=staircase, reference="teacher").plot()
 FeatureStaircaseDisplay(curves=staircase, score="auc", reference="teacher").plot()

@@ -2,10 +2,9 @@
 The paper's tables, recomputed
 ==============================
 
-What the tables of Sarkar and Deka, *Geometric Limits of Knowledge Distillation*
-(`arXiv:2604.04037v2 <https://arxiv.org/abs/2604.04037v2>`_), give when they are recomputed with this
-library from the figures that the paper prints, and where they do not add up. In every table below
-the paper's figure stands beside ours.
+Recompute the tables of Sarkar and Deka, *Geometric Limits of Knowledge Distillation*
+(`arXiv:2604.04037v2 <https://arxiv.org/abs/2604.04037v2>`_), from the numbers in the paper, and point out where they do
+not add up. Every table shows the paper's number beside ours.
 """
 
 # %%
@@ -30,15 +29,14 @@ def show(table: pd.DataFrame) -> None:
 # %%
 # Table 7: features per dimension
 # -------------------------------
-# Eq. 1, :math:`g(\alpha) = 1 / ((1-\alpha) \ln \frac{1}{1-\alpha})`, gives every entry but one. At
-# α = 0.992 the paper has 27.0, and the formula 25.89: 27.0 belongs to the α of layer 12, 0.99238,
-# where Eq. 1 is 26.92. The entry at α = 0 is a convention, since the formula diverges there; the one
-# at 0.5 lies below the formula's minimum at α = 1 − 1/e ≈ 0.632, where more sparsity would mean
-# *less* capacity. The library warns of that; here the warning is silenced.
+# Eq. 1, :math:`g(\alpha) = 1 / ((1-\alpha) \ln \frac{1}{1-\alpha})`, gives every entry but one. At α = 0.992 the paper
+# has 27.0 and the formula 25.89. The 27.0 belongs to the α of layer 12, 0.99238, where Eq. 1 is 26.92. The entry at α =
+# 0 is a convention, because the formula diverges there. The entry at 0.5 lies below the formula's minimum at α = 1 −
+# 1/e ≈ 0.632, where more sparsity would mean *less* capacity. The library warns about this; the warning is silenced
+# here.
 #
-# The last two columns are the exact thresholds that Eq. 1 approximates: for features of either sign,
-# and for features that are never negative, such as the codes of a sparse autoencoder. They need no
-# convention and always rise, and Eq. 1 lies above both.
+# The last two columns are the exact thresholds behind Eq. 1: for features of either sign, and for non-negative
+# features, such as the codes of a sparse autoencoder. They need no convention and always rise. Eq. 1 lies above both.
 table = paper.capacity
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", NonMonotoneCapacityWarning)
@@ -56,7 +54,7 @@ with warnings.catch_warnings():
 print(f"\nEq. 1 at layer 12's alpha, {1 - 218.3 / 28665:.5f}: {capacity(1 - 218.3 / 28665):.2f}")
 
 # %%
-# Figure 1: the paper's values on the curves. The dotted branch is Eq. 1 below its minimum.
+# Figure 1 shows the paper's values on the curves. The dotted branch is Eq. 1 below its minimum.
 display = CapacityDisplay.from_methods()
 display.ax_.plot(table.alpha, table.capacity, "o", color="#222222", markerfacecolor="white", label="Table 7")
 display.ax_.legend(frameon=False, fontsize="small")
@@ -65,9 +63,8 @@ plt.show()
 # %%
 # Table 1: capacity and critical width of three layers
 # ----------------------------------------------------
-# :math:`\alpha = 1 - L_0/F` over alive features. All rows reproduce: where g differs by 0.01, the
-# rounding of the printed :math:`L_0` accounts for it. With the exact threshold the critical widths
-# are about 14% larger.
+# Over alive features, :math:`\alpha = 1 - L_0/F`. All rows reproduce; differences of 0.01 in g come from the rounding
+# of the printed :math:`L_0`. With the exact threshold, critical widths are about 14% larger.
 sae = paper.sae
 alpha = 1 - sae.mean_l0 / sae.n_features
 show(
@@ -88,10 +85,9 @@ show(
 # %%
 # Table 2: features kept and dropped at layer 12
 # ----------------------------------------------
-# The printed :math:`L_0 = 218.3` gives counts that are up to one feature low, and the printed
-# α = 0.9924 counts that are up to 44 high. Only an :math:`L_0` before rounding gives all five.
-# Importances are not published, so that the floors themselves cannot be recomputed; their
-# normalised column follows from them.
+# The printed :math:`L_0 = 218.3` gives counts up to one feature too low, and the printed α = 0.9924 counts up to 44 too
+# high. Only an unrounded :math:`L_0` gives all five. Importances are not published, so the floors cannot be recomputed.
+# The normalized column follows from the floors.
 predicted = paper.predicted_floor
 n_features = 28665
 kept = kept_features(predicted.width, 1 - 218.3 / n_features)
@@ -104,8 +100,8 @@ show(
             "alpha = 0.9924": kept_features(predicted.width, 0.9924),
             "dropped, paper": predicted.dropped,
             "dropped": n_features - kept,
-            "normalised, paper": predicted.normalized,
-            "normalised": predicted.floor / predicted.floor.iloc[0],
+            "normalized, paper": predicted.normalized,
+            "normalized": predicted.floor / predicted.floor.iloc[0],
         }
     )
 )
@@ -119,8 +115,8 @@ print(f"\nall five counts of the paper: L0 from {exact[0]:.4f} to {exact[-1]:.4f
 # %%
 # Table 3: the distilled students
 # -------------------------------
-# The raw loss is a sum over 512 positions with the factor T² = 4; the loss per token is KL at T = 2
-# without that factor. Both derived columns reproduce.
+# The raw loss is a sum over 512 positions with the factor T² = 4. The loss in nats per token is KL at T = 2 without
+# this factor. Both derived columns reproduce.
 distillation = paper.distillation
 show(
     pd.DataFrame(
@@ -129,8 +125,8 @@ show(
             "raw KL, paper": distillation.raw_kl,
             "KL, paper": distillation.kl,
             "raw / (512 * 4)": distillation.raw_kl / (512 * 4),
-            "normalised, paper": distillation.normalized,
-            "normalised": distillation.raw_kl / distillation.raw_kl.iloc[0],
+            "normalized, paper": distillation.normalized,
+            "normalized": distillation.raw_kl / distillation.raw_kl.iloc[0],
         }
     )
 )
@@ -138,12 +134,11 @@ show(
 # %%
 # Table 4: from predicted floors to nats per token
 # ------------------------------------------------
-# Eq. 3 is :math:`L_{\mathrm{observed}} = C \cdot L^* + B`. The paper says that B is no fitted
-# parameter but the loss of the student as wide as the teacher, 0.586. Its R² = 0.993, however, is
-# that of the fit with *both* parameters free, by ordinary least squares over all five students: with
-# C = 8.964 and B = 0.6226. With B fixed at 0.586, C is 9.566 and R² 0.982 (0.976 over the four
-# students that are then fitted). The line through the origin has a slope of 19.20, not the 8.97
-# printed for it; its R² of −1.98 belongs to that slope, and with 8.97 it would be −4.27.
+# Eq. 3 is :math:`L_{\mathrm{observed}} = C \cdot L^* + B`. According to the paper, B is not fitted but is the loss of
+# the student as wide as the teacher, 0.586. Its R² = 0.993, however, belongs to a fit with *both* parameters free, by
+# ordinary least squares over all five students, with C = 8.964 and B = 0.6226. With B fixed at 0.586, C is 9.566 and R²
+# is 0.982 (0.976 over the four students fitted then). The line through the origin has a slope of 19.20; the paper
+# prints 8.97. The printed R² of −1.98 belongs to the slope of 19.20; with 8.97 it would be −4.27.
 floors, observed = predicted.floor, distillation.kl
 four = slice(0, 4)
 free = AffineCalibrator().fit(floors, observed)
@@ -163,7 +158,7 @@ print(f"through the origin        {origin.slope_:8.2f} {0:8} {origin.r2_:8.3f}")
 print(f"with the printed slope    {printed_slope:8.2f} {0:8} {printed_r2:8.2f}")
 
 # %%
-# Figure 7: the line through the origin, and the one with a baseline.
+# Figure 7 shows the line through the origin and the line with a fitted baseline.
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 widths = predicted.width
 CalibrationDisplay.from_calibrator(origin, floors, observed, observed_widths=widths, level=None, ax=axes[0])
@@ -173,15 +168,15 @@ axes[1].set_title("with a baseline", fontsize="medium")
 plt.show()
 
 # %%
-# Table 5: what width explains of each loss
-# -----------------------------------------
-# The paper's geometric column is the *free* fit's slope times the floor, and stands beside the
-# *fixed* baseline: the two are from different fits, and their sum is not the fit of either. Within
-# one fit they are the columns below. The percentages are :math:`(\mathrm{observed} - B) /
-# \mathrm{observed}` with the fixed B, except at 1024, where the paper has 0.1 and the rule gives 0.
+# Table 5: the share of each loss explained by width
+# --------------------------------------------------
+# The paper's geometric column is the slope of the *free* fit times the floor. Beside it stands the *fixed* baseline,
+# from another fit, so that their sum belongs to neither. The columns below are each from one fit. The percentages are
+# :math:`(\mathrm{observed} - B) / \mathrm{observed}` with the fixed B, except at 1024: the paper has 0.1 there, and the
+# rule gives 0.
 #
-# A baseline taken from that student is not free of geometry: its critical width of 1065 exceeds its
-# own width of 1024, so that it still drops features.
+# A baseline from that student is not free of geometry: the critical width of 1065 exceeds its own width of 1024, so it
+# still drops features.
 decomposition = paper.decomposition
 parts = {"both fitted": free.decompose(floors, observed), "B fixed": fixed.decompose(floors, observed)}
 for name, part in parts.items():
@@ -205,13 +200,12 @@ for name, part in parts.items():
 # %%
 # Equation 4: a power law of the width alone
 # ------------------------------------------
-# Least squares gives :math:`11.593\, d^{-0.4688} + 0.1319` with R² = 0.998, which rounds to the
-# paper's figures. It fits better than Eq. 3 and uses no feature at all, with one parameter more: what
-# tells the two apart is how they forecast widths that they have not seen, not their R².
+# Least squares gives :math:`11.593\, d^{-0.4688} + 0.1319` with R² = 0.998, which rounds to the paper's numbers. Eq. 4
+# fits better than Eq. 3 without using any feature, but has one more parameter. Forecasts of unseen widths distinguish
+# the two, and R² does not.
 #
-# "Each doubling of width reduces the geometric component by about 28%" holds for the first term of
-# Eq. 4. The geometric term of Eq. 3, which the paper calls by the same name, falls by 50% from 128
-# to 256 and by 72% from 256 to 512.
+# "Each doubling of width reduces the geometric component by about 28%" holds for the first term of Eq. 4. The geometric
+# term of Eq. 3 has the same name in the paper; it falls by 50% from 128 to 256 and by 72% from 256 to 512.
 law = PowerLawCalibrator().fit(widths, observed)
 power_law = paper.power_law.iloc[0]
 print(f"paper  {power_law.a:6.1f}  * d^-{power_law.gamma:.2f}   + {power_law.c:.2f}    R2 = {power_law.r2:.3f}")
@@ -220,6 +214,7 @@ doublings = 1 - floors.to_numpy()[[1, 2]] / floors.to_numpy()[[0, 1]]
 print(f"\nper doubling: Eq. 4 falls by {1 - 2**-law.exponent_:.1%}, Eq. 3 by {doublings[0]:.1%} and {doublings[1]:.1%}")
 
 # %%
+# The power law through the five students.
 grid = np.arange(100, 1101, 5)
 display = FloorDisplay.from_predictor(
     {"Eq. 4": law}, grid, observed_widths=widths, observed=observed, unit="nats per token"

@@ -2,10 +2,10 @@
 Toy models of superposition
 ===========================
 
-How low can a model get that has fewer dimensions than features? Here the truth is known, since the models
-are small enough to be trained to the end, hundreds at once. This script trains part of the paper's sweep, in
-under two minutes on two cores; ``toy_sweep()`` without arguments trains all of it, and
-``python benchmarks/full_toy_sweep.py`` measures what the documentation reports.
+Measure the lowest loss of models with fewer dimensions than features. The models are small enough to be trained to
+convergence, hundreds at once. This script trains part of the paper's sweep, in under two minutes on two cores;
+``toy_sweep()`` without arguments trains all of it. The numbers in the documentation come from
+``python benchmarks/full_toy_sweep.py``.
 """
 
 # %%
@@ -25,9 +25,9 @@ def show(table):
 # %%
 # One model
 # ---------
-# Twenty features, each active in one sample of ten, in five dimensions. The model keeps more than five of
-# them, at a price: features that share dimensions disturb each other. Most of what it loses is still due to
-# the features that it drops, and the rest is this interference.
+# Train one model with five dimensions on twenty features, each active in one sample of ten. It keeps more than five
+# features, at a price: features that share dimensions interfere. Dropped features cause most of the loss, and
+# interference causes the rest.
 features = SparseFeatures(20, alpha=0.9)
 model = ToyModel(5, n_init=5, random_state=0).fit(features)
 print(f"floor {model.floor_:.5f} +- {model.standard_error_:.5f}, five starts: {model.floors_.round(5)}")
@@ -35,8 +35,8 @@ print(f"{model.n_kept_} features kept in {model.width} dimensions")
 print(f"of the loss, dropped features {model.dropped_share_:.0%}, interference {model.interference_share_:.0%}")
 
 # %%
-# What every feature has of the model: its squared norm is about 1 if it is kept and about 0 if it is dropped;
-# its fractional capacity is the share of a dimension that it has to itself.
+# The squared norm of a feature is about 1 if the model keeps it, and about 0 if it drops it. The fractional capacity is
+# the share of a dimension that belongs to the feature alone.
 fig, ax = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
 ranks = np.arange(1, 21)
 ax.bar(ranks, model.squared_norms_, color="#b9d3e8", label="squared norm")
@@ -49,8 +49,8 @@ plt.show()
 # %%
 # A sweep
 # -------
-# Two numbers of features, three sparsities, all widths up to a teacher's, five seeds. The floor is measured on
-# samples that no model has seen, and every model is trained until its loss has stopped falling.
+# Train students of all widths up to 10, for two numbers of features, three sparsities and five seeds. Each model is
+# trained until its loss stops falling, and its floor is measured on held-out samples.
 sweep = toy_sweep((10, 40), alphas=(0.8, 0.9, 0.99), teacher_widths=[10], n_seeds=5, n_jobs=2)
 print(f"{len(sweep)} models, {sweep.n_steps.mean():.0f} steps on average, converged: {sweep.converged.mean():.0%}")
 
@@ -70,14 +70,14 @@ summary = predict_sweep(summarize_sweep(sweep), {"Eq. 2": eq_2, "naive": naive})
 show(summary[summary.n_features == 40][["alpha", "width", "floor", "floor_std", "kept", "Eq. 2", "naive"]])
 
 # %%
-# Measured floors and Eq. 2. The dotted line is the critical width d*, from which on Eq. 2 predicts a floor of
-# zero. The measured floor passes it as if nothing were there.
+# Draw measured floors beside Eq. 2. The dotted line is the critical width d*, where Eq. 2 reaches a floor of zero. The
+# measured floor crosses it smoothly, without a step.
 FloorGridDisplay.from_summary(summary)
 plt.show()
 
 # %%
-# Where Eq. 2 is not zero, it orders the floors well, and lies below every one of them: a lower bound, and far
-# from a tight one. Taking one feature for each dimension gives an upper bound.
+# Above zero, Eq. 2 orders the floors well and lies below all of them: a lower bound, but far from tight. One feature
+# per dimension ("naive") gives an upper bound.
 nonzero = summary[summary["Eq. 2"] > 0]
 show(agreement_table(nonzero.floor, {"Eq. 2": nonzero["Eq. 2"], "naive": nonzero["naive"]}))
 PredictionDisplay.from_summary(nonzero)

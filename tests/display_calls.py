@@ -1,4 +1,4 @@
-"""A working call of every display and of every way in, for the tests of arguments and for fuzzing."""
+"""Working calls of every display and of its class methods, for the tests of arguments and for fuzzing."""
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,7 @@ STATISTICS = FeatureStatistics().fit(np.maximum(np.random.default_rng(0).normal(
 RUNS = {"floors": [0.08, 0.04, 0.01], "observed": [1.3, 1.0, 0.7]}
 FORECASTER = LossForecaster(Calibrated(FLOOR)).fit([2, 8], [1.0, 0.4])
 
-# Calls that draw: a display, the way in (None for the constructor and `plot`), and arguments.
+# Calls that draw: a display, a class method (None for the constructor and `plot`), and arguments.
 CALLS = [
     (
         displays.FloorDisplay,

@@ -1,7 +1,6 @@
-"""Every argument of every display, with what it can't take."""
+"""Every argument of every display, with values of wrong kinds."""
 
 import inspect
-import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from geofloor import displays
 
 IDS = [f"{display.__name__}-{way or 'plot'}" for display, way, _ in CALLS]
-# What no argument takes, each of another kind.
+# Values that no argument takes, by kind.
 WRONG = {
     "number": 3.5,
     "text": "nothing of the kind",
@@ -27,19 +26,13 @@ WRONG = {
     "complex": np.array([1j, 2j]),
     "mapping": {object(): object()},
 }
-FREE = {"unit", "label", "reference", "statistic"}  # any text, or anything with a name, stands in a label
+FREE = {"unit", "label", "reference", "statistic"}  # any text or named object may stand in a label
 
 
 def draw(display, way, arguments, **drawing):
     if way is not None:
         return getattr(display, way)(**arguments, **drawing)
     return display(**arguments).plot(**drawing)
-
-
-@pytest.fixture(autouse=True)
-def no_figure_stays():
-    yield
-    plt.close("all")
 
 
 @pytest.mark.parametrize(("display", "way", "arguments"), CALLS, ids=IDS)
@@ -53,12 +46,12 @@ def test_wrong_arguments_are_refused_by_name(display, way, arguments):
                 continue
             with pytest.raises((ValueError, TypeError)) as caught:
                 draw(display, way, arguments | {name: value})
-            # A column is named by its own name, which is the value.
+            # An argument that names a column is reported by its value.
             assert name in str(caught.value) or repr(value)[:15] in str(caught.value), (name, kind)
 
 
 @pytest.mark.parametrize(("display", "way", "arguments"), CALLS, ids=IDS)
-def test_what_is_no_axes_no_figure_and_no_style_is_refused_before_drawing(display, way, arguments):
+def test_wrong_axes_figures_and_styles_are_refused_before_drawing(display, way, arguments):
     places = inspect.signature(getattr(display, way or "plot")).parameters.keys() & {"ax", "figure", "line_kwargs"}
     assert places & {"ax", "figure"}
     if "students" in arguments:
@@ -85,7 +78,7 @@ def test_tables_with_pandas_own_dtypes_draw_the_same(display, way, arguments):
         np.testing.assert_array_equal(line, np.asarray(other, dtype=float))
 
 
-def test_no_predictor_is_no_figure():
+def test_no_predictor_is_refused():
     with pytest.raises(ValueError, match="errors is empty; give at least one"):
         displays.ErrorDisplay(errors={}, alphas=[0.9]).plot()
     with pytest.raises(ValueError, match="predicted is empty; give at least one"):
@@ -101,12 +94,3 @@ def test_a_missing_value_in_a_column_is_counted():
         displays.FloorGridDisplay.from_summary(holed)
     with pytest.raises(ValueError, match=r"summary\['floor'\]=.* holds text"):
         displays.FloorGridDisplay.from_summary(POINTS.astype({"floor": str}))
-
-
-def test_capacities_are_drawn_without_a_word_and_without_a_change_of_the_warning_filters():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        display = displays.CapacityDisplay.from_methods(["asymptotic"], alphas=[0.0, 0.3, 0.7])
-    sparsities = np.array([0.3, 0.7])
-    expected = [1.0, *(-1 / ((1 - sparsities) * np.log1p(-sparsities)))]
-    np.testing.assert_array_equal(display.capacities["asymptotic"], expected)

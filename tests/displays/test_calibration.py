@@ -21,7 +21,7 @@ def test_calibration_display_draws_points_line_and_interval():
     assert display.line_.get_label() == "C = 8.96, B = 0.623, R² = 0.993"
 
 
-def test_calibration_display_has_no_band_where_nothing_is_left_to_judge_by():
+def test_calibration_display_has_no_band_without_degrees_of_freedom():
     calibrator = AffineCalibrator().fit(PAPER_FLOORS[:2], PAPER_LOSSES[:2])
     assert CalibrationDisplay.from_calibrator(calibrator, PAPER_FLOORS, PAPER_LOSSES).band_ is None
     assert CalibrationDisplay.from_calibrator(calibrator, PAPER_FLOORS, PAPER_LOSSES, level=None).interval is None
@@ -56,7 +56,7 @@ def test_frame_holds_runs_line_and_interval():
         ({"grid": [0], "line": [1], "level": 0.9}, "level is given without interval"),
     ],
 )
-def test_calibration_display_refuses_what_describes_nothing(arguments, message):
+def test_calibration_display_refuses_a_label_interval_or_level_of_nothing(arguments, message):
     display = CalibrationDisplay(floors=PAPER_FLOORS, observed=PAPER_LOSSES, **arguments)
     with pytest.raises(ValueError, match=message):
         display.plot()

@@ -27,7 +27,7 @@ def test_equation_1_below_its_minimum_is_drawn_apart():
     assert display.lines_["asymptotic"].get_xdata().tolist() == [0.8, 0.9]
 
 
-def test_capacities_are_drawn_without_a_word_and_without_a_change_of_the_warning_filters():
+def test_capacities_are_drawn_without_warnings_and_without_changing_their_filters():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         display = CapacityDisplay.from_methods(["asymptotic"], alphas=[0.0, 0.3, 0.7])

@@ -7,7 +7,7 @@ from display_data import STUDENTS
 from geofloor.displays import DistillationSummaryDisplay, DistilledFloorsDisplay
 
 
-def test_the_summary_is_made_of_the_others(history, floors, predictor):
+def test_the_summary_combines_the_other_displays(history, floors, predictor):
     display = DistillationSummaryDisplay.from_predictor(predictor, history, floors, scale="log")
     parts = [display.curves_, display.floors_, display.normalized_, display.seeds_]
     assert [part.ax_ for part in parts] == display.axes_.ravel().tolist()

@@ -33,7 +33,7 @@ def test_every_display_is_constructed_and_has_a_frame():
 
 
 @pytest.mark.parametrize(("display", "arguments"), CONSTRUCTED, ids=IDS)
-def test_plot_draws_where_it_is_told_and_returns_the_display(display, arguments):
+def test_plot_draws_in_the_given_place_and_returns_the_display(display, arguments):
     drawn = display(**arguments)
     place = "ax" if "ax" in inspect.signature(display.plot).parameters else "figure"
     given = plt.subplots()[1] if place == "ax" else plt.figure(layout="constrained")

@@ -18,7 +18,7 @@ def test_error_display_draws_signed_errors_from_extreme_to_extreme(summary):
 
 
 @pytest.mark.parametrize(("largest", "scale"), [(900.0, "linear"), (90_000.0, "symlog")])
-def test_error_axis_is_logarithmic_only_where_large_errors_ask_for_it(largest, scale):
+def test_error_axis_is_logarithmic_only_for_large_errors(largest, scale):
     assert ErrorDisplay(errors={"a": [-50.0, largest]}, alphas=[0.9, 0.9]).plot().ax_.get_yscale() == scale
 
 

@@ -36,7 +36,7 @@ def test_staircase_bins_hold_every_feature_once(features, rng, statistic):
             assert low <= x < high
 
 
-def test_staircase_marks_what_each_width_keeps_but_not_the_reference_s(features):
+def test_staircase_marks_kept_features_except_those_of_the_reference(features):
     predictor = FloorPredictor(alpha=0.9).fit(1 / np.arange(1, 201))
     display = FeatureStaircaseDisplay.from_table(features, predictor=predictor, reference="teacher", band=True)
     kept = predictor.kept_features([4, 8])
@@ -50,7 +50,7 @@ def test_staircase_marks_what_each_width_keeps_but_not_the_reference_s(features)
     assert labels == [f"d = 4, F_S = {kept[0]}", f"d = 8, F_S = {kept[1]}", "teacher", "predicted F_S"]
 
 
-def test_staircase_names_what_lies_beyond_the_ranks_without_a_line(features):
+def test_staircase_names_counts_beyond_the_ranks_without_a_line(features):
     display = FeatureStaircaseDisplay.from_table(features, kept={4: 20, 8: 5000})
     assert list(display.kept_lines_) == [4]
     assert display.ax_.get_xlim()[1] <= 200
@@ -79,12 +79,12 @@ def test_staircase_without_names_has_a_curve_for_each_width_and_leaves_nan_out(f
         (lambda table: table, {"kept": {4: 2}, "predictor": FloorPredictor()}, "give one of them"),
     ],
 )
-def test_staircase_refuses_what_it_cannot_draw(features, change, arguments, message):
+def test_staircase_refuses_wrong_tables_and_options(features, change, arguments, message):
     with pytest.raises(ValueError, match=message):
         FeatureStaircaseDisplay.from_table(change(features), **arguments)
 
 
-def test_the_staircase_of_firing_has_chance_for_its_ground(features):
+def test_the_staircase_of_firing_starts_at_chance(features):
     table = features.assign(auc=np.where(features["rank"] <= 40, 0.95, 0.6))
     display = FeatureStaircaseDisplay.from_table(table, score="auc", statistic="mean")
     for line in display.lines_.values():
@@ -95,7 +95,7 @@ def test_the_staircase_of_firing_has_chance_for_its_ground(features):
         FeatureStaircaseDisplay.from_table(table, score="gini")
 
 
-def test_a_staircase_without_bands_needs_no_ends_of_them():
+def test_a_staircase_without_bands_needs_no_quartiles():
     curves = pd.DataFrame({"model": ["a", "a"], "width": 4, "rank": [1, 2], "r2": [0.9, 0.8]})
     display = FeatureStaircaseDisplay(curves=curves).plot()
     assert not display.bands_

@@ -32,7 +32,7 @@ def test_floor_display_has_one_labelled_curve_for_each_predictor(predictor):
     assert len({(line.get_color(), line.get_linestyle()) for line in display.lines_}) == 2
 
 
-def test_floor_display_takes_whatever_predicts_from_widths(predictor):
+def test_floor_display_takes_any_predictor_over_widths(predictor):
     calibrated = make_pipeline(FrozenEstimator(predictor), AffineCalibrator()).fit([10, 20, 40], [0.9, 0.7, 0.6])
     law = PowerLawCalibrator().fit(PAPER_WIDTHS, PAPER_LOSSES)
     display = FloorDisplay.from_predictor({"a": calibrated, "b": law}, PAPER_WIDTHS, unit="nats per token")
@@ -65,7 +65,7 @@ def test_floor_axis_holds_zero_and_can_be_made_logarithmic():
         ({"floors": {"a": PAPER_FLOORS}, "critical_widths": {"b": 100.0}}, "critical_widths"),
     ],
 )
-def test_floor_display_refuses_what_does_not_belong_together(arguments, message):
+def test_floor_display_refuses_incomplete_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         FloorDisplay(**{"widths": PAPER_WIDTHS, "floors": PAPER_FLOORS, **arguments}).plot()
 

@@ -7,7 +7,7 @@ from geofloor.displays import PredictionDisplay
 from geofloor.forecasting import agreement_table
 
 
-def test_prediction_display_draws_what_is_above_zero_and_counts_the_rest(summary):
+def test_prediction_display_draws_floors_above_zero_and_counts_the_rest(summary):
     display = PredictionDisplay.from_summary(summary)
     for (name, alpha), points in display.points_.items():
         above = summary[(summary["alpha"] == alpha) & (summary[name] > 0)]

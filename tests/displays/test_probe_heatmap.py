@@ -57,7 +57,7 @@ def test_heatmap_without_a_reference_writes_accuracies_alone(table):
         (lambda table: table, {"colors": "blue"}, "colors='blue'"),
     ],
 )
-def test_heatmap_refuses_what_it_cannot_draw(table, change, arguments, message):
+def test_heatmap_refuses_wrong_tables_and_options(table, change, arguments, message):
     with pytest.raises(ValueError, match=message):
         ProbeHeatmapDisplay.from_table(change(table), **arguments)
 
@@ -75,7 +75,7 @@ def test_frame_holds_every_cell(table):
 
 
 def test_heatmap_refuses_a_significance_without_p_values(table):
-    with pytest.raises(ValueError, match=r"significance=0.1 needs p-values"):
+    with pytest.raises(ValueError, match=r"significance=0.1 needs p_values"):
         ProbeHeatmapDisplay.from_table(table.drop(columns="p_value"), significance=0.1)
-    with pytest.raises(ValueError, match=r"significance=0.1 needs p-values"):
+    with pytest.raises(ValueError, match=r"significance=0.1 needs p_values"):
         ProbeHeatmapDisplay.from_table(table, reference=None, significance=0.1)

@@ -6,7 +6,7 @@ from display_data import ALPHAS, N_FEATURES
 from geofloor.displays import TrainingCurvesDisplay
 
 
-def test_training_curves_have_a_panel_a_configuration_and_a_curve_a_width(training):
+def test_training_curves_have_one_panel_per_configuration_and_one_curve_per_width(training):
     display = TrainingCurvesDisplay(history=training, predicted="Eq. 2", n_columns=4).plot()
     assert set(display.axes_) == {(n_features, alpha) for n_features in N_FEATURES for alpha in ALPHAS}
     for (n_features, alpha, width), line in display.lines_.items():
