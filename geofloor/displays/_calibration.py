@@ -112,7 +112,7 @@ class CalibrationDisplay(OneAxesMixin):
         line_kwargs: dict[str, Any] | None = None,
         scatter_kwargs: dict[str, Any] | None = None,
     ) -> CalibrationDisplay:
-        """Draw runs beside the line that a calibrator fitted.
+        """Draw runs beside the line of a fitted calibrator.
 
         Parameters
         ----------

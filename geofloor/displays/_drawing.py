@@ -1,4 +1,4 @@
-"""Axes, panels, scales, legends and the artists that several displays draw. Matplotlib is imported late."""
+"""Axes, panels, scales, legends and the artists of several displays. Matplotlib is imported late."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Share = bool | Literal["none", "all", "row", "col"]
 
 
 class OneAxesMixin:
-    """Mixin for displays that draw on one axes."""
+    """Mixin for displays with a single axes."""
 
     ax_: Axes
     figure_: Any

@@ -22,7 +22,7 @@ _SCORES = {"r2": ("R² of a linear probe", 0.0), "auc": ("area under the ROC cur
 
 
 class FeatureStaircaseDisplay(OneAxesMixin):
-    """Scores of single-feature probes over importance rank, one curve per model, with the features that Eq. 2 keeps.
+    """Scores of single-feature probes over importance rank, one curve per model, with the counts kept by Eq. 2.
 
     Parameters
     ----------

@@ -138,7 +138,7 @@ class ProbeHeatmapDisplay(OneAxesMixin):
             If the table is empty, lacks a column, has a concept and model twice or an accuracy outside [0, 1], the
             reference is not among its models or lacks a concept, or `colors` is unknown.
         """
-        check_object("table", table, pd.DataFrame, "give what probe_table returned")
+        check_object("table", table, pd.DataFrame, "give the table of probe_table")
         p_value = [name for name in ("p_value",) if name in table.columns]
         table = plain_table(table, "table", ["concept", "model", "accuracy"], ["accuracy", *p_value])
         if table.empty:
@@ -251,7 +251,7 @@ class ProbeHeatmapDisplay(OneAxesMixin):
         return _Cells(100.0 * accuracies, 100.0 * changes, p_values, p_values < significance)
 
     def _colors(self, cells: _Cells) -> tuple[np.ndarray, Any, Any, str]:
-        """Return the values that set the colors, and their colormap, scale and label."""
+        """Return the colored values, with their colormap, scale and label."""
         import matplotlib as mpl
 
         if self.colors == "accuracy":

@@ -25,7 +25,7 @@ _MAX_DRAWN = 2000  # points of a spectrum; more enlarge the file and change noth
 
 
 class SpectrumDisplay(OneAxesMixin):
-    """Importance over rank, with the features that each width keeps (Figures 5 and 12 of the paper).
+    """Importance over rank, with the number of features kept at each width (Figures 5 and 12 of the paper).
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class SpectrumDisplay(OneAxesMixin):
         ax: Axes | None = None,
         line_kwargs: dict[str, Any] | None = None,
     ) -> SpectrumDisplay:
-        """Fit the tail, compute the features that each width keeps, and draw.
+        """Fit the tail, count the features kept at each width, and draw.
 
         Parameters
         ----------
@@ -214,7 +214,7 @@ class SpectrumDisplay(OneAxesMixin):
         scale: str = "log",
         line_kwargs: dict[str, Any] | None = None,
     ) -> SpectrumDisplay:
-        """Draw the spectrum, its tail and the features that each width keeps.
+        """Draw the spectrum, its tail and the number of features kept at each width.
 
         Parameters
         ----------
@@ -269,7 +269,7 @@ class SpectrumDisplay(OneAxesMixin):
         return self
 
     def _checked(self) -> tuple[np.ndarray, np.ndarray, dict[float, float]]:
-        """Return the ranks and importances to draw, and the kept features of each width that drops some."""
+        """Return ranks and importances to draw, and the counts of widths that drop features."""
         check_object("tail", self.tail, (PowerLawTail, type(None)), "give a PowerLawTail, or None")
         kept = check_counts(self.kept)
         importances = np.sort(check_array_of_numbers(self.importances, "importances", low=0))[::-1]

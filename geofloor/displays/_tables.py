@@ -1,4 +1,4 @@
-"""Checks of what the displays are given: tables, vectors and predictors. Nothing here draws."""
+"""Checks of tables, vectors and predictors given to displays. Nothing here draws."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def check_points(
     unique: Sequence[str] = POINT,
     argument: str = "summary",
 ) -> pd.DataFrame:
-    """Return a table that has rows, the needed columns with finite values, and no point twice.
+    """Check a table of points: it needs rows, finite values in the needed columns, and distinct points.
 
     The column `spread` may hold NaN, because a single seed has no spread.
 
@@ -188,12 +188,12 @@ def check_lengths(values: Mapping[str, np.ndarray], name: str, length: int, othe
 
 
 def check_together(display: Any, *names: str) -> bool:
-    """Return whether attributes that need each other are given.
+    """Return whether a group of attributes is given.
 
     Raises
     ------
     ValueError
-        If only some of them are.
+        If only some of the group are given.
     """
     given = [getattr(display, name) is not None for name in names]
     if any(given) and not all(given):
@@ -216,7 +216,7 @@ def check_counts(kept: Any) -> dict[float, float]:
 
 
 def check_reference(reference: Any, models: pd.Series) -> None:
-    """Refuse a reference that is not one of the models.
+    """Refuse a reference outside the models.
 
     Raises
     ------
@@ -229,7 +229,7 @@ def check_reference(reference: Any, models: pd.Series) -> None:
 
 
 def check_predictor(name: str, predictor: Any, *attributes: str) -> Any:
-    """Return a predictor that has a ``predict`` and the named attributes.
+    """Check a predictor for a ``predict`` and the named attributes.
 
     Raises
     ------

@@ -6,11 +6,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from display_calls import CALLS, POINTS
+from display_calls import CALLS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from geofloor import displays
 
 IDS = [f"{display.__name__}-{way or 'plot'}" for display, way, _ in CALLS]
 # Values that no argument takes, by kind.
@@ -76,21 +74,3 @@ def test_tables_with_pandas_own_dtypes_draw_the_same(display, way, arguments):
     assert len(lines) == len(others)
     for line, other in zip(lines, others, strict=True):
         np.testing.assert_array_equal(line, np.asarray(other, dtype=float))
-
-
-def test_no_predictor_is_refused():
-    with pytest.raises(ValueError, match="errors is empty; give at least one"):
-        displays.ErrorDisplay(errors={}, alphas=[0.9]).plot()
-    with pytest.raises(ValueError, match="predicted is empty; give at least one"):
-        displays.PredictionDisplay(measured=[0.1], predicted={}, alphas=[0.9]).plot()
-    with pytest.raises(ValueError, match="predicted=.* must name at least one column"):
-        displays.ErrorDisplay.from_summary(POINTS, predicted=[])
-
-
-def test_a_missing_value_in_a_column_is_counted():
-    holed = POINTS.convert_dtypes()
-    holed.loc[1, "floor"] = pd.NA
-    with pytest.raises(ValueError, match=r"summary\['floor'\]: 1 of 4 values are not finite"):
-        displays.FloorGridDisplay.from_summary(holed)
-    with pytest.raises(ValueError, match=r"summary\['floor'\]=.* holds text"):
-        displays.FloorGridDisplay.from_summary(POINTS.astype({"floor": str}))
