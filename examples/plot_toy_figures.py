@@ -81,7 +81,7 @@ plt.show()
 # %%
 # Figure 11: accuracy by configuration
 # ------------------------------------
-# The accuracy is 100% minus the median absolute error of Eq. 2, in per cent of the floor. The paper reports over 93%
+# The accuracy is 100% minus the median absolute error of Eq. 2, in percent of the floor. The paper reports over 93%
 # nearly everywhere and 100% at α = 0.99.
 AccuracyDisplay.from_summary(nonzero)
 plt.show()

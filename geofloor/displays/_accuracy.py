@@ -22,7 +22,7 @@ class AccuracyDisplay:
     Parameters
     ----------
     accuracies : mapping of int to DataFrame of shape (n_sparsities, n_teacher_widths)
-        Accuracies in per cent for each number of features, with sparsities as index and teacher widths as columns, the
+        Accuracies in percent for each number of features, with sparsities as index and teacher widths as columns, the
         same for all; NaN where there is no point.
     predicted : str, default="Eq. 2"
         Name of the predictor, for the label of the colors.
@@ -47,7 +47,7 @@ class AccuracyDisplay:
 
     Notes
     -----
-    The accuracy of a point is 100% minus its absolute error, in per cent of the measured floor.
+    The accuracy of a point is 100% minus its absolute error, in percent of the measured floor.
 
     Examples
     --------
@@ -126,7 +126,7 @@ class AccuracyDisplay:
             - ``n_features``: number of features, which selects the panel;
             - ``alpha``: sparsity;
             - ``teacher_width``: width of the teacher, in dimensions;
-            - ``accuracy``: median accuracy, in per cent; NaN where there is no point.
+            - ``accuracy``: median accuracy, in percent; NaN where there is no point.
         """
         rows = [
             (n_features, alpha, width, table.iat[row, column])  # noqa: PD009
@@ -197,7 +197,7 @@ class AccuracyDisplay:
 
 
 def _cell(accuracy: float) -> str:
-    """Write an accuracy in per cent."""
+    """Write an accuracy in percent."""
     if np.isnan(accuracy):
         return "–"
     return "<−999" if accuracy < -999.0 else minus(f"{accuracy:.0f}")

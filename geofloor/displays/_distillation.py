@@ -47,7 +47,7 @@ class DistillationDisplay(OneAxesMixin):
     floor_lines_ : dict of (int, int) to matplotlib Line2D
         Floor of each width and seed.
     difference_ : float or None
-        Largest difference between the floor of the first seed and another, in per cent of the first, for students of
+        Largest difference between the floor of the first seed and another, in percent of the first, for students of
         a single width. None if nothing is compared.
 
     See Also

@@ -17,7 +17,7 @@ from geofloor.displays._tables import POINT, above_zero, check_points, column_na
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SYMLOG_FROM = 1000.0  # per cent; one such error would flatten all others on a linear axis
+_SYMLOG_FROM = 1000.0  # percent; one such error would flatten all others on a linear axis
 
 
 class ErrorDisplay(OneAxesMixin):
@@ -26,7 +26,7 @@ class ErrorDisplay(OneAxesMixin):
     Parameters
     ----------
     errors : mapping of str to array-like of shape (n_points,)
-        Errors of each predictor, in per cent of the measured floor; negative where the prediction is too low.
+        Errors of each predictor, in percent of the measured floor; negative where the prediction is too low.
     alphas : array-like of shape (n_points,)
         Sparsities.
 
@@ -115,7 +115,7 @@ class ErrorDisplay(OneAxesMixin):
 
             - ``predictor``: name of the predictor;
             - ``alpha``: sparsity;
-            - ``error``: predicted floor minus measured floor, in per cent of the measured floor.
+            - ``error``: predicted floor minus measured floor, in percent of the measured floor.
         """
         errors, alphas = self._checked()
         frames = [

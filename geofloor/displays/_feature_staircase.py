@@ -61,8 +61,8 @@ class FeatureStaircaseDisplay(OneAxesMixin):
     Notes
     -----
     The theory predicts a step at F_S: features to its left are kept and those to its right are lost. A linear probe
-    sees less than a student can use: see `feature_probes`. The y axis of R² ends at −0.5 or above. The axis of areas
-    ends at 0.5, which is chance, or below.
+    sees less than a student can use: see `feature_probes`. The y axis starts at −0.5 or above for R², and at
+    0.5 (chance) or below for areas.
 
     Examples
     --------

@@ -21,7 +21,7 @@ from geofloor.displays._style import (
     check_scatter_kwargs,
     scatter_style,
 )
-from geofloor.displays._tables import check_lengths, check_together, labelled, predict_all, vectors_by_label
+from geofloor.displays._tables import check_lengths, check_together, labeled, predict_all, vectors_by_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -264,7 +264,7 @@ class FloorDisplay(OneAxesMixin):
         widths = check_array_of_numbers(self.widths, "widths")
         curves = vectors_by_label(self.floors, "floors")
         check_lengths(curves, "floors", len(widths), "widths")
-        critical = {} if self.critical_widths is None else dict(labelled(self.critical_widths))
+        critical = {} if self.critical_widths is None else dict(labeled(self.critical_widths))
         unknown = sorted(set(critical) - set(curves), key=str)
         if unknown:
             raise ValueError(

@@ -24,7 +24,7 @@ class _Cells(NamedTuple):
     Attributes
     ----------
     accuracies : ndarray
-        Accuracies, in per cent.
+        Accuracies, in percent.
     changes : ndarray
         Changes, in percentage points; NaN where there is none.
     p_values : ndarray
@@ -62,7 +62,7 @@ class ProbeHeatmapDisplay(OneAxesMixin):
     figure_ : matplotlib Figure
         Figure of the axes.
     image_ : matplotlib AxesImage
-        The heat map, in per cent or percentage points.
+        The heat map, in percent or percentage points.
     texts_ : ndarray of shape (n_concepts, n_models) of matplotlib Text
         Numbers in the cells.
     colorbar_ : matplotlib Colorbar
@@ -144,7 +144,7 @@ class ProbeHeatmapDisplay(OneAxesMixin):
         if table.empty:
             raise ValueError("table has no rows; see probe_table.")
         if not table["accuracy"].between(0.0, 1.0).all():
-            raise ValueError("table['accuracy'] has values outside [0, 1]; give shares, not per cent.")
+            raise ValueError("table['accuracy'] has values outside [0, 1]; give shares, not percent.")
         if table.duplicated(["concept", "model"]).any():
             raise ValueError("table has a concept and model twice; give one row each.")
         check_reference(reference, table["model"])
@@ -176,7 +176,7 @@ class ProbeHeatmapDisplay(OneAxesMixin):
             One row per cell, row by row, with the columns
 
             - ``concept``, ``model``: row and column of the heat map;
-            - ``accuracy``: accuracy, in per cent; NaN where there is none;
+            - ``accuracy``: accuracy, in percent; NaN where there is none;
             - ``change``: change against the reference, in percentage points; NaN where there is none;
             - ``p_value``: p-value of the change; NaN where there is none;
             - ``significant``: whether the change is marked with a star.
@@ -273,7 +273,7 @@ def _numbers(table: Any, name: str, shape: tuple[int, ...] | None = None) -> np.
 
 
 def _cell(accuracy: float, change: float, starred: bool) -> str:
-    """Write an accuracy in per cent, with its change below."""
+    """Write an accuracy in percent, with its change below."""
     if np.isnan(accuracy):
         return "–"
     lines = [f"{accuracy:.1f}"]

@@ -168,7 +168,7 @@ def vectors_of(values: Any, name: str, length: int, others: str) -> dict[str, np
     return vectors
 
 
-def labelled(values: Any) -> Mapping[str, Any]:
+def labeled(values: Any) -> Mapping[str, Any]:
     """Return a mapping as it is, and anything else under the empty label."""
     return values if isinstance(values, Mapping) else {"": values}
 

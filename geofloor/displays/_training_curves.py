@@ -128,7 +128,7 @@ class TrainingCurvesDisplay:
                     )
             ax.set(xscale="log", yscale="log")
             low, high = np.log10(ax.get_ylim())
-            if np.floor(high) >= low:  # the axis has a labelled power of ten; ticks between need no labels
+            if np.floor(high) >= low:  # the axis has a labeled power of ten; ticks between need no labels
                 ax.yaxis.set_minor_formatter(NullFormatter())
             ax.set_title(f"n = {n_features:g}, α = {alpha:g}", fontsize="medium")
         leave_empty(axes, np.arange(axes.size).reshape(axes.shape) >= len(in_panels))

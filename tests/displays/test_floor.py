@@ -21,7 +21,7 @@ def test_floor_display_draws_predictions_critical_width_and_observed_points(pred
     np.testing.assert_array_equal(display.observed_points_.get_offsets(), [[10, 0.3], [20, 0.2]])
 
 
-def test_floor_display_has_one_labelled_curve_for_each_predictor(predictor):
+def test_floor_display_has_one_labeled_curve_for_each_predictor(predictor):
     exact = FloorPredictor(alpha=0.99, capacity="minimax").fit(predictor.importances_)
     predictors = {"Eq. 1": predictor, "exact": exact}
     display = FloorDisplay.from_predictor(predictors, [10, 20, 40])

@@ -50,7 +50,7 @@ def test_heatmap_without_a_reference_writes_accuracies_alone(table):
     [
         (lambda table: table.drop(columns="accuracy"), {}, "lacks the columns"),
         (lambda table: table.head(0), {}, "no rows"),
-        (lambda table: table.assign(accuracy=90.0), {}, "not per cent"),
+        (lambda table: table.assign(accuracy=90.0), {}, "not percent"),
         (lambda table: pd.concat([table, table]), {}, "twice"),
         (lambda table: table, {"reference": "d = 2"}, "reference='d = 2'"),
         (lambda table: table.drop(index=0), {}, "no accuracy of the reference"),
