@@ -8,15 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import clone
-from sklearn.utils.validation import check_is_fitted
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from geofloor._training.seeds import draw_seed
 from geofloor._validation import check_choice, check_number, check_object
 from geofloor.language_models._loading import building
 from geofloor.students._principal import is_known, project
-from geofloor.toy import ToyModel
 
 _FFN_RATIO = 4  # Table 8: FFN = 4d
 _SMALLEST_HEAD = 16  # Table 8 keeps the teacher's number of heads down to heads of this size
@@ -244,11 +241,11 @@ def make_student(
 
     Parameters
     ----------
-    teacher : PreTrainedModel or ToyModel
-        A causal language model of ``transformers``, or a toy model. For other classes register a function of
+    teacher : PreTrainedModel
+        A causal language model of ``transformers``. For other classes register a function of
         these parameters with ``make_student.register``; it returns a torch module that gives logits.
     width : int
-        Dimensions d of the student's residual stream, or hidden dimensions of a toy model; at most the teacher's.
+        Dimensions d of the student's residual stream, at most the teacher's.
     n_heads : int or None, default=None
         Attention heads, which divide `width`; by default those of `student_config`'s rule.
     init : {"random", "principal"}, default="random"
@@ -263,8 +260,8 @@ def make_student(
 
     Returns
     -------
-    student : PreTrainedModel or ToyModel
-        On the CPU, in float32; a toy model is not fitted.
+    student : PreTrainedModel
+        On the CPU, in float32.
 
     Raises
     ------
@@ -294,28 +291,9 @@ def make_student(
     """
     raise ValueError(
         f"teacher is a {type(teacher).__name__}, for which there is no way to make a student; give a transformers "
-        f"model or a ToyModel, or register a function for {type(teacher).__name__} with "
+        f"model, or register a function for {type(teacher).__name__} with "
         "geofloor.students.make_student.register."
     )
-
-
-@make_student.register
-def _(
-    teacher: ToyModel,
-    width: int,
-    *,
-    n_heads: int | None = None,
-    init: str = "random",
-    random_state: int | np.random.RandomState | None = None,
-    tokens: Any = None,
-) -> ToyModel:
-    if init != "random":
-        raise ValueError(f"init={init!r} is not there for a ToyModel; use init='random'.")
-    if n_heads is not None:
-        raise ValueError(f"n_heads={n_heads!r} is not there for a ToyModel, which has no heads; leave it at None.")
-    check_is_fitted(teacher)
-    check_width(teacher, width)
-    return clone(teacher).set_params(n_hidden=width, random_state=random_state)
 
 
 @make_student.register
@@ -344,7 +322,7 @@ def default_init(teacher: Any) -> str:
 
     Parameters
     ----------
-    teacher : PreTrainedModel, torch.nn.Module or ToyModel
+    teacher : PreTrainedModel or torch.nn.Module
         The teacher.
 
     Returns
@@ -368,7 +346,7 @@ def check_width(teacher: Any, width: Any) -> int:
 
     Parameters
     ----------
-    teacher : PreTrainedModel, torch.nn.Module or ToyModel
+    teacher : PreTrainedModel or torch.nn.Module
         The teacher.
     width : int
         The student's width.
@@ -392,9 +370,7 @@ def check_width(teacher: Any, width: Any) -> int:
     """
     width = check_number("width", width, 1, whole=True)
     own = None
-    if isinstance(teacher, ToyModel):
-        own = teacher.n_hidden
-    elif isinstance(teacher, PreTrainedModel):
+    if isinstance(teacher, PreTrainedModel):
         own = getattr(teacher.config.get_text_config(), "hidden_size", None)
     if own is not None and width > own:
         raise ValueError(

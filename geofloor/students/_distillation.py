@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from types import SimpleNamespace
@@ -29,12 +28,11 @@ from geofloor.language_models._loading import exact_device, load_language_model,
 from geofloor.language_models._logits import LanguageModel
 from geofloor.language_models._pickles import PortablePickleMixin
 from geofloor.language_models._token_rows import TokenRows
-from geofloor.students._architecture import check_width, make_student
+from geofloor.students._architecture import check_width
 from geofloor.students._engine import CHECKPOINT, HISTORY, Distillation, Run, is_final
 from geofloor.students._progress import has_converged, remaining_fall, warn_of_training
 from geofloor.students._saved import model_of, plain_config
 from geofloor.students._settings import AUTO, PAPER, plain_settings
-from geofloor.toy import ToyModel
 
 _FILE = "geofloor distilled student"
 
@@ -55,12 +53,10 @@ class DistilledStudent(
 
     Parameters
     ----------
-    teacher : PreTrainedModel, str, path-like, torch.nn.Module or ToyModel
+    teacher : PreTrainedModel, str, path-like or torch.nn.Module
         A causal language model of ``transformers``, its name on the hub or its folder, or a module that takes
         token ids and returns logits (its students come from ``make_student.register``). An object is left as it
-        is: if it is not on the device, a copy is trained from. Or a fitted `ToyModel`: then `fit` takes
-        what `ToyModel.fit` takes and trains as the toy model was trained. Of the other parameters only `init`,
-        `random_state`, `device` and `verbose` are used there, and setting any other is an error.
+        is: if it is not on the device, a copy is trained from.
     width : int
         Dimensions d of the student's residual stream, at most the teacher's. All else follows from the teacher:
         `student_config`.
@@ -142,27 +138,26 @@ class DistilledStudent(
     floor_error_ : float
         Its standard error over held-out sequences; NaN if there is but one.
     zero_width_loss_ : float
-        Loss on the same text of one distribution for all positions, in nats per token: see `zero_width_kl`. NaN for a
-        `ToyModel`.
+        Loss on the same text of one distribution for all positions, in nats per token: see `zero_width_kl`.
     remaining_fall_ : float
         Relative fall of the KL on held-out text from a quarter to half of the steps. Twice the steps are not
-        expected to take a larger share off `floor_`; mostly they take less. NaN for a `ToyModel` and where `eval_every`
+        expected to take a larger share off `floor_`; mostly they take less. NaN where `eval_every`
         is too large to tell.
     converged_ : bool
         Whether `remaining_fall_` is at most `convergence_tol`, or `floor_` at most a thousandth of
         `zero_width_loss_`. Always false after fewer than 100 steps, where `floor_` is not below `zero_width_loss_`, and
         where the loss rose again. True says that more steps at the same learning rate are not expected to take
-        off more than that. False proves nothing: wide students seldom show it. A `ToyModel` has its own rule.
+        off more than that. False proves nothing: wide students seldom show it.
     history_ : list of dict
         For each evaluation, the first before training: ``step``, ``train_kl`` (mean since the evaluation before;
         None at first), ``eval_kl`` and ``learning_rate``; in nats per token.
     n_parameters_ : int
         Parameters of the student.
     n_steps_, batch_size_, warmup_steps_, eval_every_ : int
-        Settings that the fit used. Of these a `ToyModel` gives `n_steps_` only.
+        Settings that the fit used.
     init_ : {"principal", "random"}
         How the student started.
-    model_ : torch.nn.Module or ToyModel
+    model_ : torch.nn.Module
         The student, on the device it was trained on.
     device_ : str
         That device.
@@ -171,7 +166,7 @@ class DistilledStudent(
     --------
     distill_widths : Trains several students in one pass.
     AffineCalibrator : Relates floors to predictions.
-    ToyModel : Its toy counterpart.
+    ToyModel : Distills toy models, by ``fit(X, teacher=toy)``.
 
     Notes
     -----
@@ -331,7 +326,7 @@ class DistilledStudent(
         tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset
             Token ids; of a dataset the column ``input_ids``, whose rows have one length. A memory map, such as
             `geofloor.language_models.token_blocks` writes, and a dataset are read batch by batch. Each epoch takes
-            the sequences in a new order. Of a `ToyModel`: what `ToyModel.fit` takes.
+            the sequences in a new order.
         y : None
             Ignored; here by convention.
         eval_tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset, default=None
@@ -348,13 +343,11 @@ class DistilledStudent(
             If data, teacher or parameters don't fit each other, if `checkpoint_path` belongs to other settings,
             data or teacher or is damaged, or if the teacher's logits or the loss become non-finite.
         """
-        if isinstance(self.teacher, ToyModel):
-            return self._fit_toy(tokens, eval_tokens)
         _fit_together([self], tokens, eval_tokens)
         return self
 
     def predict(self, tokens: Any) -> np.ndarray:
-        """Most likely next token after each position; of a `ToyModel` its output.
+        """Most likely next token after each position.
 
         Parameters
         ----------
@@ -372,8 +365,6 @@ class DistilledStudent(
             If `tokens` holds no token ids of the vocabulary.
         """
         check_is_fitted(self)
-        if isinstance(self.model_, ToyModel):
-            return self.model_.predict(tokens)
         return self._by_position(tokens, lambda logits: logits.argmax(dim=1))
 
     def predict_log_proba(self, tokens: Any) -> np.ndarray:
@@ -392,11 +383,9 @@ class DistilledStudent(
         Raises
         ------
         ValueError
-            If `tokens` holds no token ids of the vocabulary, or the student is a toy model.
+            If `tokens` holds no token ids of the vocabulary.
         """
         check_is_fitted(self)
-        if isinstance(self.model_, ToyModel):
-            raise ValueError("A ToyModel has no probabilities; use predict.")
         return self._by_position(tokens, lambda logits: torch.log_softmax(logits, dim=1, dtype=torch.float32))
 
     def transform(self, tokens: Any) -> np.ndarray:
@@ -418,8 +407,6 @@ class DistilledStudent(
             If `tokens` holds no token ids of the vocabulary, or there is no such layer.
         """
         check_is_fitted(self)
-        if isinstance(self.model_, ToyModel):
-            return self.model_.transform(tokens)
         data = self._open(tokens)
         batch = data.take(np.arange(len(data)))
         rows = list(batch.ids)
@@ -443,8 +430,7 @@ class DistilledStudent(
         Returns
         -------
         score : float
-            −KL at the temperature, in nats a token; of toy models, minus the importance-weighted squared
-            difference between teacher's and student's outputs.
+            −KL at the temperature, in nats per token.
 
         Raises
         ------
@@ -452,9 +438,6 @@ class DistilledStudent(
             If `tokens` holds no token ids of the vocabulary, or there is no teacher.
         """
         check_is_fitted(self)
-        if isinstance(self.model_, ToyModel):
-            difference = self.teacher.predict(tokens) - self.model_.predict(tokens)
-            return -float(np.mean(np.square(difference, dtype=np.float64) @ self.model_.importances_))
         settings = plain_settings(self)
         settings.batch_size = self._rows_at_once()
         distillation = _distillation_of([self], settings)
@@ -636,32 +619,6 @@ class DistilledStudent(
         self._n_tokens, self._max_length = student.n_tokens, student.max_length
         self._n_features_out = int(self.width)
 
-    def _fit_toy(self, samples: Any, eval_tokens: Any) -> DistilledStudent:
-        used = {"teacher", "width", "n_heads", "init", "random_state", "device", "verbose"}
-        parameters = inspect.signature(DistilledStudent.__init__).parameters
-        ignored = [
-            f"{name}={shown(value)}"
-            for name, value in self.get_params(deep=False).items()
-            if name not in used and not _is_default(value, parameters[name].default)
-        ]
-        if eval_tokens is not None:
-            ignored.append("eval_tokens")
-        if ignored:
-            raise ValueError(
-                f"{', '.join(ignored)} would not be used: students of a ToyModel train as it was; leave them out."
-            )
-        init = "random" if isinstance(self.init, str) and self.init == AUTO else self.init
-        toy = make_student(self.teacher, self.width, n_heads=self.n_heads, init=init, random_state=self.random_state)
-        self.model_ = toy.set_params(device=self.device, verbose=self.verbose).fit(samples, teacher=self.teacher)
-        self.floor_, self.floor_error_ = toy.floor_, toy.standard_error_
-        self.zero_width_loss_ = self.remaining_fall_ = float("nan")
-        self.history_, self.n_steps_, self.converged_ = toy.history_, toy.n_steps_, toy.converged_
-        self.init_ = init
-        self.n_parameters_ = toy.components_.size + toy.intercept_.size
-        self.device_ = str(exact_device(self.device))
-        self._n_features_out = int(self.width)
-        return self
-
     def _open(self, tokens: Any) -> TokenRows:
         return TokenRows(tokens, "tokens", self._n_tokens, self._max_length, self.pad_token_id)
 
@@ -712,10 +669,6 @@ def _check_width(model: PreTrainedModel, width: int) -> None:
     found = getattr(model.config, "hidden_size", width)
     if found != width:
         raise ValueError(f"its width={width} is not that of the model, {found}")
-
-
-def _is_default(value: Any, default: Any) -> bool:
-    return value is default or (type(value) is type(default) and bool(value == default))
 
 
 def _distillation_of(
@@ -774,8 +727,8 @@ def distill_widths(
 
     Parameters
     ----------
-    teacher : PreTrainedModel, str, path-like, torch.nn.Module or ToyModel
-        As in `DistilledStudent`. Students of a `ToyModel` are trained one after the other.
+    teacher : PreTrainedModel, str, path-like or torch.nn.Module
+        As in `DistilledStudent`.
     tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset
         As in `DistilledStudent.fit`.
     widths : sequence of int or of (int, int)
@@ -831,8 +784,6 @@ def distill_widths(
         )
         for width, seed in pairs
     ]
-    if isinstance(teacher, ToyModel):
-        return [student.fit(tokens, eval_tokens=eval_tokens) for student in students]
     _fit_together(students, tokens, eval_tokens)
     return students
 

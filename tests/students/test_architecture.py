@@ -17,13 +17,11 @@ from transformers import (
     OPTConfig,
 )
 
-from geofloor import ToyModel
 from geofloor._training.devices import one_thread
 from geofloor._training.seeds import draw_seed
 from geofloor.datasets import load_teacher
 from geofloor.language_models import distillation_kl, token_blocks
 from geofloor.students import count_parameters, make_student, student_config
-from geofloor.toy import SparseFeatures
 
 PYTHIA_410M = GPTNeoXConfig(
     vocab_size=50304, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
@@ -177,19 +175,6 @@ def test_a_student_runs_and_its_seed_is_its_own(teacher):
     assert not torch.equal(logits[0], logits[2])
     assert type(students[0]) is type(teacher)
     assert students[0].num_parameters() == count_parameters(students[0].config)
-
-
-def test_a_toy_student_has_the_toy_teachers_settings():
-    teacher = ToyModel(4, importance="uniform", n_steps=20, max_rounds=1, n_eval_samples=256, random_state=0)
-    with pytest.warns(UserWarning, match="still falling"):
-        teacher.fit(SparseFeatures(6, alpha=0.9))
-    student = make_student(teacher, 2, random_state=3)
-    assert (student.n_hidden, student.importance, student.random_state) == (2, "uniform", 3)
-    assert not hasattr(student, "components_")
-    with pytest.raises(ValueError, match="n_heads=2 is not there for a ToyModel"):
-        make_student(teacher, 2, n_heads=2)
-    with pytest.raises(ValueError, match="init='principal' is not there for a ToyModel"):
-        make_student(teacher, 2, init="principal")
 
 
 def test_what_has_no_rule_is_refused_until_it_is_registered():

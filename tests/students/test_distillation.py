@@ -32,7 +32,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from geofloor import AblationPredictor, ActivationExtractor, BottleneckPredictor, DistilledStudent, ToyModel
+from geofloor import AblationPredictor, ActivationExtractor, BottleneckPredictor, DistilledStudent
 from geofloor._training.checkpoints import write_tensors
 from geofloor._training.devices import one_thread
 from geofloor._training.muon import Muon
@@ -46,7 +46,6 @@ from geofloor.students import _saved as _saved_students
 from geofloor.students._architecture import default_init
 from geofloor.students._progress import remaining_fall, warn_of_training
 from geofloor.students._settings import choose, plain_settings
-from geofloor.toy import SparseFeatures
 
 N_VOCABULARY = 64
 # Most fits here take a few steps, since what they test is not how far training comes.
@@ -570,7 +569,7 @@ def test_what_twice_the_steps_may_take_off_is_the_fall_before_the_decay():
 
 def test_twice_the_steps_took_off_no_more_in_the_runs_on_record():
     ratios = []
-    for path in (Path(__file__).parents[1] / "benchmarks" / "results").glob("*_floors*.json"):
+    for path in (Path(__file__).parents[2] / "benchmarks" / "results").glob("*_floors*.json"):
         runs = {(run["width"], run["seed"], run["n_steps"]): run for run in json.loads(path.read_text())["runs"]}
         for (width, seed, n_steps), run in runs.items():
             longer = runs.get((width, seed, 2 * n_steps))
@@ -1204,51 +1203,6 @@ def test_a_grid_search_over_the_width(teacher_path, tokens, n_jobs):
     assert search.best_params_ == {"width": 16}
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     assert search.score(tokens) == search.best_estimator_.score(tokens)
-
-
-# Toy models
-
-
-def test_a_toy_teacher_is_distilled_as_toy_models_are():
-    features = SparseFeatures(6, alpha=0.9)
-    settings = {"n_steps": 200, "max_rounds": 20, "n_eval_samples": 4096}
-    teacher = ToyModel(4, random_state=0, **settings).fit(features)
-    fitted = DistilledStudent(teacher, 2, random_state=1, device="cpu").fit(features)
-    expected = ToyModel(2, random_state=1, device="cpu", **settings).fit(features, teacher=teacher)
-    assert (fitted.floor_, fitted.floor_error_) == (expected.floor_, expected.standard_error_)
-    assert fitted.n_parameters_ == 2 * 6 + 6
-    X = features.sample(50, random_state=0)
-    np.testing.assert_array_equal(fitted.transform(X), expected.transform(X))
-    difference = teacher.predict(X) - fitted.predict(X)
-    assert fitted.score(X) == pytest.approx(-np.mean(difference**2 @ (1 / np.arange(1, 7))))
-    [together] = distill_widths(teacher, features, [(2, 1)], device="cpu")
-    assert together.floor_ == fitted.floor_
-    with pytest.raises(ValueError, match="no probabilities"):
-        fitted.predict_log_proba(X)
-    with pytest.raises(ValueError, match="type ToyModel can't be made again"):
-        fitted.save("student")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"hidden_weight": 0.5}, "hidden_weight=0.5 would not be used"),
-        ({"n_steps": 10, "layer": 0}, "layer=0, n_steps=10 would not be used"),
-        ({"clip_norm": None}, "clip_norm=None would not be used"),
-        ({"checkpoint_path": "file"}, "checkpoint_path='file' would not be used"),
-        ({"teacher_kwargs": {}}, "teacher_kwargs={} would not be used"),
-        ({"n_heads": 2}, "n_heads=2 is not there for a ToyModel"),
-        ({"init": "principal"}, "init='principal' is not there for a ToyModel"),
-        ({"width": 5}, "width=5 exceeds the teacher's width of 4"),
-    ],
-)
-def test_what_students_of_toy_models_would_not_use_is_refused(changes, message):
-    features = SparseFeatures(6, alpha=0.9)
-    teacher = ToyModel(4, random_state=0, n_steps=200, max_rounds=20, n_eval_samples=4096).fit(features)
-    with pytest.raises(ValueError, match=message):
-        DistilledStudent(teacher, **{"width": 2, "device": "cpu", **changes}).fit(features)
-    with pytest.raises(ValueError, match="eval_tokens would not be used"):
-        distill_widths(teacher, features, [2], eval_tokens=np.zeros((2, 2), int), device="cpu")
 
 
 # Bad input
