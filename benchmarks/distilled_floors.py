@@ -88,7 +88,7 @@ def main() -> None:
             pairs,
             eval_tokens=test,
             n_steps=budget * options.n_steps,
-            checkpoint_path=options.work / f"checkpoints-{budget * options.n_steps}",
+            checkpoint_dir=options.work / f"checkpoints-{budget * options.n_steps}",
             device=options.device,
             **settings,
         )

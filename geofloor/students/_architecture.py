@@ -171,7 +171,7 @@ def model_width(model: Any) -> int | None:
 
 
 def check_width(teacher: Any, width: Any) -> int:
-    """Check that a student's width is positive and, if the teacher's width is known, at most that.
+    """Check a student's width against its teacher's.
 
     Parameters
     ----------

@@ -132,7 +132,7 @@ class FeedForward(NamedTuple):
 
 
 class TransformerView(NamedTuple):
-    """All weights that read or write the residual stream."""
+    """All readers and writers of the residual stream."""
 
     embeddings: Sequence[torch.Tensor]  # (n, d); token embeddings come first
     blocks: Sequence[tuple[Attention, FeedForward]]

@@ -78,7 +78,7 @@ def project(teacher: PreTrainedModel, student: PreTrainedModel, tokens: Any) -> 
 
 
 def _lacks_biases(source: TransformerView) -> bool:
-    """Tell whether normalizations have biases and some map that should absorb them has none."""
+    """Tell whether normalizations have biases but some map beside them has none."""
     if source.norm.bias is None:
         return False
     affine = [
@@ -103,7 +103,7 @@ def _token_sample(teacher: PreTrainedModel, source: TransformerView, tokens: Any
 
 
 class _Moments:
-    """A forward hook that averages second moments, over positions, of a module's input."""
+    """Forward hook for the second moments of a module's input, averaged over positions."""
 
     def __init__(self, module: torch.nn.Module, *, full: bool, centered: bool = False) -> None:
         self.module = module
@@ -148,7 +148,7 @@ def _double(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _basis(covariance: torch.Tensor, width: int, centered: bool) -> torch.Tensor:
-    """Compute orthonormal columns (d_teacher, width) that span the student's directions.
+    """Compute an orthonormal basis (d_teacher, width) of the student's directions.
 
     These are the principal directions. A centered stream has width − 1 of them, and the teacher's mean direction
     becomes the student's.
@@ -178,13 +178,13 @@ class _Stream:
         self.read = basis * self.scale
 
     def written(self, weight: torch.Tensor) -> torch.Tensor:
-        """Project weights that write into the stream, from (d_teacher, ...) to (d_student, ...)."""
+        """Project weights of a writer, from (d_teacher, ...) to (d_student, ...)."""
         if self.centered:
             weight = weight - weight.mean(dim=0, keepdim=True)
         return torch.tensordot(self.basis.T, weight, dims=1)
 
     def seen(self, reader: Affine, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
-        """Project weights that read the stream, to weight (..., d_student) and bias (...), with the gain absorbed."""
+        """Project a reader and absorb the gain; return weight (..., d_student) and bias (...)."""
         weight = _double(reader.weight)
         bias = torch.zeros(weight.shape[:-1], dtype=weight.dtype) if reader.bias is None else _double(reader.bias)
         if norm.bias is not None:

@@ -17,7 +17,7 @@ from transformers import ByT5Tokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 from geofloor import DistilledStudent
 from geofloor._training import processes
 from geofloor.language_models import token_blocks
-from geofloor.students import _engine, distill_widths, make_student
+from geofloor.students import _checkpoints, _engine, distill_widths, make_student
 
 PAD = 31
 TEXTS = [f"Text number {i}." for i in range(500)]
@@ -127,13 +127,13 @@ def stopped_and_resumed(folder):
 
     _engine.Distillation.train_step = stop
     with contextlib.suppress(StoppedError):
-        distill_widths(new_teacher(), new_tokens(), [8, (16, 1)], checkpoint_path=folder, **SWEEP)
+        distill_widths(new_teacher(), new_tokens(), [8, (16, 1)], checkpoint_dir=folder, **SWEEP)
     _engine.Distillation.train_step = train_step
     assert sorted(path.name for path in folder.iterdir()) == [
         "width-16-seed-1.safetensors",
         "width-8-seed-0.safetensors",
     ]
-    return distill_widths(new_teacher(), new_tokens(), [8, (16, 1)], checkpoint_path=folder, **SWEEP)
+    return distill_widths(new_teacher(), new_tokens(), [8, (16, 1)], checkpoint_dir=folder, **SWEEP)
 
 
 def learnt(students):
@@ -183,11 +183,11 @@ def fit_with_a_full_disk(rank, folder):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    write, _engine.write_tensors = _engine.write_tensors, full
+    write, _checkpoints.write_tensors = _checkpoints.write_tensors, full
     try:
         DistilledStudent(new_teacher(), 8, batch_size=7, checkpoint_path=folder / "full", **SETTINGS).fit(new_tokens())
     finally:
-        _engine.write_tensors = write
+        _checkpoints.write_tensors = write
 
 
 _TEACHER = "ValueError: The teacher's logits are not finite, by step "
@@ -261,7 +261,7 @@ def test_a_stopped_fit_of_two_goes_on_to_the_same_bits(both):
 
 
 @pytest.mark.parametrize(("fail", "messages"), FAILURES.items(), ids=lambda value: getattr(value, "__name__", ""))
-def test_what_fails_in_one_process_fails_in_all(both, fail, messages):
+def test_a_failure_in_one_process_raises_in_all(both, fail, messages):
     assert both[0][fail.__name__].startswith(messages[0])
     assert both[1][fail.__name__].startswith(messages[-1])
 
