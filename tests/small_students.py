@@ -20,7 +20,7 @@ def new_teacher(**changes):
         "num_attention_heads": 2,
         "intermediate_size": 64,
         "max_position_embeddings": 32,
-        "initializer_range": 0.3,  # or its distributions would be flat, with nothing to learn
+        "initializer_range": 0.3,  # smaller weights give flat distributions, with nothing to learn
     }
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -66,7 +66,7 @@ def plain_kl(student, teacher, mask, temperature):
 
 
 class Padded(torch.nn.Module):
-    """Logits of a vocabulary that is padded with tokens that never come."""
+    """Pad the vocabulary of a model with tokens of probability zero."""
 
     def __init__(self, model, n_padded):
         super().__init__()
@@ -85,7 +85,7 @@ class StoppedError(Exception):
 
 
 class Faraway(torch.Tensor):
-    """A tensor that says it is on a GPU, where there may be none; its numbers are on the CPU."""
+    """Tensor that claims to be on a GPU although its numbers are on the CPU, for machines without a GPU."""
 
     @staticmethod
     def __new__(cls, inner):
@@ -105,7 +105,7 @@ class Faraway(torch.Tensor):
 
 
 def far_away(module):
-    """A copy of a module whose tensors say that they are on a GPU."""
+    """Copy a module, with tensors that claim to be on a GPU."""
     module = copy.deepcopy(module)
     for part in module.modules():
         for name, value in part.named_parameters(recurse=False):

@@ -34,7 +34,7 @@ def tokens(rng):
 
 @pytest.fixture
 def on_disk(tokens, tmp_path):
-    """The tokens as a memory map that token_blocks made, and as a dataset."""
+    """Return the tokens as a memory map made by token_blocks, and as a dataset."""
     vocabulary = {"<end>": 0, **{str(i): i for i in range(1, N_VOCABULARY)}}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -48,6 +48,7 @@ def test_probabilities_that_are_not_kept_are_computed_again_to_the_same_bits(tea
         ([8, 4.5], "widths=4.5 must be a whole number"),
         (8, "widths=8 must be a list"),
         ("88", "widths='88' must be a list"),
+        ([8, 0], "widths=0 leaves a student no dimensions.*zero_width_kl"),
         ([8, 32], "width=32 exceeds the teacher's width of 16"),
     ],
 )
@@ -71,3 +72,8 @@ def test_settings_are_taken_from_a_student_unless_given(teacher, tokens):
     }  # fmt: skip
     with pytest.raises(TypeError, match="like='paper' is a str; give a DistilledStudent"):
         distill_widths(teacher, tokens, [16], like="paper")
+
+
+def test_one_checkpoint_file_for_several_students_is_refused(teacher, tokens, tmp_path):
+    with pytest.raises(ValueError, match="checkpoint_path=.* is one file.*give checkpoint_dir, a folder"):
+        distill_widths(teacher, tokens, [8, 16], checkpoint_path=tmp_path / "checkpoint", **SETTINGS)

@@ -44,7 +44,7 @@ def test_students_learn_from_a_teacher_with_a_padded_vocabulary(teacher, tokens)
 
 
 def plain_loop(teacher, tokens, *, mask=lambda ids: None, cross_entropy=0.0, hidden=0.0, optimizer="adamw"):
-    """As one would write it: full logits, F.kl_div, AdamW or Muon; eight steps."""
+    """Train for eight steps by the textbook: full logits, F.kl_div, and AdamW or Muon."""
     module = make_student(teacher, 8, random_state=draw_seed(0))
     projection = torch.nn.Linear(8, 16)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def plain_loop(teacher, tokens, *, mask=lambda ids: None, cross_entropy=0.0, hid
 
 
 def assert_close_to_plain(fitted, module):
-    """Same logits; weights that change none, such as biases of keys, move by what rounding gives them."""
+    """Compare logits. Weights without effect on them, such as key biases, drift by rounding."""
     ids = torch.arange(24).view(2, 12)
     with torch.no_grad():
         torch.testing.assert_close(fitted.model_(ids).logits, module(ids).logits, rtol=0, atol=1e-3)

@@ -116,6 +116,11 @@ def test_a_width_that_is_no_positive_integer_is_refused(width):
         student_config(PYTHIA_410M, width)
 
 
+def test_width_zero_is_refused_with_the_function_that_gives_its_loss():
+    with pytest.raises(ValueError, match="width=0 leaves a student no dimensions.*zero_width_kl"):
+        student_config(PYTHIA_410M, 0)
+
+
 def test_other_types_are_refused_until_they_are_registered():
     with pytest.raises(ValueError, match="'opt', for which there is no rule.*register"):
         student_config(OPTConfig(), 64)

@@ -39,7 +39,7 @@ def test_a_type_without_a_projection_is_refused():
 SIZES = {"vocab_size": 40, "initializer_range": 0.3}
 
 
-# Normalisations add their epsilon to other variances in fewer dimensions, so here it is next to nothing.
+# A normalization's epsilon has another effect in fewer dimensions, so make it negligible.
 NEOX = {**SIZES, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
 
 
@@ -63,7 +63,7 @@ SPREAD = {
 
 
 def spread_teacher(config):
-    """An untrained teacher whose gains and biases do something, too."""
+    """Make an untrained teacher with random gains and biases."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         teacher = AutoModelForCausalLM.from_config(config).eval()
@@ -90,8 +90,8 @@ def test_a_projection_on_all_principal_directions_is_the_teacher(rng, name):
 
 
 def onto_a_plane(config, parameters):
-    """Let a teacher's stream have so few dimensions that a student of half its width holds them."""
-    # The student of a teacher whose normalisation takes out the mean direction keeps that for itself.
+    """Restrict a teacher's stream to few enough dimensions for a student of half its width."""
+    # If normalization subtracts the mean, the student reserves its mean direction.
     plane = torch.randn(64, 32 if config.model_type == "llama" else 24, generator=torch.Generator().manual_seed(0))
     plane = torch.linalg.qr(plane)[0]
     if config.model_type != "llama":
@@ -116,7 +116,7 @@ def test_a_teacher_that_uses_half_of_its_dimensions_is_projected_on_them_without
             # Heads of GPT-NeoX have 32 dimensions, 8 of them rotated, and of GPT-2 32; their student's have 16.
             if "query_key_value" in key:
                 queries_keys_values = parameter.view(2, 3, 32, -1)
-                queries_keys_values[:, 0, :8] = 0.0  # rotated dimensions have other frequencies in the student
+                queries_keys_values[:, 0, :8] = 0.0  # the student rotates at other frequencies
                 queries_keys_values[:, 1, 18:] = 0.0
             elif "attention.dense.weight" in key:
                 parameter.view(64, 2, 32)[:, :, 14:] = 0.0

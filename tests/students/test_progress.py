@@ -42,7 +42,7 @@ def test_twice_the_steps_took_off_no_more_in_the_runs_on_record():
 
 @pytest.fixture(scope="module")
 def trained():
-    """A student of a teacher with one block and little to learn, trained to the end."""
+    """Train a student of a one-block teacher until it has nothing left to learn."""
     simple = new_teacher(num_hidden_layers=1, vocab_size=16, intermediate_size=16)
     text = np.random.default_rng(0).integers(16, size=(400, 8))
     with warnings.catch_warnings():

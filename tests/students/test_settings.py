@@ -69,7 +69,7 @@ def test_numbers_of_any_type_train_as_plain_ones(teacher, tokens):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 0}, "width=0"),
+        ({"width": 0}, "width=0 leaves a student no dimensions.*zero_width_kl"),
         ({"width": 17}, "width=17 exceeds the teacher's width of 16"),
         ({"width": 8.5}, "width=8.5 must be a whole number"),
         ({"temperature": 0}, "temperature=0 must be a finite number above 0"),

@@ -123,7 +123,7 @@ def test_a_grid_search_over_the_width(teacher_path, tokens, n_jobs):
     ids=lambda check: check.__name__,
 )
 def test_scikit_learn_checks(teacher_path, check):
-    """Those that hold of any estimator; the rest fit random real numbers, which are no token ids."""
+    """Run the checks that hold for any estimator; the others fit random real numbers, which are no token ids."""
     check("DistilledStudent", student(str(teacher_path)))
 
 
