@@ -24,7 +24,7 @@ from geofloor.students._teacher import Teacher
 from geofloor.students._text import TextSplit
 
 _CHECK_EVERY = 50  # steps between checks that losses are finite; each waits for the device
-_MEASURED_SEQUENCES = 64  # from which a principal start measures the teacher
+_MEASURED_SEQUENCES = 64  # at most, to find the teacher's principal directions
 
 
 class Distillation:

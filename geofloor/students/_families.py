@@ -91,7 +91,7 @@ def student_config(config: Any, width: int, *, n_heads: int | None = None) -> An
     )
 
 
-# Weights as views: writing into them changes the model.
+# Views of weights: writing into them changes the model
 
 
 class Norm(NamedTuple):
@@ -166,9 +166,10 @@ def transformer_view(config: Any, model: Any) -> TransformerView:
     ValueError
         If this class of configuration has no view, or the model has no unembedding.
     """
+    known = sorted(each.model_type for each in transformer_view.registry if each is not object)
     raise ValueError(
-        f"init='principal' is not there for a teacher of type {getattr(config, 'model_type', None)!r}, only for "
-        "'gpt_neox', 'llama' and 'gpt2'; use init='random'."
+        f"init='principal' is not available for a teacher of type {getattr(config, 'model_type', None)!r}, only for "
+        f"{', '.join(map(repr, known))}; use init='random'."
     )
 
 
@@ -194,7 +195,7 @@ def _(config: GPTNeoXConfig, width: int, *, n_heads: int | None = None) -> GPTNe
     size = int(width) // n_heads
     rotated = _rotated_dimensions(size, share)
     if rotated is not None and rotated != int(size * share):
-        # The model truncates size × share to an integer; rounding must not make that one too small.
+        # The model truncates size × share to an integer; a larger share keeps rounding from lowering it.
         rope = {**rope, "partial_rotary_factor": float(np.nextafter(rotated / size, 1.0))}
     return _changed(
         config,
