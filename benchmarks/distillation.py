@@ -28,9 +28,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller steps")
-    parser.add_argument(
-        "--memory", choices=["plain", "geofloor"], help=argparse.SUPPRESS
-    )  # one side, in its process
+    parser.add_argument("--memory", choices=["plain", "geofloor"], help=argparse.SUPPRESS)  # one side, in its process
     return parser.parse_args()
 
 

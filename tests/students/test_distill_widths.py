@@ -26,7 +26,7 @@ def test_students_trained_together_end_where_each_alone_would(teacher, tokens):
     for a, b in zip(together, alone, strict=True):
         assert_same(a, b)
         assert a.get_params() == b.get_params()
-    assert len(calls) == 3 * n_together  # one forward pass of the teacher a batch
+    assert len(calls) == 3 * n_together  # one forward pass of the teacher per batch
     assert together[0].floor_ != together[1].floor_
 
 

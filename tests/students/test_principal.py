@@ -32,7 +32,8 @@ def test_a_type_without_a_projection_is_refused():
         return MistralConfig(**{**config.to_dict(), "hidden_size": width})
 
     mistral = MistralForCausalLM(MistralConfig(**LLAMA))
-    with pytest.raises(ValueError, match="init='principal' is not available for a teacher of type 'mistral', only for 'gpt2', 'gpt_neox', 'llama'"):
+    message = "init='principal' is not available for a teacher of type 'mistral', only for 'gpt2', 'gpt_neox', 'llama'"
+    with pytest.raises(ValueError, match=message):
         make_student(mistral, 16, init="principal", tokens=np.zeros((2, 4), int))
 
 

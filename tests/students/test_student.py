@@ -11,7 +11,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.utils import estimator_checks as checks
 from small_students import assert_same, far_away, new_teacher, student
 
-from geofloor import ActivationExtractor, DistilledStudent
+from geofloor import AblationPredictor, ActivationExtractor, BottleneckPredictor, DistilledStudent
 from geofloor.students import _engine
 
 # Most fits here take a few steps, because how far training comes is not what they test.
@@ -72,6 +72,27 @@ def test_a_student_pickled_on_a_gpu_is_read_on_a_cpu(tokens):
     np.testing.assert_array_equal(restored.predict(tokens), expected[0])
     assert restored.score(tokens) == expected[1]
     assert fitted.device_ == str(next(fitted.model_.parameters()).device) == "cuda:0"  # as it was
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda teacher: ActivationExtractor(teacher, 0),
+        lambda teacher: AblationPredictor(teacher, 0),
+        BottleneckPredictor,
+    ],
+)
+def test_estimators_that_hold_a_teacher_on_a_gpu_are_read_on_a_cpu(make):
+    teacher = new_teacher()
+    estimator = make(teacher)
+    if isinstance(estimator, ActivationExtractor):
+        estimator.fit()
+        estimator.model_ = far_away(estimator.model_)
+    parameter = "model" if hasattr(estimator, "model") else "teacher"
+    estimator.set_params(**{parameter: far_away(teacher)})
+    restored = pickle.loads(pickle.dumps(estimator))
+    held = getattr(restored, parameter)
+    assert {str(tensor.device) for tensor in held.state_dict().values()} == {"cpu"}
 
 
 def test_copies_in_memory_hold_the_same_model(teacher, tokens):
