@@ -1,4 +1,4 @@
-"""Distillation beside a plain PyTorch loop with F.kl_div on full logits: time and peak memory.
+"""Compare distillation with a plain PyTorch loop with F.kl_div on full logits: time and peak memory.
 
 python benchmarks/distillation.py [--device cuda] [--quick]
 """
@@ -28,7 +28,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller steps")
-    parser.add_argument("--memory", choices=["plain", "geofloor"], help=argparse.SUPPRESS)  # one side, in a process
+    parser.add_argument("--memory", choices=["plain", "geofloor"], help=argparse.SUPPRESS)  # one side, in its process
     return parser.parse_args()
 
 
@@ -38,7 +38,7 @@ def synchronize(device):
 
 
 def plain_fit(teacher, width, tokens, n_steps, batch_size, device):
-    """As one would write it first, with the fused optimiser."""
+    """Train as in a first draft: full logits and a fused optimizer."""
     student = make_student(teacher, width, random_state=0).to(device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=3e-4, weight_decay=0.01, fused=True)
     for step in range(n_steps):
@@ -60,7 +60,7 @@ def batch(tokens, step, batch_size):
 
 @torch.no_grad()
 def teacher_passes(teacher, tokens, n_steps, batch_size, device):
-    """As distillation makes them."""
+    """Run the teacher and compute targets as distillation does."""
     model = LanguageModel(teacher, "teacher")
     for step in range(n_steps):
         rows = model.rows(torch.from_numpy(batch(tokens, step, batch_size)).to(device))
@@ -71,7 +71,7 @@ def teacher_passes(teacher, tokens, n_steps, batch_size, device):
 
 
 def settings(n_steps, batch_size, device, tokens):
-    """Training alone: what is held out is two tokens."""
+    """Return settings that leave training alone: the held-out text has two tokens."""
     return {
         "n_steps": n_steps,
         "warmup_steps": 0,
@@ -108,7 +108,7 @@ def compare_times(options):
         functions[f"plain {width}"] = lambda width=width: plain_fit(teacher, width, *common)
     seconds = side_by_side(functions, repeats=3 if options.quick else 5)
     n_tokens = n_steps * batch_size * 256
-    print(f"embedded teacher, {batch_size} x 256 tokens a step, tokens a second:")
+    print(f"embedded teacher, {batch_size} x 256 tokens per step, tokens per second:")
     for name, value in seconds.items():
         print(f"  {name}: {n_tokens / value:,.0f}")
     own = sum(seconds[f"geofloor {width}"] for width in WIDTHS) - (len(WIDTHS) - 1) * seconds["teacher"]
@@ -117,11 +117,11 @@ def compare_times(options):
     report("  six plain fits / distill_widths", plain / seconds["together"], 1.8, at_most=False)
     for width in WIDTHS:
         ratio = seconds[f"plain {width}"] / seconds[f"geofloor {width}"]
-        report(f"  tokens a second of DistilledStudent({width}) / plain", ratio, 1.0, at_most=False)
+        report(f"  tokens per second of DistilledStudent({width}) / plain", ratio, 1.0, at_most=False)
 
 
 def compare_dispatch(options):
-    """Steps so small that the number of operations counts and not their size, as for narrow students on a GPU."""
+    """Time steps so small that the number of operations dominates, as for narrow students on a GPU."""
     n_steps, width = 300, 32
     teacher = load_teacher().model
     tokens = np.random.default_rng(0).integers(teacher.config.vocab_size, size=(256, 8))
@@ -137,18 +137,18 @@ def compare_dispatch(options):
     )
     torch.set_num_threads(threads)
     each = ", ".join(f"{name} {1e3 * value / n_steps:.2f} ms" for name, value in seconds.items())
-    print(f"{n_steps} steps of 2 x 8 tokens on one core, where what is done once counts as well: {each} a step")
-    report("  steps a second of DistilledStudent / plain", seconds["plain"] / seconds["geofloor"], 1.0, at_most=False)
+    print(f"{n_steps} steps of 2 x 8 tokens on one core, setup included: {each} per step")
+    report("  steps per second of DistilledStudent / plain", seconds["plain"] / seconds["geofloor"], 1.0, at_most=False)
 
 
 def peak_resident():
-    """Bytes of this process alone: getrusage would count the one that started it."""
+    """Return the peak memory of this process in bytes; getrusage would include the parent's."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 def memory_of(side, device, quick):
-    """Peak bytes of a few steps at a vocabulary of 49,152 and 2,048 tokens a step."""
+    """Return the peak memory in bytes of a few steps at a vocabulary of 49,152 and 2,048 tokens per step."""
     before = peak_resident()
     config = LlamaConfig(
         vocab_size=49_152,
@@ -178,7 +178,7 @@ def compare_memory(options):
         command = [sys.executable, __file__, "--memory", side, "--device", options.device]
         command += ["--quick"] if options.quick else []
         peak[side] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-        print(f"vocabulary 49,152, 2,048 tokens a step: {side} takes {peak[side] / 2**20:,.0f} MiB at its peak")
+        print(f"vocabulary 49,152, 2,048 tokens per step: {side} takes {peak[side] / 2**20:,.0f} MiB at its peak")
     report("  peak memory of DistilledStudent / plain", peak["geofloor"] / peak["plain"], 0.6)
 
 

@@ -1,12 +1,12 @@
-"""Distillation beside TRL's GKD trainer made off-policy (lmbda=0) with forward KL (beta=0): the same model and batches.
+"""Compare distillation with TRL's GKD trainer, off-policy (lmbda=0) and with forward KL (beta=0), on equal batches.
 
     pip install trl
     python benchmarks/distillation_trl.py
     python benchmarks/distillation_trl.py --one-process --repeats 3
-    ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/distillation_trl.py --cases 128    # as on a CPU without AVX-512
+    ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/distillation_trl.py --cases 128    # like a CPU without AVX-512
 
-Each side has a process of its own, unless told otherwise: what one leaves set in the C library's allocator helps the
-other. TRL is not among the packages of this project; its trainer is experimental there.
+By default each side runs in a process of its own, because the allocator settings that one side leaves in the C library
+speed up the other. TRL is not a dependency of this project, and marks this trainer as experimental.
 """
 
 import argparse
@@ -108,22 +108,22 @@ def compare(run, name, width, shape, n_steps, repeats):
         },
         repeats=repeats,
     )
-    print(f"{name}, student of width {width}, {n_steps} steps of {shape[0]} x {shape[1]} tokens, tokens a second:")
+    print(f"{name}, student of width {width}, {n_steps} steps of {shape[0]} x {shape[1]} tokens, tokens per second:")
     for side, value in seconds.items():
         print(f"  {side}: {n_steps * shape[0] * shape[1] / value:,.0f}")
     report(
-        "  tokens a second of DistilledStudent / GKDTrainer", seconds["trl"] / seconds["geofloor"], 1.2, at_most=False
+        "  tokens per second of DistilledStudent / GKDTrainer", seconds["trl"] / seconds["geofloor"], 1.2, at_most=False
     )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n-steps", type=int, default=30, help="so many that setting up counts for little")
+    parser.add_argument("--n-steps", type=int, default=30, help="enough to make the cost of setup small")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cases", nargs="+", default=[*CASES], choices=CASES, help="widths of students, or a Llama")
     parser.add_argument("--one-process", action="store_true", help="for both sides")
     options = parser.parse_args()
-    processes = "one process" if options.one_process else "a process a side"
+    processes = "one process" if options.one_process else "one process per side"
     print(f"trl {importlib.metadata.version('trl')}, {machine()}; {processes}")
     logging.set_verbosity_error()
     with contextlib.ExitStack() as stack:

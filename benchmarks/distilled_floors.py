@@ -1,11 +1,11 @@
-"""Students of the embedded teacher: their observed floors, to compare predictions with.
+"""Distill students of the embedded teacher to observe floors for comparison with predictions.
 
     python benchmarks/distilled_floors.py --work distilled-work --device cuda
 
-All widths are distilled in one pass, a second seed at one of them, and everything once more with twice the steps.
-Floors and training curves go to results/distilled_floors.json, the students beside the token blocks in `--work`.
-It takes minutes on a GPU and a day on two cores; a run that was stopped goes on where it was. With Muon less text goes
-as far:
+One pass distills all widths, one of them with a second seed. Another pass repeats this with twice the steps. Floors and
+training curves go to results/distilled_floors.json, and the students to `--work`, beside the token blocks. It takes
+minutes on a GPU and a day on two cores. A stopped run resumes from its checkpoints. Muon reaches the same floors with
+less text:
 
     python benchmarks/distilled_floors.py --work distilled-work --optimizer muon --learning-rate 2e-2 --batch-size 8 \
         --n-steps 1000 --widths 8 16 32 64 96 128 --eval-every 100 --eval-sequences 256 \
@@ -34,7 +34,7 @@ WARMUP_STEPS = 100
 
 
 def prepared(work: Path, n_train: int, n_test: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token blocks to train and to evaluate on, made once, or those that are there."""
+    """Return token blocks to train and to evaluate on; make them if the folder has none."""
     work.mkdir(parents=True, exist_ok=True)
     paths = {split: work / f"tokens-{split}.npy" for split in ("train", "test")}
     tokenizer = load_teacher().tokenizer
@@ -42,7 +42,7 @@ def prepared(work: Path, n_train: int, n_test: int) -> tuple[np.ndarray, np.ndar
         if not paths[split].exists():
             texts = (document.text for document in load_local_corpus(split, max_characters_per_package=limit))
             blocks = token_blocks(texts, tokenizer, length=LENGTH)
-            chosen = np.random.default_rng(0).permutation(len(blocks))[:n_blocks]  # of all packages alike
+            chosen = np.random.default_rng(0).permutation(len(blocks))[:n_blocks]  # a random sample of all packages
             np.save(paths[split], blocks[chosen].astype(np.uint16))
     return np.load(paths["train"], mmap_mode="r"), np.load(paths["test"], mmap_mode="r")
 
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for token blocks, checkpoints and students")
     parser.add_argument("--teacher", type=Path, default=load_teacher().path, help="folder, such as train_teacher makes")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-size", type=int, default=64, help="sequences a step")
+    parser.add_argument("--batch-size", type=int, default=64, help="sequences per step")
     parser.add_argument("--n-steps", type=int, default=1500)
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--init", default="random", help="how students start")
@@ -88,7 +88,7 @@ def main() -> None:
             pairs,
             eval_tokens=test,
             n_steps=budget * options.n_steps,
-            checkpoint_path=options.work / f"checkpoints-{budget * options.n_steps}",
+            checkpoint_dir=options.work / f"checkpoints-{budget * options.n_steps}",
             device=options.device,
             **settings,
         )

@@ -36,7 +36,7 @@ from geofloor.toy import toy_sweep
 EXAMPLE = Path(__file__).parents[1] / "examples" / "plan_a_distillation.py"
 PRELOADED = [  # into the fork server, so that each run begins at once
     "datasets",
-    "geofloor.students._distillation",
+    "geofloor.students._student",
     "geofloor.features._autoencoder",
     "geofloor.toy",
     "matplotlib.pyplot",
@@ -78,7 +78,7 @@ def distill(folder: Path) -> Any:
         n_steps=60,
         warmup_steps=5,
         batch_size=8,
-        checkpoint_path=folder / "students",
+        checkpoint_dir=folder / "students",
         checkpoint_every=7,
         random_state=0,
         device="cpu",

@@ -1,11 +1,11 @@
-"""What more steps do to observed floors, and how well shorter runs tell that beforehand.
+"""Show how observed floors fall with more steps, and how well shorter runs forecast this.
 
     python benchmarks/training_budgets.py --floors distilled_floors_principal.json distilled_floors_principal_4000.json
 
-Floors are those of distilled_floors.py, in results/ or elsewhere, of one teacher and alike but for their steps, each
-number of which has to be twice the one before. Each budget that has two shorter ones is forecast from the last two or
-three of these, by three laws of the number of steps N: a power, L = M + A / N^p, which needs three; the same fall with
-each doubling, L = a - b log N; and the same ratio.
+The files are those of distilled_floors.py, in results/ or elsewhere. They must be of one teacher with equal settings,
+except for the steps: each number of steps must be twice the previous one. Each budget with two shorter ones is forecast
+from the last two or three of these. There are three laws of the number of steps N: a power, L = M + A / N^p, from three
+budgets; the same fall with each doubling, L = a - b log N; and the same ratio.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from distilled_floors import RESULTS
 
 
 def read(paths: list[Path]) -> pd.DataFrame:
-    """Floors of seed 0, a row a width and a column a number of steps."""
+    """Read the floors of seed 0, one row per width and one column per number of steps."""
     found = [json.loads((path if path.exists() else RESULTS / path).read_text(encoding="utf-8")) for path in paths]
     kinds = {json.dumps(each["settings"], sort_keys=True) for each in found}
     if len(kinds) > 1:
@@ -30,13 +30,13 @@ def read(paths: list[Path]) -> pd.DataFrame:
 
 
 def power_of_steps(a: float, b: float, c: float) -> tuple[float, float]:
-    """Next loss and limit of three, each with twice the steps of the one before: falls have one ratio, 2^-p."""
+    """Extrapolate three losses at doubling steps to the next loss and the limit, by a constant ratio of falls, 2^-p."""
     ratio = (b - c) / (a - b)
     return c - (b - c) * ratio, c - (b - c) * ratio / (1.0 - ratio) if 0.0 < ratio < 1.0 else np.nan
 
 
 def steps_until_settled(losses: np.ndarray, n_steps: int, share: float = 0.03) -> float:
-    """Steps of which the last doubling takes at most a share of the loss: measured, or by the power continued."""
+    """Return the steps at which the last doubling lowers the loss by at most a share, measured or extrapolated."""
     for place in range(1, len(losses)):
         if losses[place] >= (1.0 - share) * losses[place - 1]:
             return n_steps / 2 ** (len(losses) - 1 - place)
@@ -55,7 +55,7 @@ def main() -> None:
     if not (steps[1:] == 2 * steps[:-1]).all():
         raise SystemExit(f"steps {steps.tolist()} must double from one to the next.")
     falls = -floors.diff(axis=1)
-    print(f"floors, nats a token\n{floors.to_string(float_format='{:.4f}'.format, na_rep='')}\n")
+    print(f"floors, nats per token\n{floors.to_string(float_format='{:.4f}'.format, na_rep='')}\n")
     changes = -(falls / floors.shift(axis=1)).dropna(axis=1, how="all")
     print(f"change from half the steps\n{changes.to_string(float_format='{:+.1%}'.format, na_rep='')}\n")
     ratios = (falls / falls.shift(axis=1)).dropna(axis=1, how="all")
@@ -73,10 +73,10 @@ def main() -> None:
     limits = pd.Series({width: power_of_steps(*row.dropna()[-3:])[1] for width, row in floors.iterrows()})
     known = {width: row.dropna() for width, row in floors.iterrows()}
     settled = pd.Series({width: steps_until_settled(row.to_numpy(), row.index[-1]) for width, row in known.items()})
-    print("limit of the power through the last three budgets; none where falls don't shrink")
+    print("limit of the power through the last three budgets; none if falls don't shrink")
     limits = pd.DataFrame({"limit": limits, "of the last": limits / floors.ffill(axis=1)[steps[-1]]}).round(4)
     print(limits.to_string(), end="\n\n")
-    print("steps of which the last doubling takes at most 3%: measured, or by that power")
+    print("steps at which the last doubling lowers the loss by at most 3%, measured or by that power")
     print(settled.to_string(float_format="{:,.0f}".format))
 
 

@@ -184,7 +184,7 @@ def test_a_students_file_runs_no_code_of_a_repository_that_it_names(student_file
         with pytest.raises(ValueError, match=rf"names the teacher '{evil}', which is not loaded from"):
             use(student_file.tokens)
     acts = {
-        "teacher_kwargs": {"trust_remote_code": True},
+        "model_kwargs": {"trust_remote_code": True},
         "checkpoint_path": str(tmp_path / "written"),
         "teacher": str(evil),
         "device": "cpu",

@@ -20,12 +20,12 @@ PACKAGES = [
     "theory",
     "_training",
     "features",
-    "toy",
     "language_models",
     "students",
     "forecasting",
     "probing",
     "planning",
+    "toy",
     "datasets",
     "displays",
 ]

@@ -51,7 +51,7 @@ def distill_students(
         training_blocks(folder, eval_sequences),
         students_of(widths, repeat_widths, seed),
         eval_tokens=held_out,
-        checkpoint_path=checkpoints,
+        checkpoint_dir=checkpoints,
         like=PAPER,
         temperature=temperature,
         n_steps=n_steps,

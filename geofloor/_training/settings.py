@@ -18,7 +18,7 @@ from geofloor._training.seeds import draw_seed
 from geofloor._validation import check_array_of_numbers, check_number, plain_array, shown
 
 # Not in files: the paths and devices of one run.
-NOT_SAVED = frozenset({"teacher", "teacher_kwargs", "checkpoint_path", "device"})
+NOT_SAVED = frozenset({"teacher", "model_kwargs", "checkpoint_path", "device"})
 
 
 def plain_seed(random_state: Any) -> int | None:

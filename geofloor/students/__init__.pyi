@@ -1,5 +1,5 @@
 from ._architecture import count_parameters as count_parameters
 from ._architecture import make_student as make_student
-from ._architecture import student_config as student_config
-from ._distillation import DistilledStudent as DistilledStudent
-from ._distillation import distill_widths as distill_widths
+from ._distill_widths import distill_widths as distill_widths
+from ._families import student_config as student_config
+from ._student import DistilledStudent as DistilledStudent

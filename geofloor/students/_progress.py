@@ -1,26 +1,50 @@
-"""Read the learning curve of a student: how much longer training could still take off, and what is wrong."""
+"""Judge students by their learning curves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from sklearn.exceptions import ConvergenceWarning
 
 from geofloor._validation import warn_caller
 
-FEWEST_STEPS = 100  # below these a learning curve says nothing
-_NOTHING = 1e-3  # of the zero-width loss: a student that loses no more has nothing left to learn
+FEWEST_STEPS = 100  # learning curves of fewer steps tell nothing
+_NEGLIGIBLE = 1e-3  # share of the zero-width loss; a student that loses no more has nothing left to learn
 _CLEARLY_FALLING = 0.5
-_ROSE = 0.05  # over the least loss along the way, relative to it
+_ROSE = 0.05  # above the smallest loss of the history, relative to it
+
+
+class Trained(Protocol):
+    """Results of training, as attributes of a `DistilledStudent`."""
+
+    width: int
+    learning_rate: float
+    n_steps_: int
+    floor_: float
+    zero_width_loss_: float
+    remaining_fall_: float
+    history_: list[dict[str, Any]]
 
 
 def remaining_fall(history: Sequence[dict[str, Any]], n_steps: int) -> float:
-    """Relative fall of the evaluation KL from a quarter to half of the steps; NaN if it was not evaluated near these.
+    """Compute the relative fall of the evaluation KL from a quarter to half of the steps.
 
-    The learning rate has hardly begun to decay there, so that what is seen is training and not the decay.
+    There the learning rate has hardly begun to decay, so the fall shows training and not the decay.
+
+    Parameters
+    ----------
+    history : sequence of dict
+        Evaluations; the first is before training.
+    n_steps : int
+        Training steps.
+
+    Returns
+    -------
+    fall : float
+        From 0 to 1; NaN if no evaluation is near a quarter, or half, of the steps.
     """
-    rows = history[1:]  # the first is before training
+    rows = history[1:]
     early = [row for row in rows if n_steps / 8 <= row["step"] <= n_steps / 4]
     late = [row for row in rows if n_steps / 2 <= row["step"] <= 5 * n_steps / 8]
     if not early or not late:
@@ -29,18 +53,18 @@ def remaining_fall(history: Sequence[dict[str, Any]], n_steps: int) -> float:
     return max(1.0 - after / before, 0.0) if before > 0 else 0.0
 
 
-def has_converged(student: Any, tol: float) -> bool:
-    """Whether it is known that twice the steps would take off no more than `tol` of the floor."""
-    if _fault(student) is not None:
+def has_converged(student: Trained, tol: float) -> bool:
+    """Tell whether twice the steps are known to take at most a share `tol` off the floor."""
+    if _find_fault(student) is not None:
         return False
-    return student.floor_ <= _NOTHING * student.zero_width_loss_ or student.remaining_fall_ <= tol
+    return student.floor_ <= _NEGLIGIBLE * student.zero_width_loss_ or student.remaining_fall_ <= tol
 
 
-def warn_of_training(students: Sequence[Any]) -> None:
-    """Warn once of all students whose floors are not to be trusted."""
+def warn_of_training(students: Sequence[Trained]) -> None:
+    """Warn once about all students with unreliable floors."""
     found: dict[str, list[str]] = {}
     for student in students:
-        problem = _problem(student)
+        problem = _find_problem(student)
         if problem is not None:
             found.setdefault(problem, []).append(str(student.width))
     if found:
@@ -52,8 +76,9 @@ def warn_of_training(students: Sequence[Any]) -> None:
         warn_caller(message[0].upper() + message[1:], ConvergenceWarning)
 
 
-def _problem(student: Any) -> str | None:
-    fault = _fault(student)
+def _find_problem(student: Trained) -> str | None:
+    """Describe a fault of the training, or a loss still falling, with its remedy."""
+    fault = _find_fault(student)
     if fault is None and student.remaining_fall_ > _CLEARLY_FALLING:
         return (
             f"the loss was still falling, by {student.remaining_fall_:.0%} from a quarter to half of the steps; floor_="
@@ -63,8 +88,8 @@ def _problem(student: Any) -> str | None:
     return fault
 
 
-def _fault(student: Any) -> str | None:
-    """Return what makes the floor wrong however flat the learning curve is, with a remedy."""
+def _find_fault(student: Trained) -> str | None:
+    """Describe a fault of the training, with its remedy."""
     n_steps, rate = student.n_steps_, float(student.learning_rate)
     if n_steps < FEWEST_STEPS:
         return (
@@ -77,7 +102,7 @@ def _fault(student: Any) -> str | None:
             f"{student.zero_width_loss_:.4g} nats per token. Change learning_rate={rate:g}, raise "
             f"n_steps={n_steps}, or give more text."
         )
-    best = _rise(student)
+    best = _best_before_rise(student)
     if best is not None:
         remedy = (
             f"lower learning_rate={rate:g}"
@@ -91,8 +116,8 @@ def _fault(student: Any) -> str | None:
     return None
 
 
-def _rise(student: Any) -> dict[str, Any] | None:
-    """Return the evaluation with the least loss, if the floor is clearly above it."""
+def _best_before_rise(student: Trained) -> dict[str, Any] | None:
+    """Return the evaluation with the smallest loss if the floor is clearly above it."""
     best = min(student.history_, key=lambda row: row["eval_kl"])
     rise = student.floor_ - best["eval_kl"]
-    return best if rise > max(_ROSE * best["eval_kl"], _NOTHING * student.zero_width_loss_) else None
+    return best if rise > max(_ROSE * best["eval_kl"], _NEGLIGIBLE * student.zero_width_loss_) else None

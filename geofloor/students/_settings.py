@@ -1,12 +1,17 @@
-"""Settings of a distillation: checked, made plain, and chosen from data and teacher where they are ``"auto"``."""
+"""Settings of a distillation: checked, then completed from teacher and text."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from geofloor._validation import check_choice, check_number
 
+AUTO = "auto"
 PAPER = {
     "temperature": 2.0,
     "n_steps": 30_000,
@@ -19,96 +24,160 @@ PAPER = {
     "init": "random",
     "eval_every": 500,
 }
-AUTO = "auto"
-_FEW_TOKENS, _MANY_TOKENS = 2048, 16_384  # per batch: where 4,000 steps see all of the text, and at most
+_FEW_TOKENS, _MANY_TOKENS = 2048, 16_384  # per batch: enough for short texts, and the most for long ones
 _FEWEST_STEPS, _MOST_STEPS = 600, 4000
-_SMALLEST_SHARE = 8  # batches that the text makes at least
+_FEWEST_BATCHES = 8  # per pass over the text
 _EVALUATIONS = 20
 
 
-def plain_settings(estimator: Any) -> SimpleNamespace:
-    """Return an estimator's settings as plain values, those that are ``"auto"`` as they are.
+@dataclass(frozen=True)
+class StudentSpec:
+    """Parameters in which the students of a pass differ."""
 
-    Raises
-    ------
-    ValueError
-        If one is out of its range; the message names it.
+    width: int
+    n_heads: int | None
+    random_state: int | np.random.RandomState | None
+    checkpoint_path: Path | None
+    recorded: Mapping[str, Any]  # parameters that change the result of training, written into checkpoints
+
+
+@dataclass(frozen=True)
+class DistillationSettings:
+    """Checked settings, shared by all students of a pass.
+
+    Parameters of `DistilledStudent` with the same names. None stands for ``"auto"`` in the last five.
     """
 
-    def whole(name: str, low: float, *, auto: bool = False) -> Any:
-        value = getattr(estimator, name)
-        return AUTO if auto and _is_auto(value) else check_number(name, value, low, whole=True)
+    temperature: float
+    learning_rate: float
+    weight_decay: float
+    optimizer: str
+    clip_norm: float | None
+    gradient_accumulation: int
+    precision: str | None
+    cross_entropy_weight: float
+    hidden_weight: float
+    validation_fraction: float
+    eval_sequences: int
+    tol: float
+    pad_token_id: int | None
+    data_seed: int
+    checkpoint_every: int
+    verbose: int
+    n_steps: int | None
+    batch_size: int | None
+    warmup_steps: int | None
+    eval_every: int | None
+    init: str | None
 
-    def real(name: str, **limits: Any) -> float:
-        return check_number(name, getattr(estimator, name), 0, **limits)
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any]) -> DistillationSettings:
+        """Check the parameters of a `DistilledStudent`.
 
-    settings = SimpleNamespace(
-        temperature=real("temperature", open_low=True),
-        n_steps=whole("n_steps", 1, auto=True),
-        batch_size=whole("batch_size", 1, auto=True),
-        learning_rate=real("learning_rate", open_low=True),
-        weight_decay=real("weight_decay"),
-        warmup_steps=whole("warmup_steps", 0, auto=True),
-        optimizer=check_choice("optimizer", estimator.optimizer, ("adamw", "muon")),
-        clip_norm=None if estimator.clip_norm is None else real("clip_norm"),
-        gradient_accumulation=whole("gradient_accumulation", 1),
-        precision=check_choice("precision", estimator.precision, (None, "bf16")),
-        init=check_choice("init", estimator.init, (AUTO, "random", "principal")),
-        cross_entropy_weight=real("cross_entropy_weight"),
-        hidden_weight=real("hidden_weight"),
-        validation_fraction=real("validation_fraction", high=1),
-        eval_sequences=whole("eval_sequences", 1),
-        eval_every=whole("eval_every", 1, auto=True),
-        convergence_tol=real("convergence_tol"),
-        pad_token_id=None if estimator.pad_token_id is None else whole("pad_token_id", -(2**63)),
-        data_seed=whole("data_seed", 0),
-        checkpoint_path=estimator.checkpoint_path,
-        checkpoint_every=whole("checkpoint_every", 1),
-        verbose=estimator.verbose,
-    )
-    if AUTO not in (settings.n_steps, settings.warmup_steps):
-        _check_warmup(settings)
-    if settings.batch_size != AUTO and settings.gradient_accumulation > settings.batch_size:
-        raise ValueError(
-            f"gradient_accumulation={settings.gradient_accumulation} divides batches of batch_size="
-            f"{settings.batch_size} sequences; it can't exceed that."
+        Raises
+        ------
+        ValueError
+            If a parameter is out of its range; the message names it.
+        """
+
+        def whole(name: str, low: int) -> int:
+            return check_number(name, parameters[name], low, whole=True)
+
+        def whole_or_auto(name: str, low: int) -> int | None:
+            value = parameters[name]
+            return None if isinstance(value, str) and value == AUTO else whole(name, low)
+
+        def real(name: str, **limits: Any) -> float:
+            return check_number(name, parameters[name], 0, **limits)
+
+        init = check_choice("init", parameters["init"], (AUTO, "random", "principal"))
+        settings = cls(
+            temperature=real("temperature", open_low=True),
+            n_steps=whole_or_auto("n_steps", 1),
+            batch_size=whole_or_auto("batch_size", 1),
+            learning_rate=real("learning_rate", open_low=True),
+            weight_decay=real("weight_decay"),
+            warmup_steps=whole_or_auto("warmup_steps", 0),
+            optimizer=check_choice("optimizer", parameters["optimizer"], ("adamw", "muon")),
+            clip_norm=None if parameters["clip_norm"] is None else real("clip_norm"),
+            gradient_accumulation=whole("gradient_accumulation", 1),
+            precision=check_choice("precision", parameters["precision"], (None, "bf16")),
+            init=None if init == AUTO else init,
+            cross_entropy_weight=real("cross_entropy_weight"),
+            hidden_weight=real("hidden_weight"),
+            validation_fraction=real("validation_fraction", high=1),
+            eval_sequences=whole("eval_sequences", 1),
+            eval_every=whole_or_auto("eval_every", 1),
+            tol=real("tol"),
+            pad_token_id=None if parameters["pad_token_id"] is None else whole("pad_token_id", -(2**63)),
+            data_seed=whole("data_seed", 0),
+            checkpoint_every=whole("checkpoint_every", 1),
+            verbose=parameters["verbose"],
         )
-    return settings
+        if settings.n_steps is not None and settings.warmup_steps is not None:
+            _check_warmup(settings.warmup_steps, settings.n_steps)
+        if settings.batch_size is not None and settings.gradient_accumulation > settings.batch_size:
+            raise ValueError(
+                f"gradient_accumulation={settings.gradient_accumulation} divides batches of batch_size="
+                f"{settings.batch_size} sequences; it can't exceed that."
+            )
+        return settings
+
+    def resolve(self, *, n_sequences: int, length: int, principal: bool) -> ResolvedSettings:
+        """Choose all ``"auto"`` settings by the rules in the docstring of `DistilledStudent`.
+
+        Parameters
+        ----------
+        n_sequences, length : int
+            Sequences to train on, and tokens per sequence.
+        principal : bool
+            Whether students of this teacher can start in its principal directions.
+
+        Returns
+        -------
+        settings : ResolvedSettings
+            Settings without ``"auto"``.
+
+        Raises
+        ------
+        ValueError
+            If `warmup_steps` is not below the number of steps.
+        """
+        batch_size, n_steps = self.batch_size, self.n_steps
+        if batch_size is None:
+            few, many = (max(round(n / length), 1) for n in (_FEW_TOKENS, _MANY_TOKENS))
+            wanted = max(few, min(many, -(-n_sequences // _MOST_STEPS)))
+            batch_size = max(min(wanted, n_sequences // _FEWEST_BATCHES), self.gradient_accumulation, 1)
+        if n_steps is None:
+            n_steps = min(max(n_sequences // batch_size, _FEWEST_STEPS), _MOST_STEPS)
+        warmup_steps = n_steps // 10 if self.warmup_steps is None else self.warmup_steps
+        _check_warmup(warmup_steps, n_steps)
+        chosen = {
+            "batch_size": batch_size,
+            "n_steps": n_steps,
+            "warmup_steps": warmup_steps,
+            "eval_every": max(n_steps // _EVALUATIONS, 1) if self.eval_every is None else self.eval_every,
+            "init": self.init or ("principal" if principal else "random"),
+        }
+        return ResolvedSettings(**vars(self) | chosen)
 
 
-def choose(settings: SimpleNamespace, *, n_sequences: int, length: int, principal: bool) -> None:
-    """Fill in what is ``"auto"``, by the rules in the docstring of `DistilledStudent`.
+@dataclass(frozen=True)
+class ResolvedSettings(DistillationSettings):
+    """Settings without ``"auto"``."""
 
-    Parameters
-    ----------
-    settings : SimpleNamespace
-        Changed in place.
-    n_sequences, length : int
-        Sequences to train on, and tokens per sequence.
-    principal : bool
-        Whether the teacher's students have a principal start.
-    """
-    if settings.batch_size == AUTO:
-        few, many = (max(round(n / length), 1) for n in (_FEW_TOKENS, _MANY_TOKENS))
-        wanted = max(few, min(many, -(-n_sequences // _MOST_STEPS)))
-        settings.batch_size = max(min(wanted, n_sequences // _SMALLEST_SHARE), settings.gradient_accumulation, 1)
-    if settings.n_steps == AUTO:
-        settings.n_steps = min(max(n_sequences // settings.batch_size, _FEWEST_STEPS), _MOST_STEPS)
-    if settings.warmup_steps == AUTO:
-        settings.warmup_steps = settings.n_steps // 10
-    if settings.eval_every == AUTO:
-        settings.eval_every = max(settings.n_steps // _EVALUATIONS, 1)
-    if settings.init == AUTO:
-        settings.init = "principal" if principal else "random"
-    _check_warmup(settings)
+    n_steps: int
+    batch_size: int
+    warmup_steps: int
+    eval_every: int
+    init: str
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Sequences per forward pass of an evaluation."""
+        return max(self.batch_size // self.gradient_accumulation, 1)
 
 
-def _is_auto(value: Any) -> bool:
-    return isinstance(value, str) and value == AUTO
-
-
-def _check_warmup(settings: SimpleNamespace) -> None:
-    if settings.warmup_steps >= settings.n_steps:
-        raise ValueError(
-            f"warmup_steps={settings.warmup_steps} must be below n_steps={settings.n_steps}; use warmup_steps='auto'."
-        )
+def _check_warmup(warmup_steps: int, n_steps: int) -> None:
+    if warmup_steps >= n_steps:
+        raise ValueError(f"warmup_steps={warmup_steps} must be below n_steps={n_steps}; use warmup_steps='auto'.")

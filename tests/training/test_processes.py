@@ -1,4 +1,4 @@
-"""Two processes learn what one learns. This file is also the script that both of them run."""
+"""Test that two processes learn what one learns. This file is also the script that both of them run."""
 
 import atexit
 import contextlib
@@ -17,11 +17,11 @@ from transformers import ByT5Tokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 from geofloor import DistilledStudent
 from geofloor._training import processes
 from geofloor.language_models import token_blocks
-from geofloor.students import _engine, distill_widths, make_student
+from geofloor.students import _checkpoints, _engine, distill_widths, make_student
 
 PAD = 31
 TEXTS = [f"Text number {i}." for i in range(500)]
-# What is tested is that processes agree, for which a few steps do.
+# A few steps are enough to test that processes agree.
 pytestmark = pytest.mark.filterwarnings("ignore:.*too few to learn from:sklearn.exceptions.ConvergenceWarning")
 SETTINGS = {"n_steps": 12, "warmup_steps": 2, "learning_rate": 1e-2, "eval_every": 4, "device": "cpu"}
 SWEEP = {**SETTINGS, "batch_size": 7, "checkpoint_every": 3}
@@ -40,7 +40,7 @@ def new_teacher(**changes):
         intermediate_size=32,
         max_position_embeddings=16,
         initializer_range=0.3,
-        attention_bias=changes.get("attention_bias", False),  # biases of keys change nothing, and follow rounding
+        attention_bias=changes.get("attention_bias", False),  # key biases have no effect and drift by rounding
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -55,7 +55,7 @@ def new_tokens(padded=False):
 
 
 class Rare(torch.nn.Module):
-    """The logits of a token from that token alone; of the first one, by a parameter that few rows use."""
+    """Language model of single tokens, with a parameter that only sequences starting with token 0 use."""
 
     def __init__(self):
         super().__init__()
@@ -84,7 +84,7 @@ def rare_tokens():
     return tokens
 
 
-# name: the students that it trains. Each stands for something that a division of the work could get wrong.
+# Name and students to train. Each fit covers something that dividing the work could get wrong.
 FITS = {
     "everything": lambda _: [
         DistilledStudent(
@@ -127,13 +127,13 @@ def stopped_and_resumed(folder):
 
     _engine.Distillation.train_step = stop
     with contextlib.suppress(StoppedError):
-        distill_widths(new_teacher(), new_tokens(), [8, (16, 1)], checkpoint_path=folder, **SWEEP)
+        distill_widths(new_teacher(), new_tokens(), [8, (16, 1)], checkpoint_dir=folder, **SWEEP)
     _engine.Distillation.train_step = train_step
     assert sorted(path.name for path in folder.iterdir()) == [
         "width-16-seed-1.safetensors",
         "width-8-seed-0.safetensors",
     ]
-    return distill_widths(new_teacher(), new_tokens(), [8, (16, 1)], checkpoint_path=folder, **SWEEP)
+    return distill_widths(new_teacher(), new_tokens(), [8, (16, 1)], checkpoint_dir=folder, **SWEEP)
 
 
 def learnt(students):
@@ -147,7 +147,7 @@ def learnt(students):
     ]
 
 
-# What must fail in every process
+# Failures, which every process must report
 
 
 def fit_a_teacher_that_is_not_finite(rank, folder):
@@ -183,15 +183,15 @@ def fit_with_a_full_disk(rank, folder):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    write, _engine.write_tensors = _engine.write_tensors, full
+    write, _checkpoints.write_tensors = _checkpoints.write_tensors, full
     try:
         DistilledStudent(new_teacher(), 8, batch_size=7, checkpoint_path=folder / "full", **SETTINGS).fit(new_tokens())
     finally:
-        _engine.write_tensors = write
+        _checkpoints.write_tensors = write
 
 
 _TEACHER = "ValueError: The teacher's logits are not finite, by step "
-# function: how its error begins, in the main process and in the other where that differs.
+# Function and the start of its error in the main process, then in the other one if that differs.
 FAILURES = {
     fit_a_teacher_that_is_not_finite: [_TEACHER + "0"],
     fit_one_row_that_is_not_finite: [_TEACHER + "4"],
@@ -203,9 +203,9 @@ FAILURES = {
 
 
 def run_all(folder):
-    """What one of several processes does."""
+    """Run all fits and failures in one of several processes."""
     rank = int(os.environ["RANK"])
-    # The first that is registered is the last to be called.
+    # Functions registered first are called last.
     atexit.register(lambda: (folder / f"{rank}.joined").write_text(str(torch.distributed.is_initialized())))
     blocks = token_blocks(TEXTS, ByT5Tokenizer(), length=8, path=folder / "tokens.npy")  # all of them write it
     results = {"tokens": np.array(blocks)} | {name: learnt(fit(folder)) for name, fit in FITS.items()}
@@ -220,7 +220,7 @@ def run_all(folder):
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Results of either process."""
+    """Launch two processes and return the results of each."""
     pytest.importorskip("accelerate")
     folder = tmp_path_factory.mktemp("processes")
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
@@ -261,7 +261,7 @@ def test_a_stopped_fit_of_two_goes_on_to_the_same_bits(both):
 
 
 @pytest.mark.parametrize(("fail", "messages"), FAILURES.items(), ids=lambda value: getattr(value, "__name__", ""))
-def test_what_fails_in_one_process_fails_in_all(both, fail, messages):
+def test_a_failure_in_one_process_raises_in_all(both, fail, messages):
     assert both[0][fail.__name__].startswith(messages[0])
     assert both[1][fail.__name__].startswith(messages[-1])
 
