@@ -49,7 +49,7 @@ def small_pieces():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "_TEXTS_AT_ONCE", 3)
         patch.setattr(tokens, "_SAVE_TOKENS", 40)
-        patch.setattr("geofloor.language_models._extractor._LOOK_AHEAD", 2)
+        patch.setattr("geofloor.language_models._inputs._LOOK_AHEAD", 2)
         yield
 
 

@@ -135,7 +135,7 @@ def test_rows_come_in_the_order_of_the_tokens(lengths, batch_size, skip_first, m
     extractor = ActivationExtractor(MODEL, 0, batch_size=batch_size, skip_first=skip_first, max_length=max_length)
     with pytest.MonkeyPatch.context() as patch:
         if by_window:  # many windows, as with large models
-            patch.setattr("geofloor.language_models._extractor._WINDOW_BYTES", 4 * WIDTH * 10)
+            patch.setattr("geofloor.language_models._inputs._WINDOW_BYTES", 4 * WIDTH * 10)
         batches = list(extractor.iter_batches(sequences))
     kept = [ids[:max_length] for ids in sequences if len(ids[:max_length]) > skip_first]
     expected = np.concatenate([reference(MODEL, ids, 0, skip_first) for ids in kept])
@@ -242,7 +242,7 @@ def test_texts_get_the_special_tokens_of_their_tokenizer():
         (datasets.Dataset.from_dict({"text": []}), "X is empty"),
         ("a text", "Put the text in a list"),
         ({"train": ["1"]}, "Choose one entry"),
-        (iter(["1"]), "can be read but once"),
+        (iter(["1"]), "can be read only once"),
         (None, "X is a NoneType"),
         (BLOCKS.astype(float), "dtype float64"),
         (BLOCKS[0], r"array of shape \(11,\)"),
@@ -716,7 +716,7 @@ def test_shards_are_verified_when_they_are_first_read_and_once(stored, tmp_path,
     path = copy_of(stored[0], tmp_path)
     for file in path.iterdir():
         os.utime(file, ns=(0, 10**9))
-    monkeypatch.setattr("geofloor.language_models._extractor._OPEN_SHARDS", 1)
+    monkeypatch.setattr("geofloor.language_models._store._OPEN_SHARDS", 1)
     reads = []
     update_digest = npy.update_digest
     monkeypatch.setattr(npy, "update_digest", lambda *arguments: reads.append(update_digest(*arguments)))
@@ -810,7 +810,7 @@ class Interrupt:
 @pytest.mark.parametrize("sequences", [BLOCKS, random_sequences(np.random.default_rng(2).integers(0, 12, size=60))])
 @pytest.mark.parametrize("at", [2, 5, 9])
 def test_resumed_extraction_has_the_bits_of_one_never_interrupted(sequences, at, tmp_path, monkeypatch):
-    monkeypatch.setattr("geofloor.language_models._extractor._LOOK_AHEAD", 2)  # short windows, as a small test needs
+    monkeypatch.setattr("geofloor.language_models._inputs._LOOK_AHEAD", 2)  # short windows, as a small test needs
     model = gpt_neox()
     extractor = ActivationExtractor(model, 1, batch_size=2 if sequences is not BLOCKS else 1)
     extract = partial(extractor.fit().transform_to_store, sequences, shard_tokens=16)
@@ -822,7 +822,7 @@ def test_resumed_extraction_has_the_bits_of_one_never_interrupted(sequences, at,
         with pytest.raises(FileNotFoundError, match="interrupted; call transform_to_store again"):
             ActivationStore(tmp_path / "again")
     monkeypatch.undo()
-    monkeypatch.setattr("geofloor.language_models._extractor._LOOK_AHEAD", 2)
+    monkeypatch.setattr("geofloor.language_models._inputs._LOOK_AHEAD", 2)
     interrupt.passes = 100
     again = extract(tmp_path / "again")
     files = [sorted(file.name for file in store.path.iterdir()) for store in (whole, again)]
@@ -843,7 +843,7 @@ def test_resuming_computes_only_what_is_missing(tmp_path):
 
 
 def test_interrupted_just_before_the_manifest(tmp_path, monkeypatch):
-    monkeypatch.setattr("geofloor.language_models._extractor._LOOK_AHEAD", 1)
+    monkeypatch.setattr("geofloor.language_models._inputs._LOOK_AHEAD", 1)
     sequences = [*UNEQUAL, *[[1]] * 20]  # the last windows give no rows
     extract = partial(ActivationExtractor(MODEL, 1).transform_to_store, sequences, tmp_path, shard_tokens=np.int64(16))
     manifest = extract().manifest
@@ -931,7 +931,7 @@ def test_a_finished_store_is_kept(stored, tmp_path):
 
 
 def test_a_finished_store_does_not_grow(tmp_path, monkeypatch):
-    monkeypatch.setattr("geofloor.language_models._extractor._LOOK_AHEAD", 1)  # what is added is a window of its own
+    monkeypatch.setattr("geofloor.language_models._inputs._LOOK_AHEAD", 1)  # what is added is a window of its own
     extractor = ActivationExtractor(MODEL, 1, batch_size=5)
     extractor.transform_to_store(BLOCKS, tmp_path, shard_tokens=16)
     content = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
