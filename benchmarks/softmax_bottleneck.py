@@ -38,10 +38,10 @@ class Curve(BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         return True
 
-    def predict(self, widths: np.ndarray, *, return_interval: bool = False):
+    def predict(self, widths: np.ndarray, *, return_bounds: bool = False):
         ends = self._curve.loc[np.ravel(widths).astype(int), ["low", "high"]].to_numpy()
         losses = np.sqrt(ends.prod(axis=1))
-        return (losses, ends) if return_interval else losses
+        return (losses, ends) if return_bounds else losses
 
 
 def measured(teacher: Path, work: Path, widths: list[int]) -> Curve:
@@ -83,7 +83,7 @@ def one_run(bound: Curve, widths: np.ndarray, losses: np.ndarray) -> dict[str, f
 def show(name: str, bound: Curve, own_width: int, runs: pd.DataFrame, *, principal: bool) -> None:
     widths, losses = runs["width"].to_numpy(), runs["floor"].to_numpy()
     anchor = float(bound.predict([0])[0])
-    _, ends = bound.predict(widths, return_interval=True)
+    _, ends = bound.predict(widths, return_bounds=True)
     least = pd.DataFrame({"floor": losses, "low": ends[:, 0], "high": ends[:, 1]}, index=widths)
     least["R / floor"] = bound.predict(widths) / losses
     slope, exponent = fitted_exponent(bound, widths, losses)

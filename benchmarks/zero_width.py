@@ -40,7 +40,7 @@ def main() -> None:
         chosen = blocks[np.linspace(0, len(blocks) - 1, n).astype(int)]
         for temperature in options.temperatures:
             found = zero_width_kl(
-                options.model, chosen, temperature=temperature, batch_size=2, teacher_kwargs=options.model_kwargs
+                options.model, chosen, temperature=temperature, batch_size=2, model_kwargs=options.model_kwargs
             )
             print(f"{chosen.size:,} tokens, T = {temperature:g}: {found:.3f} nats a token", flush=True)
     if options.widths:
@@ -49,7 +49,7 @@ def main() -> None:
             widths=options.widths,
             n_positions=options.positions,
             batch_size=2,
-            teacher_kwargs=options.model_kwargs,
+            model_kwargs=options.model_kwargs,
             random_state=0,
         ).fit(blocks[np.linspace(0, len(blocks) - 1, 2 * options.positions // 256).astype(int)])
         print(f"the least that a student loses, T = {bound.temperature:g}, {options.positions:,} positions:")

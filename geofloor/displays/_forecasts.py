@@ -133,7 +133,7 @@ class ForecastDisplay:
         losses, interval = forecaster.predict(widths, return_interval=True, level=level)
         least = None
         if forecaster.bound is not None:
-            least = forecaster.bound.predict(widths, return_interval=True)[1][:, 0]
+            least = forecaster.bound.predict(widths, return_bounds=True)[1][:, 0]
         return cls(
             widths=widths,
             losses=losses,

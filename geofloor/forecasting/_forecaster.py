@@ -513,7 +513,7 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
 
     def _least(self, widths: ArrayLike) -> np.ndarray:
         """What no student gets below."""
-        return self.bound.predict(widths, return_interval=True)[1][:, 0]
+        return self.bound.predict(widths, return_bounds=True)[1][:, 0]
 
     def _known(self) -> float:
         """The part of the curve that is not fitted."""

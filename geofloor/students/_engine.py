@@ -28,9 +28,10 @@ from geofloor._training.sampling import epoch_rows
 from geofloor._training.schedules import warmup_cosine
 from geofloor._training.seeds import draw_seed, torch_generator
 from geofloor._training.settings import plain_parameters, plain_seed, read_checkpoint
-from geofloor.language_models._divergence import ChunkedLoss, Plan, Rows, Targets, ZeroWidth, row_kls
+from geofloor.language_models._divergence import ChunkedLoss, LazyLogits, LossTerms, Targets, row_kls
 from geofloor.language_models._logits import LanguageModel
 from geofloor.language_models._token_rows import Batch, TokenRows
+from geofloor.language_models._zero_width import ZeroWidthLoss
 from geofloor.students._architecture import default_init, make_student
 from geofloor.students._settings import choose
 
@@ -66,7 +67,9 @@ class Run:
         extra = [] if self.projection is None else list(self.projection.parameters())
         return [*self.model.module.parameters(), *extra]
 
-    def loss(self, student: Rows, teacher: Rows, plan: Plan, hidden_scale: torch.Tensor | None) -> torch.Tensor:
+    def loss(
+        self, student: LazyLogits, teacher: LazyLogits, plan: LossTerms, hidden_scale: torch.Tensor | None
+    ) -> torch.Tensor:
         """Loss of part of a batch; what it adds to the batch's KL goes into `kl_sum`."""
         loss, kl = ChunkedLoss.apply(*student, plan)
         self.kl_sum += kl
@@ -159,7 +162,7 @@ class Distillation:
     @torch.no_grad()
     def targets(self, ids: torch.Tensor, *, keep: bool) -> Targets:
         with self.autocast():
-            rows = self.teacher.rows(ids)
+            rows = self.teacher.logits(ids)
         # Of logits some may be −inf, as in a vocabulary that is padded.
         self.teacher_finite &= torch.isfinite(rows.rows if rows.weight is not None else rows.rows.amax(dim=1)).all()
         return Targets(rows, self.settings.temperature, keep=keep, matmul_dtype=self.matmul_dtype)
@@ -289,7 +292,7 @@ class Distillation:
             plan = self.plan(targets, part, batch)
             for run in runs:
                 with self.autocast():
-                    student = run.model.rows(ids)
+                    student = run.model.logits(ids)
                 run.loss(student, targets.source, plan, self.hidden_scale).backward()
         self.add_up(runs)
         factor = warmup_cosine(step, n_steps=settings.n_steps, warmup_steps=settings.warmup_steps)
@@ -320,7 +323,7 @@ class Distillation:
                 if n_processes == 0:
                     parameter.grad = None
 
-    def plan(self, targets: Targets, part: Batch, batch: Batch) -> Plan:
+    def plan(self, targets: Targets, part: Batch, batch: Batch) -> LossTerms:
         """Weights of the positions of a part, so that the parts of a batch add up to its mean."""
         weights = None if part.mask is None else self.to_device(part.mask.reshape(-1), targets.dtype)
         labels = None
@@ -330,7 +333,7 @@ class Distillation:
             counted[:, -1] = 0.0
             counted *= self.settings.cross_entropy_weight / max(batch.n_labels, 1)
             labels = self.to_device(following.reshape(-1)), self.to_device(counted.reshape(-1), targets.dtype)
-        return Plan(targets, weights, 1.0 / batch.n_positions, self.settings.temperature**2, labels)
+        return LossTerms(targets, weights, 1.0 / batch.n_positions, self.settings.temperature**2, labels)
 
     # Measuring
 
@@ -379,7 +382,7 @@ class Distillation:
             found = []
             for student in students:
                 with self.autocast():
-                    student_rows = student.rows(ids)
+                    student_rows = student.logits(ids)
                 kls = row_kls(student_rows, targets).view(ids.shape)
                 found.append((kls if mask is None else kls * mask).sum(dim=1))
             sums.append(torch.stack(found))
@@ -390,12 +393,12 @@ class Distillation:
     @torch.no_grad()
     def zero_width_loss(self) -> float:
         """Loss on held-out text of a student of width 0."""
-        sums = ZeroWidth(self.teacher.n_vocabulary)
+        sums = ZeroWidthLoss(self.teacher.n_vocabulary)
         rows = self.eval_rows[self.processes.share(len(self.eval_rows))]
         for start in range(0, len(rows), self.eval_size):
             batch = self.held_out.take(rows[start : start + self.eval_size])
             with self.autocast():
-                found = self.teacher.rows(self.to_device(batch.ids))
+                found = self.teacher.logits(self.to_device(batch.ids))
             if batch.mask is not None:
                 found = found._replace(rows=found.rows[self.to_device(batch.mask.reshape(-1))])
             sums.add(Targets(found, self.settings.temperature, matmul_dtype=self.matmul_dtype))

@@ -100,7 +100,7 @@ def test_the_loss_is_the_lowest_that_logits_of_the_rank_can_have(make, temperatu
     bound = fitted(model, tokens, temperature=temperature, widths=[1, 3], n_steps=400)
     p = distributions(model, halves(tokens)[0], temperature)
     for width in (1, 3):
-        low = bound.predict([width], return_interval=True)[1][0, 0]
+        low = bound.predict([width], return_bounds=True)[1][0, 0]
         assert low == pytest.approx(lowest(p, width), rel=0.02)
 
 
@@ -111,7 +111,7 @@ def test_both_ends_of_the_curve(make, tokens):
     # Layer normalisation takes one dimension.
     assert bound.rank_ == (WIDTH if make is llama else WIDTH - 1) == bound.critical_width_
     assert bound.curve_["width"].tolist() == list(range(bound.rank_))
-    losses, ends = bound.predict([0, bound.rank_, 100], return_interval=True)
+    losses, ends = bound.predict([0, bound.rank_, 100], return_bounds=True)
     assert losses[1:].tolist() == [0, 0]
     assert not ends[1:].any()
     assert bound.curve_["low"][0] == pytest.approx(zero_width_kl(model, halves(tokens)[0]), rel=1e-4)
@@ -121,10 +121,10 @@ def test_both_ends_of_the_curve(make, tokens):
     assert (np.diff(falling) < 0).all()
     np.testing.assert_array_equal(bound.predict([2.9, 3.0]), falling[2:4])
     np.testing.assert_array_equal(bound.transform([2, 3]), falling[2:4, np.newaxis])
-    low = bound.predict(np.arange(bound.rank_ + 1), return_interval=True)[1][:, 0]
+    low = bound.predict(np.arange(bound.rank_ + 1), return_bounds=True)[1][:, 0]
     assert (bound.min_width(low[3]), bound.min_width(0.99 * low[3]), bound.min_width(0.0)) == (3, 4, bound.rank_)
     assert bound.min_width([low[0], low[2]]).tolist() == [0, 2]
-    with pytest.raises(ValueError, match="loss contains NaN"):
+    with pytest.raises(ValueError, match="target contains NaN"):
         bound.min_width(np.nan)
     # Dimensions that the unembedding does not read are none.
     with torch.no_grad():
@@ -145,6 +145,23 @@ def test_other_positions_lose_more_and_more_positions_close_the_gap():
     assert (many["high"] < few["high"]).all()
 
 
+def test_the_interval_is_the_bounds_widened_by_their_sampling_errors(tokens):
+    bound = fitted(gpt_neox(), tokens, widths=[2, 4], n_steps=20)
+    losses, bounds = bound.predict([0, 2, 4, bound.rank_], return_bounds=True)
+    same, interval = bound.predict([0, 2, 4, bound.rank_], return_interval=True, level=0.9)
+    np.testing.assert_array_equal(same, losses)
+    errors = bound.curve_.set_index("width").loc[[2, 4], ["standard_error", "high_standard_error"]].to_numpy()
+    expected = bounds[1:3] * np.exp(1.6448536 * errors / bounds[1:3] * [-1, 1])
+    np.testing.assert_allclose(interval[1:3], expected, rtol=1e-6)
+    assert not interval[3].any()
+    _, wider = bound.predict([2], return_interval=True, level=0.99)
+    assert wider[0, 0] < interval[1, 0] < bounds[1, 0] < bounds[1, 1] < interval[1, 1] < wider[0, 1]
+    with pytest.raises(ValueError, match="return_bounds=True and return_interval=True exclude each other"):
+        bound.predict([2], return_bounds=True, return_interval=True)
+    with pytest.raises(ValueError, match=r"level=0.0 must be a finite number above 0"):
+        bound.predict([2], return_interval=True, level=0.0)
+
+
 def test_no_student_gets_below_it():
     torch.manual_seed(0)
     config = GPTNeoXConfig(
@@ -156,7 +173,7 @@ def test_no_student_gets_below_it():
     seen = halves(tokens)[0]
     bound = fitted(model, tokens, widths=[8, 16])
     for width in (8, 16):
-        least = bound.predict([width], return_interval=True)[1][0, 0]
+        least = bound.predict([width], return_bounds=True)[1][0, 0]
         # Trained on the very text that it is evaluated on.
         student = DistilledStudent(
             model, width, n_steps=600, batch_size=len(seen), init="random", device="cpu", random_state=0
@@ -265,7 +282,7 @@ def test_a_law_above_the_bound(tokens):
     assert not ends[1:].any()
     assert law.min_width(0.0) == bound.rank_
     # What is fitted to losses at the bound is held above it.
-    least = bound.predict(widths, return_interval=True)[1][:, 0]
+    least = bound.predict(widths, return_bounds=True)[1][:, 0]
     low = LossForecaster(bound=bound, bound_exponent=1.0).fit(widths[[0]], least[[0]])
     losses, ends = low.predict(widths, return_interval=True)
     assert (losses >= least).all()
@@ -299,7 +316,7 @@ def test_laws_say_what_does_not_go_together(tokens, settings, message):
 
 def test_laws_say_which_runs_have_no_place_above_the_bound(tokens):
     bound = fitted(gpt_neox(), tokens, n_steps=1)
-    low = bound.predict([4], return_interval=True)[1][0, 0] / 3
+    low = bound.predict([4], return_bounds=True)[1][0, 0] / 3
     with pytest.raises(
         ValueError, match=rf"{low:.3g} at width 4, .* gets below {3 * low:.3g}.*temperature=2.0.*cross-en"
     ):
@@ -321,7 +338,7 @@ def test_small_integers_of_numpy_do_not_wrap(tokens):
     ("settings", "error", "message"),
     [
         ({"teacher": 3}, TypeError, "teacher=3 is a int; give a transformers model"),
-        ({"teacher_kwargs": 3}, TypeError, "teacher_kwargs=3 is a int"),
+        ({"model_kwargs": 3}, TypeError, "model_kwargs=3 is a int"),
         ({"widths": [2.5]}, ValueError, r"widths=\[2.5\] must be whole numbers"),
         ({"n_steps": "x"}, ValueError, "n_steps='x' must be a whole number"),
         ({"temperature": torch.nan}, ValueError, "temperature=nan must be a finite number"),

@@ -1305,7 +1305,7 @@ def test_padding_before_tokens_is_refused(teacher, tokens):
         ({"init": "zeros"}, "init='zeros'"),
         ({"validation_fraction": 1.5}, "validation_fraction=1.5"),
         ({"device": "abacus"}, "device='abacus'"),
-        ({"teacher_kwargs": {"dtype": "float32"}}, "teacher_kwargs"),
+        ({"teacher_kwargs": {"dtype": "float32"}}, "model_kwargs"),
         ({"teacher": torch.nn.Linear(2, 2)}, "can't take token ids"),
     ],
 )
