@@ -40,7 +40,7 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hooked(module: torch.nn.Module, hook: Callable[..., Any], *, before: bool = False) -> Iterator[None]:
-    """Hook a module's forward passes in this thread only.
+    """Set a hook on a module's forward passes in this thread only.
 
     Other threads that share the module run it without the hook.
 
