@@ -1,9 +1,9 @@
-"""The softmax bottleneck beside observed floors, and the law above it: what one run, or two, tell of the others.
+"""Compare the softmax bottleneck with observed floors, and test the law above it with one run or two.
 
     python benchmarks/softmax_bottleneck.py --work distilled-work --floors distilled_floors_principal.json
 
-`--work` is the folder with the token blocks of distilled_floors.py; nothing else is needed of it, since the bound takes
-neither features nor blocks. The curve is kept there. Floors are those of distilled_floors.py, in results/ or elsewhere.
+`--work` is the folder with the token blocks of distilled_floors.py. The curve of the bound is saved there. The floors
+are those of distilled_floors.py, in results/ or elsewhere.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from geofloor.datasets import load_teacher
 from geofloor.forecasting import forecast_errors
 
 LEVEL = 0.9
-SLOPE = 0.5  # with no run
+SLOPE = 0.5  # assumed without a run
 
 
 class Curve(BaseEstimator):
-    """A bound that was measured, and kept as numbers."""
+    """A measured bound, read from its numbers."""
 
     def __init__(self, curve: pd.DataFrame, rank: int) -> None:
         self._curve, self.critical_width_ = curve.set_index("width"), float(rank)
@@ -55,14 +55,14 @@ def measured(teacher: Path, work: Path, widths: list[int]) -> Curve:
 
 
 def fitted_exponent(bound: Curve, widths: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
-    """k and m by a line through log log (L0 / L) over log log (L0 / R)."""
+    """Fit k and m by a line through log log (L0 / L) over log log (L0 / R)."""
     anchor = bound.predict([0])
     m, log_k = np.polyfit(np.log(np.log(anchor / bound.predict(widths))), np.log(np.log(anchor / losses)), 1)
     return np.exp(log_k), m
 
 
 def held(forecaster: LossForecaster, widths: np.ndarray, losses: np.ndarray) -> float:
-    """Share of the widths forecast from two runs, the widest and one more, whose loss is within the interval."""
+    """Share of losses inside the interval, forecast from two runs: the widest and one more."""
     inside = []
     for k in range(len(widths) - 1):
         seen = np.isin(np.arange(len(widths)), [k, len(widths) - 1])
@@ -72,7 +72,7 @@ def held(forecaster: LossForecaster, widths: np.ndarray, losses: np.ndarray) -> 
 
 
 def one_run(bound: Curve, widths: np.ndarray, losses: np.ndarray) -> dict[str, float]:
-    """Median error at the others, by the width of the run."""
+    """Median error at the other widths, by the width of the run."""
     found = {}
     for k, width in enumerate(widths):
         forecast = LossForecaster(bound=bound).fit([width], [losses[k]]).predict(widths)
@@ -110,7 +110,7 @@ def show(name: str, bound: Curve, own_width: int, runs: pd.DataFrame, *, princip
 
 
 def forecast_others(bound: Curve, sets: dict[str, pd.DataFrame], from_widths: list[int]) -> None:
-    """Errors at the widths of all sets but the first, from two runs of the first."""
+    """Print the errors for all other sets, forecast from two runs of the first set."""
     first, *others = sets
     for n_steps, runs in sets[first].groupby("n_steps"):
         seen = runs[runs["width"].isin(from_widths)]
@@ -129,7 +129,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder with the token blocks of distilled_floors.py")
     parser.add_argument("--teacher", type=Path, default=load_teacher().path, help="folder, such as train_teacher makes")
     parser.add_argument("--floors", type=Path, nargs="+", default=[RESULTS / "distilled_floors_principal.json"])
-    parser.add_argument("--from-widths", type=int, nargs=2, help="runs of the first set to forecast the others' from")
+    parser.add_argument(
+        "--from-widths", type=int, nargs=2, help="two widths of the first set, to forecast the other sets from"
+    )
     options = parser.parse_args()
     sets = {}
     for path in options.floors:

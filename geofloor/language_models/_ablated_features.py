@@ -1,4 +1,4 @@
-"""Features that an ablation removes from the residual stream: latents of an autoencoder, or principal components."""
+"""Features for ablation from the residual stream: latents of an autoencoder, or principal components."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class AblatedFeatures(Protocol):
     capacity: float
 
     def encode(self, states: np.ndarray) -> Any:
-        """Compute the activations of the features, in the form that `part` takes."""
+        """Compute the activations of the features, in the form expected by `part`."""
 
     def part(self, activations: Any, start: int, stop: int) -> np.ndarray:
         """Sum the contributions of the features ranked `start` to `stop`, about their means, (n_tokens, width)."""

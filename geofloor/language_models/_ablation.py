@@ -88,7 +88,7 @@ class AblationPredictor(
     n_features_ : int
         Number of features F.
     critical_width_ : float
-        Smallest width with floor 0: F / g, where nothing is removed. With `above_own_width` it is at most the
+        Width from which the floor is 0: F / g, where nothing is removed. With `above_own_width` it is at most the
         teacher's own width.
     own_width_loss_ : float
         Loss at the teacher's own width, in nats per token, without the features that a student of that width drops.
@@ -390,7 +390,7 @@ class AblationPredictor(
 
 
 class _Swap:
-    """A hook that records the hidden states after a block, or replaces them by `given`."""
+    """A hook to record the hidden states after a block, or to replace them by `given`."""
 
     def __init__(self) -> None:
         self.seen = torch.empty(0)

@@ -1,4 +1,4 @@
-"""Blocks of transformers models: find them, and read or replace the hidden states that they output."""
+"""Blocks of transformers models: find them, and read or replace their hidden states."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def find_blocks(model: Any) -> tuple[str, int]:
 
 
 def block_output(output: Any) -> torch.Tensor:
-    """Return the hidden states in the output of a block, a tensor or a tuple that begins with them."""
+    """Return the hidden states in the output of a block: the tensor, or the first item of the tuple."""
     return output if isinstance(output, torch.Tensor) else output[0]
 
 

@@ -40,7 +40,7 @@ class BottleneckPredictor(
     WidthPredictorMixin,
     BaseEstimator,
 ):
-    r"""Predict the least loss that students of a width can reach, by the softmax bottleneck.
+    r"""Predict the least loss of any student of a width, by the softmax bottleneck.
 
     A student of width d computes logits from d numbers per position and one unembedding matrix, so its logits over
     all positions form a matrix of rank d. The teacher's logits have the rank of the teacher's width. The best
@@ -104,17 +104,17 @@ class BottleneckPredictor(
         \mathrm{KL}\bigl(p_n \,\Vert\, \mathrm{softmax}((W h_n + b) / T)\bigr),
 
     the limit on expression that Yang et al. [1]_ describe and Godey et al. [2]_ find in small language models. A
-    student's loss is one of the values minimized over, so R is at most the student's floor. R is not known exactly,
-    for three reasons. On a sample of positions the minimum is, in expectation, lower than over all text: this is
-    ``low``. With W and b from that sample and h fitted anew, other positions lose more than R: this is ``high``.
-    R lies between them, up to the sampling error. Third, Adam starts from the best approximation in squared logits
-    and ends near a minimum, in tests within 2% of the result of other methods; the problem is not convex, and nothing
-    certifies that the minimum is the lowest.
+    student's loss is one of the values minimized over, so R is at most the student's floor. R is only
+    bracketed. On a sample of positions the minimum is, in expectation, lower than over all text: this is ``low``. With
+    W and b from that sample and h fitted anew, other positions lose more than R: this is ``high``. R lies between them,
+    up to the sampling error and the error of the fit. Adam starts from the best approximation in squared logits and
+    ends near a minimum, in tests within 2% of the result of other methods. The problem is not convex, and nothing
+    certifies the lowest minimum.
 
     ``predict(widths, return_bounds=True)`` gives ``low`` and ``high`` along the curve, and ``return_interval=True``
-    adds the sampling error: it moves each bound outwards by a normal quantile times its standard error, so that the
-    interval holds R with a probability of at least `level`. The standard errors treat positions as independent; where
-    many come from each sequence, they are too small.
+    adds the sampling error: it moves the logarithm of each bound outwards, by a normal quantile times the relative
+    standard error. The interval then holds R with a probability of at least `level`. The standard errors treat
+    positions as independent; where many come from each sequence, they are too small.
 
     The bound holds for students with one linear unembedding of d columns, as nearly all have. It concerns the last
     matrix alone: students also have to compute in d dimensions, and end well above the bound.
@@ -169,7 +169,7 @@ class BottleneckPredictor(
         self.random_state = random_state
 
     def fit(self, tokens: Any, y: Any = None) -> BottleneckPredictor:
-        """Measure what logits of each rank lose.
+        """Measure the loss of logits of each rank.
 
         Parameters
         ----------
@@ -254,7 +254,7 @@ class BottleneckPredictor(
         self._relative_errors = PchipInterpolator(position, errors / ends)
 
     def _grid(self, rank: int) -> np.ndarray:
-        """Choose the whole widths that the bound is measured at, from 0 to one below the rank."""
+        """Choose the whole widths to measure the bound at, from 0 to one below the rank."""
         last = rank - 1
         if self.widths is None:
             inner = np.rint(np.geomspace(1, max(last, 1), self._n_points)).astype(np.int64)
@@ -372,7 +372,7 @@ class BottleneckPredictor(
         return (losses, bounds) if with_bounds else losses
 
     def min_width(self, target: ArrayLike) -> Any:
-        """Find the smallest whole width whose lower bound is at most a target loss.
+        """Find the smallest whole width with a lower bound of at most a target loss.
 
         No narrower student can reach the target, however it is trained.
 

@@ -132,7 +132,7 @@ def distillation_kl(
 
 
 def _check_tensors(**tensors: Any) -> None:
-    """Refuse objects other than floating-point tensors, and unembeddings that do not fit their rows."""
+    """Refuse objects other than floating-point tensors, and unembeddings of another width than their rows."""
     for name, tensor in tensors.items():
         if tensor is None and name not in ("student", "teacher"):
             continue
@@ -397,6 +397,6 @@ def _add_cross_entropy(
 
 
 def chunks_of(logits: LazyLogits) -> list[slice]:
-    """Return slices that cover the rows, of the default size for their device."""
+    """Cut the rows into slices, of the default size for their device."""
     size = default_chunk_rows(logits.n_vocabulary, logits.rows.device)
     return [slice(start, start + size) for start in range(0, len(logits.rows), size)]

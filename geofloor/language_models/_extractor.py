@@ -305,7 +305,7 @@ class ActivationExtractor(
     def transform_to_store(
         self, X: Any, path: str | os.PathLike[str], *, shard_tokens: int = 65_536, dtype: str = "float32"
     ) -> ActivationStore:
-        """Stream the rows of `transform` to a folder, so that they need not fit into memory.
+        """Stream the rows of `transform` to a folder instead of into memory.
 
         After an interruption the same call continues after the last complete shard, to the bits of an uninterrupted
         run. A finished store stays as it is. While one process writes to a folder, the same call in another process
@@ -471,7 +471,7 @@ class ActivationExtractor(
         return hidden, mask.to(hidden.device)
 
     def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return one row per token or per sequence, from the positions that are neither padding nor skipped."""
+        """Return one row per token or per sequence, without padding and skipped positions."""
         with torch.inference_mode():
             hidden, mask = hidden[:, self._skip_first :], mask[:, self._skip_first :]
             if self.pooling is None:

@@ -1,4 +1,4 @@
-"""Evaluation mode and forward hooks for modules that several threads use at once."""
+"""Evaluation mode and forward hooks for modules shared by threads."""
 
 from __future__ import annotations
 

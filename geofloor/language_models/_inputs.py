@@ -20,7 +20,7 @@ _WINDOW_BYTES = 2**27  # limit on the activations of a window, which are held un
 
 
 class Window(NamedTuple):
-    """Sequences that are sorted into batches together."""
+    """Sequences to sort into batches together."""
 
     first: int  # index in X of the first sequence
     sequences: list[np.ndarray]
@@ -138,7 +138,7 @@ class InputReader:
 
 
 def _open_input(X: Any, text_column: str) -> Iterable[Any]:
-    """Return an iterable over the texts or token-id sequences of `X`, which are still unchecked."""
+    """Return an iterable over the texts or token-id sequences of `X`, still unchecked."""
     if is_dataset(X) or is_dataset_stream(X):
         columns = column_names(X)
         for column in ("input_ids", text_column):

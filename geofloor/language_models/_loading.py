@@ -38,7 +38,7 @@ _OPTIONS_OF_ONE_REPOSITORY = frozenset({"gguf_file", "revision", "subfolder"})
 
 @contextlib.contextmanager
 def naming(argument: str, value: Any) -> Iterator[None]:
-    """Name the argument in errors about a file or repository that is missing or holds no model."""
+    """Name the argument in errors about a file or repository without a model."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -72,7 +72,7 @@ def model_options(model_kwargs: Mapping[str, Any] | None, dtype: str = "float32"
 
 
 def check_model_kwargs(model_kwargs: Any, *, by_name: bool) -> None:
-    """Check that `model_kwargs` is a dict, and that it is empty for a model given as an object."""
+    """Check `model_kwargs`: a dict, and empty if the model is an object."""
     if model_kwargs is None:
         return
     check_object("model_kwargs", model_kwargs, Mapping, "give a dict of arguments for from_pretrained")
@@ -86,7 +86,7 @@ def is_name(source: Any) -> bool:
 
 
 def load_base_model(name: str, **options: Any) -> Any:
-    """Load a model without its head, and hold back the report that the head's weights are unexpected.
+    """Load a model without its head, and hold back the report of the head's unexpected weights.
 
     All other reports of transformers come through.
     """
@@ -114,7 +114,7 @@ def load_base_model(name: str, **options: Any) -> Any:
 
 
 def load_tokenizer(tokenizer: Any, model: Any, model_kwargs: Mapping[str, Any] | None) -> tuple[Any, str]:
-    """Load a tokenizer, by default the one that comes with a model given by name.
+    """Load a tokenizer, by default the one of a model given by name.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def on_device(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 
 
 def exact_device(device: str) -> torch.device:
-    """Return a device with the index that its tensors have."""
+    """Add the index to a CUDA device, because its tensors have one."""
     resolved = resolve_device(device)
     if resolved.type == "cuda" and resolved.index is None:
         return torch.device("cuda", torch.cuda.current_device())

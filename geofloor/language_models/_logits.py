@@ -21,7 +21,7 @@ def _logits(output: Any) -> torch.Tensor:
 
 
 class LanguageModel:
-    """A causal language model that gives logits, unevaluated where hidden states times unembedding equal them.
+    """A causal language model, with logits unevaluated where hidden states times unembedding equal them.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class LanguageModel:
 
     @property
     def n_tokens(self) -> int:
-        """Number of token ids that the model embeds."""
+        """Number of token ids with an embedding."""
         if isinstance(self.module, PreTrainedModel):
             return min(self.module.get_input_embeddings().weight.shape[0], self.n_vocabulary)
         return self.n_vocabulary
@@ -97,7 +97,7 @@ class LanguageModel:
 
     @property
     def ending_ids(self) -> set[int]:
-        """Token ids that may stand for padding."""
+        """Ids of the padding and end tokens in the configuration."""
         config = getattr(self.module, "config", None)
         return ending_ids(config.get_text_config()) if isinstance(config, PreTrainedConfig) else set()
 
@@ -124,5 +124,5 @@ class LanguageModel:
         return LazyLogits(hidden.flatten(0, 1), self.head.weight, self.head.bias)
 
     def digest(self) -> str:
-        """Compute a SHA-256 over weights, buffers and configuration, which identifies the model."""
+        """Identify the model by a SHA-256 over weights, buffers and configuration."""
         return model_sha256(self.module)

@@ -63,7 +63,7 @@ class LowRankLogits:
 
 
 def without_masked_tokens(parts: list[LazyLogits]) -> list[LazyLogits]:
-    """Leave out tokens with logit −inf at all positions, and check that the other logits are finite.
+    """Leave out tokens with logit −inf at all positions, and refuse other logits of infinite size or NaN.
 
     Students need no dimension for these tokens, since a bias of −inf gives their logits.
     """

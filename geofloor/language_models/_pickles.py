@@ -1,4 +1,4 @@
-"""Pickle estimators with models on an accelerator, so that a machine without one can read them."""
+"""Pickle estimators with models on an accelerator, to be read on a machine without one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PortablePickleMixin:
         return state
 
     def _not_pickled(self) -> Collection[str]:
-        """Return the names of attributes that pickles and copies leave out, since they can be computed again."""
+        """Return the names of attributes left out of pickles and copies, to be computed again."""
         return ()
 
     def __copy__(self) -> Any:

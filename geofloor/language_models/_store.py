@@ -1,4 +1,4 @@
-"""Activations on disk: the array that is read, and the writer."""
+"""Activations on disk: the array, and its writer."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ _SETTINGS = fields(
 
 
 def check_folder(path: Any) -> tuple[Path, bool]:
-    """Check that a store can be written to a folder; return the folder, and whether it holds a finished store."""
+    """Check a folder for write permission; return it, and whether it holds a finished store."""
     folder = check_path("path", path)
     finished = os.path.exists(folder / MANIFEST) and not os.path.exists(folder / _PARTIAL_MANIFEST)
     finished = finished and not lock_left(folder / MANIFEST)
@@ -281,7 +281,7 @@ def check_folder(path: Any) -> tuple[Path, bool]:
 
 
 class StoreWriter:
-    """Write rows to shards, and skip those that an interrupted run has stored.
+    """Write rows to shards, and skip those stored by an interrupted run.
 
     Parameters
     ----------

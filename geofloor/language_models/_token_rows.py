@@ -20,7 +20,7 @@ _PADDED_SHARE = 0.1  # share of sequences that look padded; in real text fewer e
 
 
 class Batch(NamedTuple):
-    """Token ids (n, seq_len), and a mask that is False for padding, or None without padding."""
+    """Token ids (n, seq_len), and a mask, False for padding, or None without padding."""
 
     ids: np.ndarray
     mask: np.ndarray | None
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
     @property
     def n_labels(self) -> int:
-        """Number of positions that have a next token."""
+        """Number of positions with a next token."""
         return self.ids[:, 1:].size if self.mask is None else int(self.mask[:, 1:].sum())
 
     def split(self, n_parts: int) -> list[Batch]:

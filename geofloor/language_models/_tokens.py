@@ -229,7 +229,7 @@ def _smallest_dtype(tokenizer: Any) -> np.dtype:
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
-    """Compute a digest of all that determines tokens, for a backend without truncation or padding."""
+    """Compute a digest of the tokenizer's rules, for a backend without truncation or padding."""
     if getattr(tokenizer, "is_fast", False):
         rules = tokenizer.backend_tokenizer.to_str()
     else:
@@ -248,7 +248,7 @@ def _digest(text: str) -> str:
 
 
 def _whole(n_tokens: int, length: int, wanted: float) -> int:
-    """Return the number of tokens that fill whole blocks, at most `wanted`."""
+    """Return the number of tokens in whole blocks, at most `wanted`."""
     if n_tokens < length:
         raise ValueError(f"texts hold fewer than length={length} tokens; give more text or shorter blocks.")
     return int(min(n_tokens - n_tokens % length, wanted))

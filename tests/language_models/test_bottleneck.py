@@ -108,7 +108,7 @@ def test_the_loss_is_the_lowest_that_logits_of_the_rank_can_have(make, temperatu
 def test_both_ends_of_the_curve(make, tokens):
     model = make()
     bound = fitted(model, tokens)
-    # Layer normalisation takes one dimension.
+    # Layer normalization takes one dimension.
     assert bound.rank_ == (WIDTH if make is llama else WIDTH - 1) == bound.critical_width_
     assert bound.curve_["width"].tolist() == list(range(bound.rank_))
     losses, ends = bound.predict([0, bound.rank_, 100], return_bounds=True)

@@ -50,7 +50,7 @@ def test_rows_come_in_the_order_of_the_tokens(lengths, batch_size, skip_first, m
 
 
 def test_sequences_are_cut_to_the_positions_of_the_model():
-    model = gpt2()  # 64 learnt positions
+    model = gpt2()  # 64 learned positions
     assert ActivationExtractor(model, 0, skip_first=0).transform([[1] * 100]).shape == (64, WIDTH)
 
 
