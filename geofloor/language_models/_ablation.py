@@ -372,11 +372,13 @@ class AblationPredictor(
             fit to one sequence.
         """
         kept = self.kept_features(widths)
+        lossless = read_widths(widths) >= self.critical_width_
         return_interval = check_flag("return_interval", return_interval)
         level = check_number("level", level, 0, 1, open_low=True, open_high=True)
         losses = self._interpolate(np.log1p(kept))
         # Near zero the curve may be negative by rounding.
         floors = np.maximum(losses - self.own_width_loss_ if self.above_own_width else losses, 0.0)
+        floors[lossless] = 0.0
         if not return_interval:
             return floors
         if np.isnan(self._covariance).any():
@@ -385,7 +387,7 @@ class AblationPredictor(
                 "two or more."
             )
         spread = norm.ppf((1.0 + level) / 2.0) * self._errors(kept)
-        spread[read_widths(widths) >= self.critical_width_] = 0.0  # nothing is lost there on any text
+        spread[lossless] = 0.0  # nothing is lost there on any text
         return floors, np.maximum(floors[:, np.newaxis] + spread[:, np.newaxis] * [-1.0, 1.0], 0.0)
 
 

@@ -110,7 +110,7 @@ def distillation_kl(
     ]
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"student has a vocabulary of {sizes[0]} tokens, and teacher one of {sizes[1]}; they must be the same."
+            f"student has a vocabulary of {sizes[0]} tokens, teacher one of {sizes[1]}; they must be the same."
         )
     source = LazyLogits(teacher.detach().reshape(-1, teacher.shape[-1]), teacher_weight, teacher_bias)
     targets = Targets(source, temperature, chunk_rows=chunk_rows)

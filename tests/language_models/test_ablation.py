@@ -231,6 +231,14 @@ def test_floors_are_never_below_zero(teacher, tokens):
     assert (predictor.predict(np.linspace(0, 20, 2001)) >= 0).all()
 
 
+def test_the_floor_is_zero_from_the_critical_width_on(teacher, tokens):
+    predictor = AblationPredictor(teacher, LAYER, n_points=5).fit(tokens)
+    # The divergence of the whole teacher from itself may be above 0 by rounding.
+    predictor._interpolate = PchipInterpolator(np.log1p(predictor.curve_.kept), predictor.curve_.kl + 1e-9)
+    assert predictor.predict([predictor.critical_width_ - 1])[0] > 0
+    assert not predictor.predict([predictor.critical_width_, 1e6]).any()
+
+
 def test_targets_that_width_zero_meets_need_width_zero(teacher, tokens):
     predictor = AblationPredictor(teacher, LAYER, n_points=5).fit(tokens)
     assert predictor.min_width([0.0, 100.0]).tolist() == [predictor.min_width(0.0), 0]
