@@ -63,7 +63,7 @@ def random_sequences(lengths, seed=0):
 
 
 def reference(model, ids, layer, skip_first=1):
-    """Hidden states of one sequence on its own, by the public way: a full forward pass."""
+    """Compute hidden states of one sequence alone, by a full forward pass."""
     with torch.inference_mode():
         output = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
     return output.hidden_states[layer + 1][0, skip_first:].numpy()
@@ -90,7 +90,7 @@ def shared_model():
 
 
 def in_threads(*functions):
-    """Run functions at once, several times each, and return all results of each."""
+    """Run functions at once in threads, three times each, and return all results."""
     return Parallel(n_jobs=len(functions), backend="threading")(
         delayed(lambda f: [f() for _ in range(3)])(function) for function in functions
     )

@@ -189,7 +189,7 @@ class AblationPredictor(
         MemoryError
             If the device has too little memory; the message names what to lower.
         """
-        # Plain integers: small ones of NumPy would wrap.
+        # Plain integers, because small integers of NumPy overflow.
         n_points = check_number("n_points", self.n_points, 2, whole=True)
         self._batch_size = check_number("batch_size", self.batch_size, 1, whole=True)
         self._skip_first = check_number("skip_first", self.skip_first, 0, whole=True)

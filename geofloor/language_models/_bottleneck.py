@@ -193,7 +193,7 @@ class BottleneckPredictor(
         MemoryError
             If the device has too little memory; the message names what to lower.
         """
-        # Plain integers: small ones of NumPy would wrap.
+        # Plain integers, because small integers of NumPy overflow.
         self._n_points = check_number("n_points", self.n_points, 2, whole=True)
         self._n_positions = check_number("n_positions", self.n_positions, 2, whole=True)
         self._n_steps = check_number("n_steps", self.n_steps, 1, whole=True)

@@ -208,7 +208,7 @@ class ActivationExtractor(
         MemoryError
             If the device has too little memory; the message names what to lower.
         """
-        # Plain integers: small ones of NumPy would wrap.
+        # Plain integers, because small integers of NumPy overflow.
         self._skip_first: int = check_number("skip_first", self.skip_first, 0, whole=True)
         self._batch_size: int = check_number("batch_size", self.batch_size, 1, whole=True)
         if self.max_length is not None:

@@ -131,7 +131,7 @@ def token_blocks(
         "tokenizer": _tokenizer_digest(tokenizer),
         "length": length,
         "max_blocks": max_blocks,
-        "texts": _digest(first),
+        "texts": _text_sha256(first),
     }
     dtype = _smallest_dtype(tokenizer)
     in_memory = isinstance(texts, Sized) and not is_dataset(texts)  # quick to read again
@@ -234,15 +234,15 @@ def _tokenizer_digest(tokenizer: Any) -> str:
         rules = tokenizer.backend_tokenizer.to_str()
     else:
         rules = f"{type(tokenizer).__name__}:{sorted(tokenizer.get_vocab().items())}"
-    return _digest(f"{tokenizer.eos_token_id}:{rules}")
+    return _text_sha256(f"{tokenizer.eos_token_id}:{rules}")
 
 
-def _chained(digest: str, text: str) -> str:
+def _extended(digest: str, text: str) -> str:
     """Extend a digest of documents by one more document."""
-    return _digest(digest + _digest(text))
+    return _text_sha256(digest + _text_sha256(text))
 
 
-def _digest(text: str) -> str:
+def _text_sha256(text: str) -> str:
     """Compute the SHA-256 of a text."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
@@ -366,7 +366,7 @@ class _TokenFile:
         """Refuse documents other than those of a finished file."""
         digest = ""
         for text in islice(documents, self.n_documents):
-            digest = _chained(digest, text)
+            digest = _extended(digest, text)
         more = self.n_tokens < wanted and next(documents, None) is not None
         if more or digest != self.state["texts"]:
             raise self._refused("was made with other values of texts")
@@ -376,11 +376,11 @@ class _TokenFile:
         if is_dataset(texts) or is_dataset_stream(texts):
             documents = _documents(texts, text_column, start=self.n_documents - 1)
             last = next(documents, None)
-            same = last is not None and _digest(last) == self.state["last_text"]
+            same = last is not None and _text_sha256(last) == self.state["last_text"]
         else:
-            digest = _chained("", first)
+            digest = _extended("", first)
             for text in islice(documents, self.n_documents - 1):
-                digest = _chained(digest, text)
+                digest = _extended(digest, text)
             same = digest == self.state["texts"]
         if not same:
             raise self._refused("was made with other values of texts")
@@ -402,8 +402,8 @@ class _TokenFile:
                 self._add(kept)
                 self.state["documents"] += len(texts)
                 for text in texts:
-                    self.state["texts"] = _chained(self.state["texts"], text)
-                self.state["last_text"] = _digest(texts[-1])
+                    self.state["texts"] = _extended(self.state["texts"], text)
+                self.state["last_text"] = _text_sha256(texts[-1])
                 if self.n_tokens - n_saved >= _SAVE_TOKENS:
                     _to_disk(stream)
                     self._save()

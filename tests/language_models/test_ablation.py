@@ -67,7 +67,7 @@ def statistics(autoencoder, activations):
 
 
 def loss_of(teacher, blocks, tokens, change, temperature):
-    """KL of the teacher from itself with other states after the block, by torch's own loss on whole logits."""
+    """Compute the KL of the ablated from the intact teacher, by torch's loss on all logits."""
     ids = torch.from_numpy(tokens)
 
     def hook(module, arguments, output):
@@ -217,7 +217,7 @@ def test_small_integers_of_numpy_do_not_wrap(teacher, tokens):
 
 def test_floors_are_never_below_zero(teacher, tokens):
     predictor = AblationPredictor(teacher, LAYER, n_points=5).fit(tokens)
-    # This curve ends at -1.3e-21 in place of 0.
+    # This curve ends at -1.3e-21 instead of 0.
     losses = [
         0.02735667512595192,
         0.004997929404140088,

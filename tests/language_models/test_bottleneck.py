@@ -41,7 +41,7 @@ def llama():
 
 
 class Biased(torch.nn.Module):
-    """Logits with a bias, and no unembedding to be found."""
+    """Logits with a bias, and without a separate unembedding."""
 
     def __init__(self, model):
         super().__init__()
@@ -58,7 +58,7 @@ def tokens():
 
 
 def halves(tokens):
-    """Those whose positions are fitted, if all positions are, and the others."""
+    """Split into the sequences that are fitted and the others, when all positions are drawn."""
     order = np.random.RandomState(0).permutation(len(tokens))
     return tokens[np.sort(order[::2])], tokens[np.sort(order[1::2])]
 
@@ -77,7 +77,7 @@ def distributions(model, tokens, temperature):
 
 
 def lowest(p, width):
-    """Least KL of softmax(H W' + b) from p, by L-BFGS in float64 from several random places."""
+    """Compute the least KL of softmax(H W' + b) from p, by L-BFGS in float64 from several random starts."""
     shapes = [(len(p), width), (p.shape[1], width), (p.shape[1],)]
     ends = np.cumsum([np.prod(shape) for shape in shapes])
 
@@ -108,7 +108,7 @@ def test_the_loss_is_the_lowest_that_logits_of_the_rank_can_have(make, temperatu
 def test_both_ends_of_the_curve(make, tokens):
     model = make()
     bound = fitted(model, tokens)
-    # Layer normalization takes one dimension.
+    # Layer normalization removes one dimension.
     assert bound.rank_ == (WIDTH if make is llama else WIDTH - 1) == bound.critical_width_
     assert bound.curve_["width"].tolist() == list(range(bound.rank_))
     losses, ends = bound.predict([0, bound.rank_, 100], return_bounds=True)
@@ -126,7 +126,7 @@ def test_both_ends_of_the_curve(make, tokens):
     assert bound.min_width([low[0], low[2]]).tolist() == [0, 2]
     with pytest.raises(ValueError, match="target contains NaN"):
         bound.min_width(np.nan)
-    # Dimensions that the unembedding does not read are none.
+    # Dimensions with zero weights in the unembedding do not count.
     with torch.no_grad():
         model.get_output_embeddings().weight[:, 4:] = 0
     assert fitted(model, tokens, n_steps=1).rank_ == 4
@@ -174,7 +174,7 @@ def test_no_student_gets_below_it():
     bound = fitted(model, tokens, widths=[8, 16])
     for width in (8, 16):
         least = bound.predict([width], return_bounds=True)[1][0, 0]
-        # Trained on the very text that it is evaluated on.
+        # Trained on the text of its evaluation.
         student = DistilledStudent(
             model, width, n_steps=600, batch_size=len(seen), init="random", device="cpu", random_state=0
         ).fit(seen, eval_tokens=seen)  # fmt: skip
@@ -184,7 +184,7 @@ def test_no_student_gets_below_it():
 def test_logits_are_taken_from_any_module_and_padding_is_left_out(tokens):
     whole = fitted(gpt_neox(), tokens, widths=[2], n_steps=300)
     split = fitted(Biased(gpt_neox()), tokens, widths=[2], n_steps=300)
-    # The bias of the student takes that of the teacher, but not the probabilities that it gives.
+    # The student's bias can copy the teacher's bias, but not the resulting probabilities.
     p = distributions(Biased(gpt_neox()), halves(tokens)[0], 2.0)
     assert split.rank_ == whole.rank_ == WIDTH - 1
     assert split.curve_["low"][1] == pytest.approx(lowest(p, 2), rel=0.02)
@@ -197,7 +197,7 @@ def test_logits_are_taken_from_any_module_and_padding_is_left_out(tokens):
 
 
 class Masked(torch.nn.Module):
-    """Logits with tokens that never come: masked by a padded vocabulary or at some positions only."""
+    """Logits with masked tokens: at all positions, as in a padded vocabulary, or at some positions only."""
 
     def __init__(self, model, everywhere):
         super().__init__()
@@ -281,7 +281,7 @@ def test_a_law_above_the_bound(tokens):
     assert forecast[1:].tolist() == [0, 0]
     assert not ends[1:].any()
     assert law.min_width(0.0) == bound.rank_
-    # What is fitted to losses at the bound is held above it.
+    # A law fitted to losses at the bound is kept above it.
     least = bound.predict(widths, return_bounds=True)[1][:, 0]
     low = LossForecaster(bound=bound, bound_exponent=1.0).fit(widths[[0]], least[[0]])
     losses, ends = low.predict(widths, return_interval=True)

@@ -42,7 +42,7 @@ from geofloor import ActivationExtractor
 def test_equals_hidden_states_of_sequences_on_their_own(new, layer):
     model = new()
     activations = ActivationExtractor(model, layer, batch_size=3).fit_transform(UNEQUAL)
-    norm = None  # what hidden_states[-1] has been through, and the residual stream has not
+    norm = None  # hidden_states[-1] includes the final normalization, the residual stream does not
     if layer == N_LAYERS - 1:
         norm = {gpt_neox: "gpt_neox.final_layer_norm", llama: "model.norm", gpt2: "transformer.ln_f"}.get(new)
     if norm is not None:
@@ -57,7 +57,7 @@ def test_negative_layers_count_from_the_last():
     assert (extractor.layer_, extractor.n_layers_, extractor.block_name_) == (2, 3, "layers.2")
 
 
-def test_going_through_the_layers_follows_the_parameter():
+def test_setting_the_layer_changes_the_block():
     extractor = ActivationExtractor(MODEL, 0).fit()
     second = extractor.set_params(layer=1).transform(BLOCKS)
     np.testing.assert_array_equal(second, ActivationExtractor(MODEL, 1).transform(BLOCKS))
@@ -184,8 +184,8 @@ def extractor_for_checks():
 
 @pytest.mark.parametrize(
     "check",
-    # All other checks feed floating-point tables, which are no input here; that fitting and transforming change
-    # nothing, are idempotent, need no `fit` and take any batch of rows is tested below and above with token ids.
+    # All other checks give floating-point tables, and the extractor takes none. Tests with token ids in this file
+    # replace those on idempotence, unchanged state, transforming without `fit` and subsets of rows.
     [
         checks.check_estimator_cloneable,
         checks.check_estimator_tags_renamed,

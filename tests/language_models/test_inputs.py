@@ -78,7 +78,7 @@ def test_an_endless_stream_is_read_no_further_than_the_look_ahead():
 
     stream = datasets.IterableDataset.from_generator(endless)
     next(ActivationExtractor(MODEL, 0, batch_size=2).iter_batches(stream))
-    assert len(read) <= 2 * 64 + 2  # and the first one to learn the columns
+    assert len(read) <= 2 * 64 + 2  # and the first item, read for the columns
 
 
 @pytest.mark.parametrize("convert", [lambda X: X.astype(np.uint16), torch.from_numpy, pd.DataFrame, np.ndarray.tolist])
@@ -122,7 +122,7 @@ def test_refuses_input(X, message):
 
 def test_input_in_memory_is_checked_to_its_end_at_once():
     with pytest.raises(ValueError, match=r"X\[10\] holds the token id 40"):
-        ActivationExtractor(MODEL, 0, batch_size=2).iter_batches([*UNEQUAL, [N_VOCABULARY]])  # nothing is drawn from it
+        ActivationExtractor(MODEL, 0, batch_size=2).iter_batches([*UNEQUAL, [N_VOCABULARY]])  # no batch is drawn
 
 
 def test_refuses_texts_without_a_tokenizer():

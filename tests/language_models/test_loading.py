@@ -32,7 +32,7 @@ def model():
 
 
 def load_reports(action):
-    """What transformers logs of weights that are there or not."""
+    """Collect the reports of transformers about missing and unexpected weights."""
     records = []
     handler = logging.Handler()
     handler.emit = records.append

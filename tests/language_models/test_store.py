@@ -19,7 +19,7 @@ from geofloor._files import npy, sealed
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    """A store of seven shards, and what it holds."""
+    """A store of seven shards, and its activations."""
     extractor = ActivationExtractor(MODEL, 1)
     store = extractor.transform_to_store(BLOCKS, tmp_path_factory.mktemp("store"), shard_tokens=16)
     return store, extractor.transform(BLOCKS)
@@ -233,7 +233,7 @@ def test_a_manifest_with_a_right_checksum_is_checked_entry_by_entry(stored, chan
 @pytest.mark.parametrize(
     "manifest", ["", "{", "[]", "{}", '{"format": "something else"}', "[" * 10**5, '{"a": Infinity}', "1" * 5000]
 )
-def test_what_is_no_store_is_refused(manifest, tmp_path):
+def test_files_other_than_manifests_are_refused(manifest, tmp_path):
     with pytest.raises(FileNotFoundError, match="no finished activation store"):
         ActivationStore(tmp_path)
     (tmp_path / "manifest.json").write_text(manifest)
@@ -242,7 +242,7 @@ def test_what_is_no_store_is_refused(manifest, tmp_path):
 
 
 class Interrupt:
-    """Stops a model at one of its forward passes, as Ctrl-C would, and counts them."""
+    """Count forward passes, and stop the model at one of them, as Ctrl-C would."""
 
     def __init__(self, model, at):
         self.at, self.passes = at, 0
@@ -257,7 +257,7 @@ class Interrupt:
 @pytest.mark.parametrize("sequences", [BLOCKS, random_sequences(np.random.default_rng(2).integers(0, 12, size=60))])
 @pytest.mark.parametrize("at", [2, 5, 9])
 def test_resumed_extraction_has_the_bits_of_one_never_interrupted(sequences, at, tmp_path, monkeypatch):
-    monkeypatch.setattr("geofloor.language_models._inputs._LOOK_AHEAD", 2)  # short windows, as a small test needs
+    monkeypatch.setattr("geofloor.language_models._inputs._LOOK_AHEAD", 2)  # short windows for a small test
     model = gpt_neox()
     extractor = ActivationExtractor(model, 1, batch_size=2 if sequences is not BLOCKS else 1)
     extract = partial(extractor.fit().transform_to_store, sequences, shard_tokens=16)
@@ -282,7 +282,7 @@ def test_resuming_computes_only_what_is_missing(tmp_path):
     model = gpt_neox()
     extractor = ActivationExtractor(model, 1, batch_size=1).fit()
     interrupt = Interrupt(model, at=9)
-    with pytest.raises(KeyboardInterrupt):  # eight sequences of ten rows are through, five shards of 16 are written
+    with pytest.raises(KeyboardInterrupt):  # after eight sequences of ten rows and five shards of 16
         extractor.transform_to_store(BLOCKS, tmp_path, shard_tokens=16)
     interrupt.passes = 100
     extractor.transform_to_store(BLOCKS, tmp_path, shard_tokens=16)
@@ -312,7 +312,7 @@ def test_a_store_of_a_model_with_slightly_other_weights_is_refused(stored, finis
         ActivationExtractor(other, 1).transform_to_store(BLOCKS, path, shard_tokens=16)
     one = gpt_neox()
     with torch.no_grad():
-        one.gpt_neox.embed_in.weight[-1, -1] += 1e-3  # of a token that may not occur
+        one.gpt_neox.embed_in.weight[-1, -1] += 1e-3  # the embedding of one token, which may not occur
     with pytest.raises(ValueError, match="was made by a model with other weights"):
         ActivationExtractor(one, 1).transform_to_store(BLOCKS, path, shard_tokens=16)
 
@@ -335,7 +335,7 @@ def test_altered_shards_of_an_interrupted_store_are_not_resumed(stored, tmp_path
     assert not (path / "manifest.json").exists()
 
 
-def test_of_several_that_write_one_store_all_but_one_wait(stored, tmp_path):
+def test_one_process_writes_a_store_and_others_wait(stored, tmp_path):
     extractor = ActivationExtractor(gpt_neox(), 1, batch_size=1).fit()
     begun = threading.Event()
 
@@ -378,7 +378,7 @@ def test_a_finished_store_is_kept(stored, tmp_path):
 
 
 def test_a_finished_store_does_not_grow(tmp_path, monkeypatch):
-    monkeypatch.setattr("geofloor.language_models._inputs._LOOK_AHEAD", 1)  # what is added is a window of its own
+    monkeypatch.setattr("geofloor.language_models._inputs._LOOK_AHEAD", 1)  # the added sequences get their own window
     extractor = ActivationExtractor(MODEL, 1, batch_size=5)
     extractor.transform_to_store(BLOCKS, tmp_path, shard_tokens=16)
     content = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
@@ -399,7 +399,7 @@ def test_a_finished_store_does_not_grow(tmp_path, monkeypatch):
         ({"dtype": "float16"}, "dtype='float32', not 'float16'"),
     ],
 )
-def test_a_store_of_something_else_is_refused(stored, change, message, tmp_path):
+def test_a_store_of_other_settings_or_input_is_refused(stored, change, message, tmp_path):
     path = copy_of(stored[0], tmp_path)
     X, dtype = change.pop("X", BLOCKS), change.pop("dtype", "float32")
     extractor = ActivationExtractor(**{"model": MODEL, "layer": 1, **change})

@@ -49,7 +49,7 @@ TOKENIZER = word_tokenizer()
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    """A few documents at a time, and notes after a few tokens, as a small test needs."""
+    """Tokenize few documents at a time, and save after few tokens, for small tests."""
     monkeypatch.setattr(_tokens, "_TEXTS_AT_ONCE", 3)
     monkeypatch.setattr(_tokens, "_SAVE_TOKENS", 40)
 
@@ -122,13 +122,13 @@ def test_blocks_refuse(arguments, message):
 
 
 def like_the_pile(texts):
-    """Rows with the columns of The Pile."""
+    """Records with the columns of The Pile."""
     subsets = ["Pile-CC", "Github", "FreeLaw"]
     return [{"text": text, "meta": {"pile_set_name": subsets[i % 3]}} for i, text in enumerate(texts)]
 
 
 def as_streams(texts, folder):
-    """The same rows as a dataset, as its stream, and as a stream from files that doesn't know its columns."""
+    """The same records as a dataset, as its stream, and as a stream from files with unknown columns."""
     rows = like_the_pile(texts)
     file = folder / "pile.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
@@ -194,7 +194,7 @@ def test_interrupted_it_goes_on_to_the_same_bytes(stops, max_blocks, tmp_path, s
         except ConnectionError:
             assert not path.exists()
         else:
-            assert max_blocks  # it had enough before
+            assert max_blocks  # enough tokens were read before
     token_blocks(iter(TEXTS), path=path, **arguments)
     assert files_in(tmp_path / "again") == files_in(tmp_path / "whole")
 
@@ -298,7 +298,7 @@ def test_sigkill_loses_nothing(tmp_path):
     assert process.returncode == -signal.SIGKILL
     with start() as process:
         first, *_, last = map(int, process.communicate()[0].split())
-    assert first > 400  # it went on, and did not start anew
+    assert first > 400  # it continued, and did not start again
     assert last == len(texts)
     assert files_in(tmp_path / "killed") == files_in(tmp_path / "whole")
 
@@ -312,7 +312,9 @@ def test_a_finished_file_is_opened_and_no_text_but_the_first_is_read(tmp_path):
     assert files_in(tmp_path) == files
     TOKENIZER.save_pretrained(tmp_path / "tokenizer")
     loaded = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    loaded(["1 2 3 4 5"], truncation=True, max_length=2)  # what it leaves on the tokenizer is no rule of it
+    loaded(
+        ["1 2 3 4 5"], truncation=True, max_length=2
+    )  # leaves truncation on the tokenizer, which is not among its rules
     token_blocks(TEXTS, loaded, length=8, path=path)
 
 
@@ -528,7 +530,7 @@ def write_in_a_process(path, result, environment, half_way):
             yield text
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it waits
+        warnings.simplefilter("ignore")  # the warning of waiting
         np.save(result, token_blocks(slowly(), TOKENIZER, length=8, path=path))
 
 
@@ -555,7 +557,7 @@ def test_of_two_processes_one_writes_and_the_other_waits(apart, environment, ser
 
 
 @pytest.mark.skipif(sealed.fcntl is None, reason="locks need fcntl")
-def test_when_the_writer_is_killed_the_one_that_waits_goes_on(server, tmp_path):
+def test_a_waiting_process_continues_after_the_writer_is_killed(server, tmp_path):
     path, half_way = tmp_path / "blocks" / "blocks.npy", [server.Event(), server.Event()]
     processes = [
         server.Process(target=write_in_a_process, args=(path, tmp_path / "result.npy", {}, event)) for event in half_way
@@ -572,7 +574,7 @@ def test_when_the_writer_is_killed_the_one_that_waits_goes_on(server, tmp_path):
 
 
 @pytest.mark.skipif(sealed.fcntl is None, reason="locks need fcntl")
-def test_who_waits_for_a_writer_is_told(tmp_path):
+def test_waiting_for_a_writer_warns(tmp_path):
     path, held = tmp_path / "blocks.npy", threading.Event()
 
     def write():
@@ -590,7 +592,7 @@ def test_who_waits_for_a_writer_is_told(tmp_path):
     assert sorted(files_in(tmp_path)) == ["blocks.npy", "blocks.npy.json"]
 
 
-def test_without_locks_it_says_so_and_goes_on(tmp_path, monkeypatch):
+def test_file_systems_without_locks_warn_and_continue(tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
 
     def no_locks(*_):
