@@ -1,8 +1,8 @@
-"""Tokens a second of `ActivationExtractor`, and of a bare model that ends at the layer.
+"""Tokens per second of `ActivationExtractor`, beside a bare model cut off at the layer.
 
     python benchmarks/activation_extractor.py
 
-The bare model has no blocks beyond the layer, and a plain loop hands it the same batches. What the extractor adds
+The bare model has no blocks beyond the layer, and a plain loop gives it the same batches. The extractor's additions
 (checks of input and output, the hook, the order, NumPy arrays) should be small beside the forward pass.
 """
 

@@ -63,8 +63,8 @@ def teacher_passes(teacher, tokens, n_steps, batch_size, device):
     """Run the teacher and compute targets as distillation does."""
     model = LanguageModel(teacher, "teacher")
     for step in range(n_steps):
-        rows = model.rows(torch.from_numpy(batch(tokens, step, batch_size)).to(device))
-        targets = Targets(rows, TEMPERATURE)
+        logits = model.logits(torch.from_numpy(batch(tokens, step, batch_size)).to(device))
+        targets = Targets(logits, TEMPERATURE)
         for index in range(len(targets.chunks)):
             targets.chunk(index)
     synchronize(device)

@@ -64,9 +64,9 @@ def store_activations(folder: Path) -> Any:
 
 def write_tokens(folder: Path) -> Any:
     texts = (f"Text number {i} of {'many ' * (i % 40)}texts." for i in range(12_000))
-    from geofloor.language_models import _tokens as tokens
+    from geofloor.language_models import _tokens
 
-    tokens._SAVE_TOKENS = 2**15  # notes at an interval that a small corpus has many of
+    _tokens._SAVE_TOKENS = 2**15  # notes at an interval that a small corpus has many of
     return np.array(token_blocks(texts, ByT5Tokenizer(), length=64, path=folder / "tokens.npy"))
 
 

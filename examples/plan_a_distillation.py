@@ -150,7 +150,7 @@ def predict(options, source, sae, statistics):
     floor = FloorPredictor().fit(statistics.table_)
     shared = FloorPredictor(allocation=options.allocation).fit(statistics.table_)
     nats = AblationPredictor(
-        source.path, source.layer, sae, statistics, teacher_kwargs=options.model_kwargs, batch_size=16, verbose=1
+        source.path, source.layer, sae, statistics, model_kwargs=options.model_kwargs, batch_size=16, verbose=1
     ).fit(source.held_out)
     total = float(floor.predict([0])[0])
     widths = options.widths
@@ -224,7 +224,7 @@ def forecast(options, source, nats, result):
         source.path,
         widths=sorted({*planned, *widths}),
         n_positions=2048,
-        teacher_kwargs=options.model_kwargs,
+        model_kwargs=options.model_kwargs,
         random_state=options.seed,
         verbose=1,
     ).fit(source.held_out)
@@ -240,7 +240,7 @@ def forecast(options, source, nats, result):
     losses, interval = forecaster.predict(planned, return_interval=True)
     result["students"] |= {"forecast": losses.tolist(), "low": interval[:, 0].tolist(), "high": interval[:, 1].tolist()}
     decisions = [forecaster.decide(width, options.target_kl) for width in planned]
-    least, ends = bound.predict(planned, return_interval=True)
+    least, ends = bound.predict(planned, return_bounds=True)
     result["students"] |= {"bottleneck": least.tolist(), "least": ends[:, 0].tolist()}
     result["students"]["calibrated"] = calibrated.predict(planned).tolist()
     result["students"]["answer"] = [decision.answer for decision in decisions]

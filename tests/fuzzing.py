@@ -292,7 +292,7 @@ def cases() -> dict[str, Case]:
         ),
         "AblationPredictor.fit": of_method("ablation", "fit", lambda made: made.predict([2]), tokens=TOKENS),
         "AblationPredictor.fit_transform": of_method("ablation", "fit_transform", X=TOKENS),
-        "AblationPredictor.predict": of_method("ablation", "predict", widths=WIDTHS),
+        "AblationPredictor.predict": of_method("ablation", "predict", widths=WIDTHS, return_interval=True, level=0.8),
         "AblationPredictor.transform": of_method("ablation", "transform", widths=WIDTHS),
         "AblationPredictor.kept_features": of_method("ablation", "kept_features", widths=WIDTHS),
         "AblationPredictor.min_width": of_method("ablation", "min_width", target=0.1),
@@ -304,9 +304,11 @@ def cases() -> dict[str, Case]:
         ),
         "BottleneckPredictor.fit": of_method("bottleneck", "fit", lambda made: made.predict([2]), tokens=TOKENS),
         "BottleneckPredictor.fit_transform": of_method("bottleneck", "fit_transform", X=TOKENS),
-        "BottleneckPredictor.predict": of_method("bottleneck", "predict", widths=[2, 3], return_interval=True),
+        "BottleneckPredictor.predict": of_method(
+            "bottleneck", "predict", widths=[2, 3], return_bounds=False, return_interval=True, level=0.8
+        ),
         "BottleneckPredictor.transform": of_method("bottleneck", "transform", widths=[2, 3]),
-        "BottleneckPredictor.min_width": of_method("bottleneck", "min_width", loss=0.1),
+        "BottleneckPredictor.min_width": of_method("bottleneck", "min_width", target=0.1),
         "BottleneckPredictor.get_feature_names_out": of_method("bottleneck", "get_feature_names_out"),
         "LossForecaster": of_class(geofloor.LossForecaster, fit["LossForecaster"], law=forecasting.Calibrated(floors)),
         "LossForecaster.fit": of_method("forecaster", "fit", lambda made: made.predict(WIDTHS), **runs),

@@ -13,8 +13,7 @@ from transformers import GPTNeoXConfig, GPTNeoXModel, PreTrainedTokenizerFast
 from geofloor import ActivationExtractor, ActivationStore
 from geofloor._files.sealed import write_sealed
 from geofloor._training.checkpoints import sign
-from geofloor.language_models import _tokens as tokens
-from geofloor.language_models import token_blocks
+from geofloor.language_models import _tokens, token_blocks
 from geofloor.toy import toy_sweep
 
 TEXTS = [" ".join(map(str, np.random.default_rng(i).integers(1, 40, size=i % 12))) for i in range(120)]
@@ -47,9 +46,9 @@ def extractor():
 @pytest.fixture(scope="module")
 def small_pieces():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens, "_TEXTS_AT_ONCE", 3)
-        patch.setattr(tokens, "_SAVE_TOKENS", 40)
-        patch.setattr("geofloor.language_models._extractor._LOOK_AHEAD", 2)
+        patch.setattr(_tokens, "_TEXTS_AT_ONCE", 3)
+        patch.setattr(_tokens, "_SAVE_TOKENS", 40)
+        patch.setattr("geofloor.language_models._inputs._LOOK_AHEAD", 2)
         yield
 
 

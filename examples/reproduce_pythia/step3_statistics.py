@@ -82,7 +82,7 @@ def measure_features(
             n_points=ablation_points,
             skip_first=skip_first,
             batch_size=forward_batch,
-            teacher_kwargs={"dtype": dtype_of(precision)},
+            model_kwargs={"dtype": dtype_of(precision)},
             device=device,
             verbose=1,
         ).fit(evaluation_blocks(folder, eval_sequences)[:ablation_sequences])

@@ -35,7 +35,7 @@ def fit_bottleneck(
         n_positions=bottleneck_positions,
         n_steps=BOTTLENECK_STEPS,
         batch_size=forward_batch,
-        teacher_kwargs={"dtype": dtype_of(precision)},
+        model_kwargs={"dtype": dtype_of(precision)},
         device=device,
         random_state=seed,
         verbose=1,

@@ -75,7 +75,7 @@ def distill_students(
         held_out,
         temperature=temperature,
         batch_size=batch_size,
-        teacher_kwargs={"dtype": dtype_of(precision)},
+        model_kwargs={"dtype": dtype_of(precision)},
         device=device,
     )
     for student in students:

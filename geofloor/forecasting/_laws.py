@@ -235,7 +235,7 @@ class AboveBottleneck(Law):
         return f"{zero:.3f} exp(-{params['coefficient']:.3f} log({zero:.3f} / R(d))^{self.exponent:g})"
 
     def least(self, widths: np.ndarray) -> np.ndarray:
-        return self.bound.predict(widths, return_interval=True)[1][:, 0]
+        return self.bound.predict(widths, return_bounds=True)[1][:, 0]
 
     def check_runs(self, widths: np.ndarray, losses: np.ndarray) -> None:
         super().check_runs(widths, losses)

@@ -1,4 +1,8 @@
-"""A teacher, and what it tells without students."""
+"""A teacher, from text to activations, and measurements without students.
+
+`token_blocks` turns text into tokens, and `ActivationExtractor` tokens into activations. `AblationPredictor`,
+`BottleneckPredictor` and `zero_width_kl` predict losses of students from the teacher's logits.
+"""
 
 import lazy_loader
 

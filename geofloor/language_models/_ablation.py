@@ -1,15 +1,15 @@
-"""The loss floor in nats: what the teacher itself loses without the features that a student drops."""
+"""The loss floor in nats per token, measured by ablating features from the teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from scipy.interpolate import PchipInterpolator
+from scipy.stats import norm
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from transformers import PreTrainedModel
@@ -19,61 +19,65 @@ from geofloor._training.devices import memory_advice, to_device
 from geofloor._training.progress import progress_bar
 from geofloor._validation import check_flag, check_number, check_object
 from geofloor.features import FeatureStatistics
-from geofloor.language_models._divergence import Targets, mean_and_error, row_kls
+from geofloor.language_models._ablated_features import AblatedFeatures, Latents, PrincipalComponents
+from geofloor.language_models._blocks import block_output, with_block_output
+from geofloor.language_models._divergence import Targets, row_kls
 from geofloor.language_models._extractor import ActivationExtractor
 from geofloor.language_models._hooks import evaluating, hooked
 from geofloor.language_models._loading import load_language_model
 from geofloor.language_models._logits import LanguageModel
 from geofloor.language_models._pickles import PortablePickleMixin
+from geofloor.language_models._sequence_means import covariance_of_means, mean_and_error
 from geofloor.language_models._token_rows import TokenRows
-from geofloor.theory import capacity
 from geofloor.theory._capacity import CapacityMethod
-from geofloor.theory._widths import FeaturePredictorMixin
+from geofloor.theory._widths import FeaturePredictorMixin, read_widths
 
 
 class AblationPredictor(
     ShortReprMixin, SharedParametersMixin, PortablePickleMixin, FeaturePredictorMixin, BaseEstimator
 ):
-    r"""Predict the loss floor of a student in nats a token, from what the teacher loses without what a student drops.
+    r"""Predict a student's loss floor in nats per token, by ablating the dropped features from the teacher.
 
     A student of width d keeps the :math:`F_S = \lfloor d\,g(\alpha) \rfloor` most important features, as in Eq. 2.
-    Eq. 2 charges the others by their squared activation. Here they are taken out of the teacher's residual
-    stream, the rest of the teacher runs on what is left, and the charge is the KL divergence of its output from that
-    of the whole teacher: a loss in the units that distillation is measured in.
+    Eq. 2 charges the other features by their squared activation. This predictor removes them from the teacher's
+    residual stream, runs the rest of the teacher, and charges the KL divergence of its output from that of the intact
+    teacher: a loss in the units of distillation.
 
     Parameters
     ----------
     teacher : PreTrainedModel, str or path-like
         A causal language model of ``transformers``, or its name on the hub or its folder. It is not changed.
     layer : int
-        Block, from 0, after which features are taken out; negative indices count from the last.
+        Block after which features are removed, from 0; negative indices count from the last.
     autoencoder : SparseAutoencoder, default=None
         Fitted on activations after that block. With None the features are the principal components of the
-        activations, one a dimension, which takes no training.
+        activations, one per dimension, which need no training.
     statistics : FeatureStatistics, default=None
-        Fitted on codes of `autoencoder`: the order of the features, their means and the sparsity. With None
-        they are measured on the tokens given to `fit`; with few of those, rare features are missed and the sparsity
-        comes out too low.
+        Fitted on codes of `autoencoder`, for the order of the features, their means and the sparsity. With None they
+        are measured on the tokens given to `fit`. Few tokens miss rare features, which makes the sparsity too low.
     temperature : float, default=2.0
         T, by which logits are divided, as in `DistilledStudent`.
     capacity : {"asymptotic", "minimax", "minimax_nonnegative"} or callable, default="asymptotic"
         Features per dimension g(α), as in `geofloor.theory.capacity`. Principal components have 1.
     above_own_width : bool, default=False
-        Whether to count losses from that at the teacher's own width: a student as wide as the teacher can be the
-        teacher, and loses nothing.
+        Whether to subtract the loss at the teacher's own width, since a student as wide as the teacher can be the
+        teacher and lose nothing.
     n_points : int, default=24
-        Numbers of kept features that the loss is measured at, beside 0; predictions lie on a monotone curve through
-        them.
+        Numbers of kept features at which the loss is measured, besides 0. Between them, predictions follow a monotone
+        curve.
     skip_first : int, default=1
-        Leading positions of each sequence that are left whole, as they are left out of the activations.
+        Leading positions of each sequence that are not ablated, since they are left out of the activations.
     batch_size : int, default=8
-        Sequences a forward pass.
-    teacher_kwargs : dict or None, default=None
-        More arguments for ``from_pretrained`` of a teacher given by name.
+        Sequences per forward pass.
+    pad_token_id : int or None, default=None
+        Token that pads sequences at their end. Its positions do not count.
+    model_kwargs : dict or None, default=None
+        More arguments for ``from_pretrained`` of a teacher given by name. It is loaded in float32 unless they hold a
+        ``dtype``.
     device : str, default="auto"
         As in `DistilledStudent`.
     verbose : int, default=0
-        Whether to show a progress bar.
+        Above 0, a progress bar is shown.
 
     Attributes
     ----------
@@ -84,30 +88,33 @@ class AblationPredictor(
     n_features_ : int
         Number of features F.
     critical_width_ : float
-        Width from which on the floor is 0: nothing is taken out there, F / g, or it is the teacher's own, if that is
-        smaller and with `above_own_width`.
+        Width from which the floor is 0: F / g, where nothing is removed. With `above_own_width` it is at most the
+        teacher's own width.
     own_width_loss_ : float
-        What the teacher loses without what a student of its own width drops, in nats a token.
+        Loss at the teacher's own width, in nats per token, without the features that a student of that width drops.
     curve_ : DataFrame
-        What was measured: ``kept`` features, ``kl`` in nats a token, and its ``standard_error`` over
-        sequences.
+        Measurements: ``kept`` features, ``kl`` in nats per token, and its ``standard_error`` over sequences.
 
     See Also
     --------
     FloorPredictor : Charges features by their squared activation, and needs no teacher.
-    AffineCalibrator : What is left to calibrate: students can be better or worse than the ablated teacher.
+    AffineCalibrator : Corrects for the difference between students and the ablated teacher.
 
     Notes
     -----
-    A feature is taken out by setting its activation to its mean (mean ablation), since a bias is free to a
-    student: with h the residual stream, z the codes, w the decoder's directions and dropped features D,
+    A feature is removed by setting its activation to its mean (mean ablation), since a student gets a bias for free.
+    With h the residual stream, z the codes, w the decoder's directions and D the dropped features,
 
     .. math:: h' = h - \sum_{i \in D} (z_i - \mathbb{E}[z_i])\, w_i .
 
-    What the autoencoder does not explain stays, so that nothing is lost where nothing is dropped. A student is
-    trained to do without, and the ablated teacher is not; but a student is narrow in every layer, and here
-    one is. Neither bounds the other. :doc:`/findings/distillation` and :doc:`/findings/random_starts` say how near they
-    came on small teachers.
+    The part that the autoencoder does not explain stays, so nothing is lost where nothing is dropped. A student is
+    trained without the dropped features, and the ablated teacher is not; a student is narrow in every layer, and the
+    ablated teacher in one. Neither loss bounds the other. :doc:`/findings/distillation` and
+    :doc:`/findings/random_starts` compare them on small teachers.
+
+    The interval of `predict` is normal, from the standard errors over sequences. It covers the sampling of text alone:
+    how well this text estimates the loss of the ablated teacher, with these features. It does not cover how far
+    students' floors are from that loss; `LossForecaster` estimates that from runs.
 
     Examples
     --------
@@ -137,7 +144,8 @@ class AblationPredictor(
         n_points: int = 24,
         skip_first: int = 1,
         batch_size: int = 8,
-        teacher_kwargs: dict[str, Any] | None = None,
+        pad_token_id: int | None = None,
+        model_kwargs: dict[str, Any] | None = None,
         device: str = "auto",
         verbose: int = 0,
     ) -> None:
@@ -151,20 +159,21 @@ class AblationPredictor(
         self.n_points = n_points
         self.skip_first = skip_first
         self.batch_size = batch_size
-        self.teacher_kwargs = teacher_kwargs
+        self.pad_token_id = pad_token_id
+        self.model_kwargs = model_kwargs
         self.device = device
         self.verbose = verbose
 
     def fit(self, tokens: Any, y: Any = None) -> AblationPredictor:
-        """Measure what the teacher loses without its less important features.
+        """Measure the loss of the teacher without its less important features.
 
         Parameters
         ----------
         tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset
-            Token ids that the loss is measured on: text that the features were not learnt from, in blocks without
-            padding. Some 50,000 tokens make the standard error small beside what students differ by.
+            Token ids to measure the loss on: text that the features were not learned from. About 50,000 tokens make
+            the standard error small beside the differences between students.
         y : None
-            Ignored; here by convention.
+            Ignored.
 
         Returns
         -------
@@ -174,37 +183,35 @@ class AblationPredictor(
         Raises
         ------
         TypeError
-            If teacher, autoencoder or statistics are another kind of object.
+            If teacher, autoencoder or statistics are objects of another kind.
         ValueError
-            If tokens, teacher, layer, autoencoder or statistics don't fit each other, or the loss is not finite.
+            If tokens, teacher, layer, autoencoder or statistics do not fit each other, or the loss is not finite.
         MemoryError
             If the device has too little memory; the message names what to lower.
         """
-        # Plain integers: small ones of NumPy would wrap.
+        # Plain integers, because small integers of NumPy overflow.
         n_points = check_number("n_points", self.n_points, 2, whole=True)
         self._batch_size = check_number("batch_size", self.batch_size, 1, whole=True)
         self._skip_first = check_number("skip_first", self.skip_first, 0, whole=True)
         self._temperature = check_number("temperature", self.temperature, 1e-6)
         check_flag("above_own_width", self.above_own_width)
         self._check_features()
-        device, module = load_language_model(self.teacher, self.teacher_kwargs, self.device)
+        device, module = load_language_model(self.teacher, self.model_kwargs, self.device)
         check_object("teacher", module, PreTrainedModel, "give a transformers model, or its name or path")
         model = LanguageModel(module, "the teacher")
-        rows = model.token_rows(tokens, "tokens", None, remedy="cut text into blocks without padding: see token_blocks")
+        rows = model.token_rows(tokens, "tokens", self.pad_token_id)
         if self._skip_first >= rows.length:
-            raise ValueError(
-                f"skip_first={self._skip_first} leaves nothing of sequences of {rows.length} tokens; lower it, or "
-                "give longer ones."
-            )
+            raise self._too_short(rows.length)
         extractor = ActivationExtractor(
             module, self.layer, skip_first=self._skip_first, max_length=None, batch_size=self._batch_size
         ).fit()
-        extractor._suspects = set()  # `rows` have been looked at
+        extractor._suspects = set()  # `token_rows` has warned of undeclared padding
         features = self._features(extractor, rows)
         if features.width != extractor._n_features_out:
             raise ValueError(
                 f"autoencoder was fitted on activations of width {features.width}, and the teacher's are "
-                f"{extractor._n_features_out} wide; use one of this teacher, fitted after block {extractor.layer_}."
+                f"{extractor._n_features_out} wide; fit one on activations of this teacher, after block "
+                f"{extractor.layer_}."
             )
         self.n_features_ = features.n_features
         self.alpha_, self.capacity_ = features.alpha, features.capacity
@@ -214,6 +221,19 @@ class AblationPredictor(
         block = extractor.model_.get_submodule(extractor.block_name_)
         with evaluating(module), memory_advice(f"lower batch_size={self._batch_size}"):
             sums, counts = self._losses(model, block, features, kept, rows, device)
+        if counts.max() <= self._skip_first:
+            raise self._too_short(counts.max())
+        self._draw_curve(kept, sums, counts, float(features.width))
+        return self
+
+    def _too_short(self, length: int) -> ValueError:
+        return ValueError(
+            f"skip_first={self._skip_first} leaves nothing of sequences of {length} tokens; lower it, or give longer "
+            "sequences."
+        )
+
+    def _draw_curve(self, kept: np.ndarray, sums: np.ndarray, counts: np.ndarray, own_width: float) -> None:
+        """Interpolate losses over the number of kept features, and keep the covariance of their errors."""
         means, errors = np.transpose([mean_and_error(row, counts) for row in sums])
         if not np.isfinite(means).all():
             raise ValueError(
@@ -221,18 +241,33 @@ class AblationPredictor(
             )
         self.curve_ = pd.DataFrame({"kept": kept, "kl": means, "standard_error": errors})
         # A student may leave a feature unused, so one feature more never makes a floor higher.
-        lowest = np.maximum(np.minimum.accumulate(means), 0.0)
-        self._interpolate = PchipInterpolator(np.log1p(kept), lowest)
-        own = float(features.width)
+        lowest = np.minimum.accumulate(means)
+        position = np.log1p(kept)
+        self._interpolate = PchipInterpolator(position, np.maximum(lowest, 0.0))
+        self._own_width = own_width
         self.critical_width_ = self.n_features_ / self.capacity_
-        self.own_width_loss_ = float(self._interpolate(np.log1p(self.kept_features([own])[0])))
+        at_own = np.log1p(self.kept_features([own_width])[0])
+        self.own_width_loss_ = float(self._interpolate(at_own))
         if self.above_own_width:
-            self.critical_width_ = min(self.critical_width_, own)
-        return self
+            self.critical_width_ = min(self.critical_width_, own_width)
+        lowest_at = np.maximum.accumulate(np.where(means == lowest, np.arange(len(kept)), 0))
+        self._covariance = covariance_of_means(sums[lowest_at], counts)
+
+    def _errors(self, kept: np.ndarray) -> np.ndarray:
+        """Estimate standard errors of floors, as if the curve were linear between the points measured."""
+        position = np.log1p(self.curve_["kept"])
+
+        def weights(kept: np.ndarray) -> np.ndarray:
+            return np.stack([np.interp(np.log1p(kept), position, unit) for unit in np.eye(len(position))], axis=1)
+
+        combined = weights(kept)
+        if self.above_own_width:  # the floor is a difference of losses on the same sequences, which vary together
+            combined = combined - weights(self.kept_features([self._own_width]))
+        return np.sqrt(np.maximum(((combined @ self._covariance) * combined).sum(axis=1), 0.0))
 
     def _check_features(self) -> None:
         if self.statistics is not None and self.autoencoder is None:
-            raise ValueError("statistics are those of an autoencoder's codes, and autoencoder=None; give both or none.")
+            raise ValueError("statistics are given and autoencoder=None; give both or none.")
         for name, kind, attribute in (
             ("autoencoder", "SparseAutoencoder", "decoder_"),
             ("statistics", "FeatureStatistics", "alive_"),
@@ -245,31 +280,42 @@ class AblationPredictor(
             if not hasattr(value, attribute):
                 raise TypeError(f"{name} is a {type(value).__name__}; give a fitted {kind}.")
 
-    def _features(self, extractor: ActivationExtractor, rows: TokenRows) -> _Features:
+    def _features(self, extractor: ActivationExtractor, rows: TokenRows) -> AblatedFeatures:
         def activations() -> Any:
+            longest = 0
             for start in range(0, len(rows), 64 * self._batch_size):
-                at = np.arange(start, min(start + 64 * self._batch_size, len(rows)))
-                yield from extractor.iter_batches(rows.take(at).ids)
+                batch = rows.take(np.arange(start, min(start + 64 * self._batch_size, len(rows))))
+                if batch.mask is None:
+                    longest = rows.length
+                    yield from extractor.iter_batches(batch.ids)
+                    continue
+                lengths = batch.mask.sum(axis=1)
+                longest = max(longest, lengths.max())
+                used = np.flatnonzero(lengths > self._skip_first)
+                if used.size:
+                    yield from extractor.iter_batches([batch.ids[row, : lengths[row]] for row in used])
+            if longest <= self._skip_first:
+                raise self._too_short(longest)
 
         if self.autoencoder is None:
-            return _Components(activations(), extractor._n_features_out)
+            return PrincipalComponents(activations(), extractor._n_features_out)
         statistics = self.statistics
         if statistics is None:
             statistics = FeatureStatistics().fit(self.autoencoder.transform(batch) for batch in activations())
-        return _Latents(self.autoencoder, statistics, self.capacity)
+        return Latents(self.autoencoder, statistics, self.capacity)
 
     @torch.no_grad()
     def _losses(
         self,
         model: LanguageModel,
         block: torch.nn.Module,
-        features: _Features,
+        features: AblatedFeatures,
         kept: np.ndarray,
         rows: TokenRows,
         device: torch.device,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """KL of each sequence, summed over positions (n_points, n_sequences), and the positions."""
-        sums = np.zeros((len(kept), len(rows)))
+        """Compute the KL of each sequence, summed over positions (n_points, n_sequences), and count its positions."""
+        sums, counts = np.zeros((len(kept), len(rows))), np.zeros(len(rows), dtype=np.int64)
         swap = _Swap()
         with (
             hooked(block, swap),
@@ -277,9 +323,12 @@ class AblationPredictor(
         ):
             for start in range(0, len(rows), self._batch_size):
                 at = np.arange(start, min(start + self._batch_size, len(rows)))
-                ids = to_device(rows.take(at).ids, device)
+                batch = rows.take(at)
+                counts[at] = rows.length if batch.mask is None else batch.mask.sum(axis=1)
+                ids = to_device(batch.ids, device)
+                mask = None if batch.mask is None else to_device(batch.mask, device)
                 swap.given = None
-                targets = Targets(model.rows(ids), self._temperature, keep=True)
+                targets = Targets(model.logits(ids), self._temperature, keep=True)
                 whole = swap.seen
                 states = whole[:, self._skip_first :]
                 measured = features.encode(states.reshape(-1, states.shape[-1]).float().cpu().numpy())
@@ -290,37 +339,60 @@ class AblationPredictor(
                     change = to_device(removed.astype(np.float32), device).reshape(states.shape)
                     swap.given = whole.clone()
                     swap.given[:, self._skip_first :] -= change.to(whole.dtype)
-                    kls = row_kls(model.rows(ids), targets).view(ids.shape)
+                    kls = row_kls(model.logits(ids), targets).view(ids.shape)
+                    if mask is not None:
+                        kls = kls * mask
                     sums[point, at] = kls.sum(dim=1).double().cpu().numpy()
                 bar.update(len(at))
-        return sums, np.full(len(rows), rows.length)
+        return sums, counts
 
-    def predict(self, widths: ArrayLike) -> np.ndarray:
-        """Floor at each width.
+    def predict(self, widths: ArrayLike, *, return_interval: bool = False, level: float = 0.9) -> Any:
+        """Predict the floor at each width.
 
         Parameters
         ----------
         widths : array-like of shape (n_widths,) or (n_widths, 1)
             Widths of students, in dimensions.
+        return_interval : bool, default=False
+            Whether to return an interval for the sampling error as well. The Notes say what it covers.
+        level : float, default=0.9
+            Probability that the interval holds the loss of the ablated teacher over all text.
 
         Returns
         -------
         floors : ndarray of shape (n_widths,), float64
-            Predicted floors, in nats a token.
+            Predicted floors, in nats per token.
+        interval : ndarray of shape (n_widths, 2), float64
+            Lower and upper end, if `return_interval`.
 
         Raises
         ------
         ValueError
-            If a width is negative or not finite.
+            If a width is negative or not finite, `level` is not between 0 and 1, or an interval is asked for after a
+            fit to one sequence.
         """
         kept = self.kept_features(widths)
+        lossless = read_widths(widths) >= self.critical_width_
+        return_interval = check_flag("return_interval", return_interval)
+        level = check_number("level", level, 0, 1, open_low=True, open_high=True)
         losses = self._interpolate(np.log1p(kept))
-        # Where it meets zero the curve may be below it by rounding.
-        return np.maximum(losses - self.own_width_loss_ if self.above_own_width else losses, 0.0)
+        # Near zero the curve may be negative by rounding.
+        floors = np.maximum(losses - self.own_width_loss_ if self.above_own_width else losses, 0.0)
+        floors[lossless] = 0.0
+        if not return_interval:
+            return floors
+        if np.isnan(self._covariance).any():
+            raise ValueError(
+                "return_interval=True needs a standard error over sequences, and tokens had 1 sequence in fit; fit to "
+                "two or more."
+            )
+        spread = norm.ppf((1.0 + level) / 2.0) * self._errors(kept)
+        spread[lossless] = 0.0  # nothing is lost there on any text
+        return floors, np.maximum(floors[:, np.newaxis] + spread[:, np.newaxis] * [-1.0, 1.0], 0.0)
 
 
 class _Swap:
-    """A hook on a block that tells what it gives, and gives something else in its place when there is some."""
+    """A hook to record the hidden states after a block, or to replace them by `given`."""
 
     def __init__(self) -> None:
         self.seen = torch.empty(0)
@@ -328,80 +400,6 @@ class _Swap:
 
     def __call__(self, block: torch.nn.Module, arguments: Any, output: Any) -> Any:
         if self.given is None:
-            self.seen = output if isinstance(output, torch.Tensor) else output[0]
+            self.seen = block_output(output)
             return None
-        return self.given if isinstance(output, torch.Tensor) else (self.given, *output[1:])
-
-
-class _Features(Protocol):
-    """Directions in the residual stream, most important first."""
-
-    n_features: int
-    width: int
-    alpha: float
-    capacity: float
-
-    def encode(self, states: np.ndarray) -> Any:
-        """Activations of the features, about their means, in the form that `part` takes."""
-
-    def part(self, activations: Any, start: int, stop: int) -> np.ndarray:
-        """What the features from rank `start` to `stop` add to states, (n_tokens, width)."""
-
-
-class _Latents:
-    """Features of a sparse autoencoder, by their E[z²]."""
-
-    def __init__(self, autoencoder: Any, statistics: Any, method: CapacityMethod) -> None:
-        table = np.asarray(statistics.table_)
-        if statistics.alive_[-1] >= len(autoencoder.decoder_):
-            raise ValueError(
-                f"statistics know latent {statistics.alive_[-1]}, and autoencoder has {len(autoencoder.decoder_)}; "
-                "fit them on its codes."
-            )
-        norms = np.linalg.norm(np.asarray(autoencoder.decoder_, dtype=np.float64), axis=1)
-        if not np.allclose(norms, 1.0, atol=1e-3):
-            raise ValueError(
-                f"autoencoder has decoder_ directions of norm {norms.min():.3g} to {norms.max():.3g}: the "
-                "importance of a latent would depend on how its encoder and decoder share a factor. Divide each row of "
-                "decoder_ by its norm, and multiply the latent's encoder weight and bias by it."
-            )
-        order = np.argsort(-table[:, 0], kind="stable")
-        self._autoencoder = autoencoder
-        self._latents, self._means = statistics.alive_[order], table[order, 2]
-        self._directions = autoencoder.decoder_[self._latents]
-        self.n_features, self.width = self._directions.shape
-        self.alpha = float(statistics.alpha_)
-        self.capacity = float(capacity(self.alpha, method))
-
-    def encode(self, states: np.ndarray) -> Any:
-        return self._autoencoder.transform(states)[:, self._latents].tocsc()
-
-    def part(self, activations: Any, start: int, stop: int) -> np.ndarray:
-        directions = self._directions[start:stop]
-        return activations[:, start:stop] @ directions - self._means[start:stop] @ directions
-
-
-class _Components:
-    """Principal components of the activations: as many as dimensions, each taking one."""
-
-    def __init__(self, activations: Iterator[np.ndarray], width: int) -> None:
-        n_tokens, shift = 0, np.zeros(width)
-        total, products = np.zeros(width), np.zeros((width, width))
-        for batch in activations:
-            if not n_tokens:
-                shift = batch.mean(axis=0, dtype=np.float64)  # keeps the sums of squares small
-            centred = batch - shift
-            total += centred.sum(axis=0)
-            products += centred.T @ centred
-            n_tokens += len(batch)
-        mean = total / n_tokens
-        _, vectors = np.linalg.eigh(products / n_tokens - np.outer(mean, mean))
-        self._mean, self._vectors = shift + mean, vectors[:, ::-1]
-        self.n_features = self.width = width
-        self.alpha, self.capacity = float("nan"), 1.0
-
-    def encode(self, states: np.ndarray) -> np.ndarray:
-        return (states - self._mean) @ self._vectors
-
-    def part(self, activations: np.ndarray, start: int, stop: int) -> np.ndarray:
-        return activations[:, start:stop] @ self._vectors[:, start:stop].T
+        return with_block_output(output, self.given)

@@ -1,4 +1,4 @@
-"""The least loss of any student of a width: what its narrow unembedding can't express."""
+"""A lower bound on the loss of students of a width, from their narrow unembedding."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from scipy.interpolate import PchipInterpolator
+from scipy.stats import norm
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
@@ -19,17 +20,17 @@ from geofloor._training.progress import progress_bar
 from geofloor._training.schedules import warmup_cosine
 from geofloor._training.seeds import read_random_state
 from geofloor._validation import check_flag, check_number, shown
-from geofloor.language_models._divergence import ChunkedLoss, Plan, Rows, Targets, row_kls
+from geofloor.language_models._divergence import ChunkedLoss, LazyLogits, LossTerms, Targets, row_kls
 from geofloor.language_models._hooks import evaluating
 from geofloor.language_models._loading import load_language_model
 from geofloor.language_models._logits import LanguageModel
+from geofloor.language_models._low_rank import LowRankLogits, project_logits, without_masked_tokens
 from geofloor.language_models._pickles import PortablePickleMixin
 from geofloor.language_models._token_rows import TokenRows
 from geofloor.theory._widths import WidthPredictorMixin, read_targets, read_widths
 
-_STEP = 0.1  # of Adam, in logits
-_WARMUP = 10  # steps
-_NO_SIGNAL = 1e-6  # singular values below this share of the size of all logits are rounding
+_LEARNING_RATE = 0.1  # of Adam, in logits
+_WARMUP_STEPS = 10
 
 
 class BottleneckPredictor(
@@ -39,13 +40,13 @@ class BottleneckPredictor(
     WidthPredictorMixin,
     BaseEstimator,
 ):
-    r"""Predict the least loss that any student of a width can have, however it is trained: the softmax bottleneck.
+    r"""Predict the least loss of any student of a width, by the softmax bottleneck.
 
-    A student of width d multiplies d numbers a position by one unembedding, so that its logits, over all positions,
-    are a matrix of rank d. A teacher's have the rank of its own width. The best approximation of the
-    teacher's next-token distributions by logits of rank d loses less than every student of that width: whatever
-    stands before the unembedding, how deep it is, how it starts and how long it is trained. No features are
-    needed for it, no block is chosen, and no student trained.
+    A student of width d computes logits from d numbers per position and one unembedding matrix, so its logits over
+    all positions form a matrix of rank d. The teacher's logits have the rank of the teacher's width. The best
+    approximation of the teacher's next-token distributions by logits of rank d therefore loses less than every
+    student of that width, for any architecture before the unembedding, any initialization and any length of training.
+    It needs no features, no choice of a block and no trained student.
 
     Parameters
     ----------
@@ -54,45 +55,46 @@ class BottleneckPredictor(
     temperature : float, default=2.0
         T, by which logits are divided, as in `DistilledStudent`.
     widths : sequence of int, default=None
-        Widths that the bound is measured at, beside 0; predictions for others lie on a monotone curve through them.
-        With None there are `n_points`, spread evenly in the logarithm.
+        Widths that the bound is measured at, besides 0. Between them, predictions follow a monotone curve. With None,
+        `n_points` widths are spread evenly in their logarithm.
     n_points : int, default=12
-        Number of widths, if there are no `widths`.
+        Number of widths if `widths` is None.
     n_positions : int, default=4096
-        Positions that logits of low rank are fitted to, and as many again that they are tried on. There should be
-        many times as many as the widest width has dimensions: with fewer the interval is wide.
+        Number of positions that logits of low rank are fitted to; as many others test them. It should be many times
+        the widest width: with few positions the bounds lie far apart.
     n_steps : int, default=150
         Steps of the fit, each over all positions.
     batch_size : int, default=8
-        Sequences a forward pass of the teacher.
+        Sequences per forward pass of the teacher.
     pad_token_id : int or None, default=None
-        As in `DistilledStudent`.
-    teacher_kwargs : dict or None, default=None
-        More arguments for ``from_pretrained`` of a teacher given by name.
+        Token that pads sequences at their end. Its positions do not count.
+    model_kwargs : dict or None, default=None
+        More arguments for ``from_pretrained`` of a teacher given by name. It is loaded in float32 unless they hold a
+        ``dtype``.
     device : str, default="auto"
         As in `DistilledStudent`.
     verbose : int, default=0
-        Whether to show a progress bar.
+        Above 0, a progress bar is shown.
     random_state : int, RandomState instance or None, default=None
-        Draws the positions.
+        Seed for the choice of positions.
 
     Attributes
     ----------
     rank_ : int
-        Rank of the teacher's logits, at most its width: from here on nothing is lost.
+        Rank of the teacher's logits, at most the teacher's width. From this width on, the bound is 0.
     critical_width_ : float
-        The same, as of other predictors.
+        Alias of `rank_`, for consistency with the other predictors.
     zero_width_loss_ : float
-        The loss at width 0, one distribution for all positions, in nats a token: what `zero_width_kl` measures
-        on all tokens, here on the positions drawn.
+        Loss at width 0, in nats per token, where all positions have one distribution. `zero_width_kl` measures it on
+        all tokens, the predictor on the positions drawn.
     curve_ : DataFrame
-        What was measured: ``width``, and ``low`` and ``high``, the loss on the positions that were
-        fitted and on others, in nats a token, with the ``standard_error`` of ``low`` over positions.
+        Measurements at each ``width``: ``low`` and ``high``, the losses on fitted and on other positions in nats per
+        token, and their standard errors over positions, ``standard_error`` and ``high_standard_error``.
 
     See Also
     --------
-    LossForecaster : Forecasts students' losses from this with one or two runs (`geofloor.forecasting.AboveBottleneck`).
-    AblationPredictor : What the teacher loses without the features that Eq. 2 drops, which bounds nothing.
+    LossForecaster : Forecasts students' losses from this bound and one or two runs.
+    AblationPredictor : Measures the loss without the features that Eq. 2 drops. It is no bound.
 
     Notes
     -----
@@ -101,15 +103,21 @@ class BottleneckPredictor(
     .. math:: R(d) = \min_{W \in \mathbb{R}^{V \times d},\, b}\; \mathbb{E}_n \min_{h_n \in \mathbb{R}^d}
         \mathrm{KL}\bigl(p_n \,\Vert\, \mathrm{softmax}((W h_n + b) / T)\bigr),
 
-    the limit on expression that Yang et al. [1]_ describe and that Godey et al. [2]_ find in small language models.
-    A student's loss is one of those minimised over, so that R is at most its floor. Three things keep the number
-    from being exact. On a sample of positions the minimum is lower than over all text, in expectation: that is ``low``.
-    With W and b from that sample and h fitted anew, other positions lose more than R: that is ``high``, and R is in
-    between but for the sampling error. And Adam, from the best approximation in squared logits, ends near a minimum, in
-    tests within 2% of what other methods find; the problem isn't convex, and nothing certifies that it is the lowest.
+    the limit on expression that Yang et al. [1]_ describe and Godey et al. [2]_ find in small language models. A
+    student's loss is one of the values minimized over, so R is at most the student's floor. R is only
+    bracketed. On a sample of positions the minimum is, in expectation, lower than over all text: this is ``low``. With
+    W and b from that sample and h fitted anew, other positions lose more than R: this is ``high``. R lies between them,
+    up to the sampling error and the error of the fit. Adam starts from the best approximation in squared logits and
+    ends near a minimum, in tests within 2% of the result of other methods. The problem is not convex, and nothing
+    certifies the lowest minimum.
 
-    The bound holds for students with one linear unembedding of d columns, as nearly all have. It is
-    about the last matrix alone: students also have to compute in d dimensions, and end well above it.
+    ``predict(widths, return_bounds=True)`` gives ``low`` and ``high`` along the curve, and ``return_interval=True``
+    adds the sampling error: it moves the logarithm of each bound outwards, by a normal quantile times the relative
+    standard error. The interval then holds R with a probability of at least `level`. The standard errors treat
+    positions as independent; where many come from each sequence, they are too small.
+
+    The bound holds for students with one linear unembedding of d columns, as nearly all have. It concerns the last
+    matrix alone: students also have to compute in d dimensions, and end well above the bound.
 
     References
     ----------
@@ -124,8 +132,8 @@ class BottleneckPredictor(
     >>> from geofloor.datasets import load_teacher
     >>> tokens = np.random.default_rng(0).integers(2048, size=(16, 32))
     >>> bound = BottleneckPredictor(load_teacher().path, widths=[16, 64], random_state=0).fit(tokens)
-    >>> losses, interval = bound.predict([0, 16, 64, 128], return_interval=True)
-    >>> bool((np.diff(losses) < 0).all()), float(losses[-1]), bool((interval[:, 0] <= losses).all())
+    >>> losses, bounds = bound.predict([0, 16, 64, 128], return_bounds=True)
+    >>> bool((np.diff(losses) < 0).all()), float(losses[-1]), bool((bounds[:, 0] <= losses).all())
     (True, 0.0, True)
     """
 
@@ -142,7 +150,7 @@ class BottleneckPredictor(
         n_steps: int = 150,
         batch_size: int = 8,
         pad_token_id: int | None = None,
-        teacher_kwargs: dict[str, Any] | None = None,
+        model_kwargs: dict[str, Any] | None = None,
         device: str = "auto",
         verbose: int = 0,
         random_state: Any = None,
@@ -155,20 +163,20 @@ class BottleneckPredictor(
         self.n_steps = n_steps
         self.batch_size = batch_size
         self.pad_token_id = pad_token_id
-        self.teacher_kwargs = teacher_kwargs
+        self.model_kwargs = model_kwargs
         self.device = device
         self.verbose = verbose
         self.random_state = random_state
 
     def fit(self, tokens: Any, y: Any = None) -> BottleneckPredictor:
-        """Measure what logits of each rank lose.
+        """Measure the loss of logits of each rank.
 
         Parameters
         ----------
         tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset
             Token ids, preferably those that students are evaluated on; at least two sequences.
         y : None
-            Ignored; here by convention.
+            Ignored.
 
         Returns
         -------
@@ -178,14 +186,14 @@ class BottleneckPredictor(
         Raises
         ------
         TypeError
-            If teacher is another kind of object.
+            If teacher is an object of another kind.
         ValueError
-            If teacher and tokens don't fit each other, a parameter is out of range, or the teacher's logits are not
-            finite or the same everywhere. Tokens whose logit is −inf at every position are left out.
+            If teacher and tokens do not fit each other, a parameter is out of range, or the teacher's logits are not
+            finite or are the same everywhere. Tokens with logit −inf at every position are left out.
         MemoryError
             If the device has too little memory; the message names what to lower.
         """
-        # Plain integers: small ones of NumPy would wrap.
+        # Plain integers, because small integers of NumPy overflow.
         self._n_points = check_number("n_points", self.n_points, 2, whole=True)
         self._n_positions = check_number("n_positions", self.n_positions, 2, whole=True)
         self._n_steps = check_number("n_steps", self.n_steps, 1, whole=True)
@@ -195,19 +203,19 @@ class BottleneckPredictor(
             self._widths = read_widths(self.widths)
             if (self._widths != np.floor(self._widths)).any():
                 raise ValueError(f"widths={shown(self.widths)} must be whole numbers of dimensions.")
-        device, module = load_language_model(self.teacher, self.teacher_kwargs, self.device)
+        device, module = load_language_model(self.teacher, self.model_kwargs, self.device)
         model = LanguageModel(module, "the teacher")
         rows = model.token_rows(tokens, "tokens", self.pad_token_id)
         if len(rows) < 2:
-            raise ValueError("tokens has 1 sequence; give more, to fit logits on some and try them on others.")
+            raise ValueError("tokens has 1 sequence; give more, to fit logits on some and test them on others.")
         order = read_random_state(self.random_state).permutation(len(rows))
         generator = np.random.default_rng(order)
         advice = f"lower batch_size={self._batch_size} or n_positions={self._n_positions}"
         with evaluating(module), memory_advice(advice):
             drawn = [self._draw(model, rows, np.sort(part), generator, device) for part in (order[::2], order[1::2])]
-        fitted, others = (Targets(part, self._temperature, keep=True) for part in _unmasked(drawn))
+        fitted, others = (Targets(part, self._temperature, keep=True) for part in without_masked_tokens(drawn))
         with memory_advice(advice):
-            start = _Start(fitted)
+            start = LowRankLogits(fitted)
         if start.rank < 2:
             raise ValueError(
                 f"The teacher's logits have rank {start.rank} on these tokens, so that no student is too narrow for "
@@ -222,16 +230,31 @@ class BottleneckPredictor(
             for width in grid:
                 found.append((width, *self._losses(start, fitted, others, width)))
                 bar.update()
-        self.curve_ = pd.DataFrame(found, columns=["width", "low", "high", "standard_error"])
-        # One dimension more never makes a loss higher: where it seems so, the fit ended early. And at width 0, where
-        # little is fitted, either sample may lose more.
-        ends = np.sort(np.minimum.accumulate(self.curve_[["low", "high"]].to_numpy()), axis=1)
-        self._log_ends = PchipInterpolator(np.log1p(self.curve_["width"]), np.log(np.maximum(ends, 1e-30)))
+        self.curve_ = pd.DataFrame(found, columns=["width", "low", "high", "standard_error", "high_standard_error"])
+        self._draw_curve()
         self.zero_width_loss_ = float(self.predict([0])[0])
         return self
 
+    def _draw_curve(self) -> None:
+        """Interpolate log losses and relative errors over log width, after making the losses monotone.
+
+        One more dimension never makes a loss higher: a rise means that its fit ended early. At width 0, where little
+        is fitted, either sample may lose more, so the ends are sorted.
+        """
+        losses, errors = (
+            self.curve_[names].to_numpy() for names in (["low", "high"], ["standard_error", "high_standard_error"])
+        )
+        lowest = np.minimum.accumulate(losses)
+        at = np.maximum.accumulate(np.where(losses == lowest, np.arange(len(losses))[:, np.newaxis], 0))
+        order = np.argsort(lowest, axis=1, kind="stable")
+        ends = np.maximum(np.take_along_axis(lowest, order, axis=1), 1e-30)
+        errors = np.take_along_axis(np.take_along_axis(errors, at, axis=0), order, axis=1)
+        position = np.log1p(self.curve_["width"])
+        self._log_ends = PchipInterpolator(position, np.log(ends))
+        self._relative_errors = PchipInterpolator(position, errors / ends)
+
     def _grid(self, rank: int) -> np.ndarray:
-        """Whole widths that the bound is measured at, from 0 to one below the rank."""
+        """Choose the whole widths to measure the bound at, from 0 to one below the rank."""
         last = rank - 1
         if self.widths is None:
             inner = np.rint(np.geomspace(1, max(last, 1), self._n_points)).astype(np.int64)
@@ -247,48 +270,47 @@ class BottleneckPredictor(
         sequences: np.ndarray,
         generator: np.random.Generator,
         device: torch.device,
-    ) -> Rows:
-        """What gives the teacher's logits at positions drawn from some of the sequences."""
+    ) -> LazyLogits:
+        """Draw positions from some of the sequences, and return the teacher's logits at them."""
         share = min(self._n_positions / (len(sequences) * rows.length), 1.0)
-        kept: list[torch.Tensor] = []
-        states = None
+        kept: list[LazyLogits] = []
         for begin in range(0, len(sequences), self._batch_size):
             batch = rows.take(sequences[begin : begin + self._batch_size])
             drawn = generator.random(batch.ids.size) < share
             if batch.mask is not None:
                 drawn &= batch.mask.reshape(-1)
-            states = model.rows(to_device(batch.ids, device))
-            kept.append(states.rows[to_device(np.flatnonzero(drawn), device)])
-        assert states is not None
-        drawn_rows = torch.cat(kept)
-        if len(drawn_rows) < 2:
-            raise ValueError(f"tokens give {len(drawn_rows)} position(s) to fit; give more text, or raise n_positions.")
-        weight, bias = (None if each is None else each.detach() for each in states[1:])
-        return Rows(drawn_rows, weight, bias)
+            kept.append(model.logits(to_device(batch.ids, device)).at(to_device(np.flatnonzero(drawn), device)))
+        states = torch.cat([each.rows for each in kept])
+        if len(states) < 2:
+            raise ValueError(f"tokens give {len(states)} position(s) to fit; give more text, or raise n_positions.")
+        weight, bias = (None if each is None else each.detach() for each in kept[0][1:])
+        return LazyLogits(states, weight, bias)
 
-    def _losses(self, start: _Start, fitted: Targets, others: Targets, width: int) -> tuple[float, float, float]:
-        """Loss on the positions fitted, on others, and the standard error of the first."""
-        student = start.student(width)
+    def _losses(self, start: LowRankLogits, fitted: Targets, others: Targets, width: int) -> tuple[float, ...]:
+        """Compute the mean losses on the fitted and on other positions, and their standard errors."""
+        rows, weight, bias = start.student(width)
+        student = LazyLogits(rows, weight, bias)
         if width:
             self._descend(fitted, student)
         low = row_kls(student, fitted).double()
-        student = Rows(_project(others, student), student.weight, student.bias)
+        student = LazyLogits(project_logits(others, weight, bias), weight, bias)
         if width:
             self._descend(others, student, rows_only=True)
         high = row_kls(student, others).double()
-        return float(low.mean()), float(high.mean()), float(low.std() / len(low) ** 0.5)
+        errors = (float(each.std() / len(each) ** 0.5) for each in (low, high))
+        return float(low.mean()), float(high.mean()), *errors
 
-    def _descend(self, targets: Targets, student: Rows, *, rows_only: bool = False) -> None:
-        """Minimise the loss over the student's tensors, in place."""
+    def _descend(self, targets: Targets, student: LazyLogits, *, rows_only: bool = False) -> None:
+        """Minimize the loss over the student's tensors, in place."""
         tensors: list[Any] = [student.rows] if rows_only else list(student)
-        plan = Plan(targets, None, 1.0 / len(student.rows))
+        terms = LossTerms(targets, None, 1.0 / len(student.rows))
         for tensor in tensors:
             tensor.requires_grad_()
         optimizer = torch.optim.Adam(tensors, betas=(0.9, 0.95))
         for step in range(self._n_steps):
-            factor = warmup_cosine(step, n_steps=self._n_steps, warmup_steps=min(_WARMUP, self._n_steps // 2))
-            optimizer.param_groups[0]["lr"] = _STEP * self._temperature * factor
-            loss, _ = ChunkedLoss.apply(*student, plan)
+            factor = warmup_cosine(step, n_steps=self._n_steps, warmup_steps=min(_WARMUP_STEPS, self._n_steps // 2))
+            optimizer.param_groups[0]["lr"] = _LEARNING_RATE * self._temperature * factor
+            loss, _ = ChunkedLoss.apply(*student, terms)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -296,154 +318,81 @@ class BottleneckPredictor(
             tensor.requires_grad_(False)
             tensor.grad = None
 
-    def predict(self, widths: ArrayLike, *, return_interval: bool = False) -> Any:
-        """Least loss at each width.
+    def predict(
+        self, widths: ArrayLike, *, return_bounds: bool = False, return_interval: bool = False, level: float = 0.9
+    ) -> Any:
+        """Predict the least loss at each width.
 
         Parameters
         ----------
         widths : array-like of shape (n_widths,) or (n_widths, 1)
-            Widths of students, in dimensions; of one that is not whole, the whole part counts.
+            Widths of students, in dimensions; fractions are rounded down.
+        return_bounds : bool, default=False
+            Whether to return bounds on the least loss as well.
         return_interval : bool, default=False
-            Whether to return what the loss lies between as well.
+            Whether to return an interval for the least loss as well: the bounds, widened by their sampling error.
+        level : float, default=0.9
+            Probability that the interval holds the least loss.
 
         Returns
         -------
         losses : ndarray of shape (n_widths,), float64
-            In nats a token: the geometric mean of the ends.
+            Losses in nats per token, the geometric means of the bounds.
+        bounds : ndarray of shape (n_widths, 2), float64
+            Lower and upper bound, ``low`` and ``high``, if `return_bounds`. No student ends below the lower bound, up
+            to its sampling error.
         interval : ndarray of shape (n_widths, 2), float64
-            Lower and upper end, ``low`` and ``high``, if `return_interval`. No student ends below the lower one.
+            Lower and upper end, if `return_interval`.
 
         Raises
         ------
         ValueError
-            If a width is negative or not finite.
+            If a width is negative or not finite, `level` is not between 0 and 1, or both bounds and interval are asked
+            for.
         """
         check_is_fitted(self)
-        return_interval = check_flag("return_interval", return_interval)
+        level = check_number("level", level, 0, 1, open_low=True, open_high=True)
+        with_bounds, with_interval = (
+            check_flag("return_bounds", return_bounds),
+            check_flag("return_interval", return_interval),
+        )
+        if with_bounds and with_interval:
+            raise ValueError("return_bounds=True and return_interval=True exclude each other; ask for one of them.")
         at = np.floor(read_widths(widths))
-        ends = np.exp(self._log_ends(np.log1p(np.minimum(at, self.curve_["width"].iloc[-1]))))
-        ends[at >= self.rank_] = 0.0
-        losses = np.sqrt(ends.prod(axis=1))
-        return (losses, ends) if return_interval else losses
+        position = np.log1p(np.minimum(at, self.curve_["width"].iloc[-1]))
+        log_bounds = self._log_ends(position)
+        bounds = np.exp(log_bounds)
+        bounds[at >= self.rank_] = 0.0
+        losses = np.sqrt(bounds.prod(axis=1))
+        if with_interval:
+            spread = norm.ppf((1.0 + level) / 2.0) * self._relative_errors(position)
+            interval = np.exp(log_bounds + spread * [-1.0, 1.0])
+            interval[at >= self.rank_] = 0.0
+            return losses, interval
+        return (losses, bounds) if with_bounds else losses
 
-    def min_width(self, loss: ArrayLike) -> Any:
-        """Smallest whole width that this bound lets reach a loss; what is narrower can't, however it is trained.
+    def min_width(self, target: ArrayLike) -> Any:
+        """Find the smallest whole width with a lower bound of at most a target loss.
+
+        No narrower student can reach the target, however it is trained.
 
         Parameters
         ----------
-        loss : float or array-like
-            Target loss, in nats a token.
+        target : float or array-like
+            Target loss, in nats per token.
 
         Returns
         -------
         width : int or ndarray of int64
-            Smallest width whose lower end is at most that, in dimensions; at most `rank_`.
+            Smallest such width, in dimensions, 0 to `rank_`. Every target can be reached.
 
         Raises
         ------
         ValueError
             If a target is negative or not finite.
         """
-        target = read_targets(loss, "loss")
-        _, ends = self.predict(np.arange(self.rank_ + 1), return_interval=True)
-        # The lower end falls to 0, so that some width always does.
-        found = len(ends) - np.searchsorted(ends[::-1, 0], target, side="right")
-        return int(found) if target.ndim == 0 else found
-
-
-class _Start:
-    """The best approximations of a teacher's logits by ones of low rank, in squares weighted by mean probability.
-
-    Logits are taken at the temperature, and less their mean over tokens and over positions, which a bias gives.
-    """
-
-    def __init__(self, targets: Targets) -> None:
-        source, self._temperature = targets.source, targets.temperature
-        self.mean_probabilities = _mean_probabilities(targets)
-        rows = source.rows.to(targets.dtype) / self._temperature
-        scale = rows.norm()
-        centre = rows.mean(dim=0)
-        rows = rows - centre
-        roots = self.mean_probabilities.sqrt()
-        if source.weight is None:
-            self._bias = centre
-            self._right = None
-            rows = rows - (rows @ self.mean_probabilities)[:, None]
-            left, sizes, _ = torch.linalg.svd(rows * roots, full_matrices=False)
-        else:
-            weight = source.weight.to(targets.dtype)
-            scale = scale * (weight * roots[:, None]).norm()
-            self._bias = weight @ centre
-            if source.bias is not None:
-                self._bias = self._bias + source.bias / self._temperature
-            self._right = weight - self.mean_probabilities @ weight
-            basis, upper = torch.linalg.qr(rows)
-            left, sizes, _ = torch.linalg.svd(upper @ torch.linalg.qr(self._right * roots[:, None]).R.T)
-            left = basis @ left
-        self._rows, self._left, self._sizes = rows, left, sizes
-        self.rank = int((sizes > _NO_SIGNAL * scale).sum())
-
-    def student(self, width: int) -> Rows:
-        """Rows, unembedding and bias of the approximation of a rank; columns of the unembedding have size 1."""
-        if not width:
-            # The best that one distribution for all positions can do.
-            bias = self._temperature * self.mean_probabilities.clamp_min(1e-30).log()
-            return Rows(self._rows.new_zeros(len(self._rows), 1), self._rows.new_zeros(len(bias), 1), bias)
-        left, sizes = self._left[:, :width], self._sizes[:width]
-        weight = self._rows.T @ left / sizes
-        if self._right is not None:
-            weight = self._right @ weight
-        scale = weight.square().mean(dim=0).sqrt()
-        rows = left * (sizes * scale * self._temperature)
-        return Rows(rows, weight / scale, self._bias * self._temperature)
-
-
-def _unmasked(parts: list[Rows]) -> list[Rows]:
-    """Leave out tokens whose logit is −inf at all positions: no student needs a dimension for them.
-
-    A student gives them a bias of −inf. What is left must be finite.
-    """
-    if parts[0].weight is None:
-        masked = torch.stack([part.rows.isneginf().all(dim=0) for part in parts]).all(dim=0)
-    else:
-        masked = parts[0].rows.new_zeros(parts[0].n_vocabulary) if parts[0].bias is None else parts[0].bias
-        masked = masked.isneginf()
-    if bool(masked.any()):
-        kept = torch.nonzero(~masked)[:, 0]
-        parts = [
-            Rows(part.rows[:, kept])
-            if part.weight is None
-            else Rows(part.rows, part.weight[kept], None if part.bias is None else part.bias[kept])
-            for part in parts
-        ]
-    for part in parts:
-        for tensor in part:
-            if tensor is None or bool(torch.isfinite(tensor).all()):
-                continue
-            if part.weight is None and bool(tensor.amax(dim=1).isfinite().all()):
-                raise ValueError(
-                    "The teacher's logits are −inf for some tokens at some positions only, which logits of low rank "
-                    "can't follow; give the logits before they are masked."
-                )
-            raise ValueError("The teacher's logits are not finite; check its weights.")
-    return parts
-
-
-@torch.no_grad()
-def _mean_probabilities(targets: Targets) -> torch.Tensor:
-    total = torch.zeros(targets.source.n_vocabulary, dtype=targets.dtype, device=targets.source.rows.device)
-    for index in range(len(targets.chunks)):
-        total += targets.chunk(index)[0].sum(dim=0)
-    return total / len(targets.source.rows)
-
-
-@torch.no_grad()
-def _project(targets: Targets, student: Rows) -> torch.Tensor:
-    """Rows that come nearest, in squares weighted by mean probability, to a teacher's logits at other positions."""
-    assert student.weight is not None
-    assert student.bias is not None
-    mean = _mean_probabilities(targets)
-    weighted = (student.weight - mean @ student.weight) * mean[:, None]
-    inverse = torch.linalg.pinv(weighted.T @ student.weight, hermitian=True)
-    logits = (targets.source.logits(chunk, 1.0) for chunk in targets.chunks)
-    return torch.cat([(each - student.bias) @ weighted @ inverse for each in logits])
+        targets = read_targets(target, "target")
+        _, bounds = self.predict(np.arange(self.rank_ + 1), return_bounds=True)
+        # The lower bound falls to 0, so some width always reaches the target.
+        found = len(bounds) - np.searchsorted(bounds[::-1, 0], targets, side="right")
+        return int(found) if targets.ndim == 0 else found

@@ -1,4 +1,4 @@
-"""Modes and hooks of modules that threads share."""
+"""Evaluation mode and forward hooks for modules shared by threads."""
 
 from __future__ import annotations
 
@@ -10,45 +10,48 @@ from typing import Any
 
 import torch
 
-_MODES = threading.Lock()
-
-
-_EVALUATED: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+# Number of `evaluating` contexts open on each module that was in training mode before the first of them.
+_N_OPEN: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Keep a module in evaluation mode; afterwards put back in training mode what was.
+    """Keep a module in evaluation mode, and restore the mode of each submodule afterwards.
 
-    Threads may share the module: of several at once, the last to leave puts back.
+    Threads may share the module: the last of them to leave restores the modes.
     """
-    with _MODES:
-        parts = [part for part in module.modules() if part.training or part in _EVALUATED]
-        for part in parts:
-            _EVALUATED[part] = _EVALUATED.get(part, 0) + 1
+    with _LOCK:
+        trained = [each for each in module.modules() if each.training or each in _N_OPEN]
+        for each in trained:
+            _N_OPEN[each] = _N_OPEN.get(each, 0) + 1
     try:
-        if parts:
+        if trained:
             module.eval()
         yield
     finally:
-        with _MODES:
-            for part in parts:
-                _EVALUATED[part] -= 1
-                if not _EVALUATED[part]:
-                    del _EVALUATED[part]
-                    part.training = True
+        with _LOCK:
+            for each in trained:
+                _N_OPEN[each] -= 1
+                if not _N_OPEN[each]:
+                    del _N_OPEN[each]
+                    each.training = True
 
 
 @contextlib.contextmanager
 def hooked(module: torch.nn.Module, hook: Callable[..., Any], *, before: bool = False) -> Iterator[None]:
-    """Hook a module's forward passes in this thread; those of other threads that share the module stay untouched.
+    """Set a hook on a module's forward passes in this thread only.
+
+    Other threads that share the module run it without the hook.
 
     Parameters
     ----------
     module : torch.nn.Module
+        The module.
     hook : callable
-        What ``register_forward_hook`` takes, or ``register_forward_pre_hook`` if `before`.
+        Argument for ``register_forward_hook``, or for ``register_forward_pre_hook`` if `before`.
     before : bool, default=False
+        Whether the hook runs before the forward pass.
     """
     owner = threading.get_ident()
 

@@ -1,4 +1,4 @@
-"""Load causal language models, and place them on devices."""
+"""Load causal language models and tokenizers, and place models on devices."""
 
 from __future__ import annotations
 
@@ -11,21 +11,34 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from geofloor._training.devices import memory_advice, resolve_device
 from geofloor._training.seeds import OwnDraws
-from geofloor._validation import check_object
+from geofloor._validation import check_object, shown
 
 _BUILDING = threading.RLock()
-
-
 _LOADING_LOG = logging.getLogger("transformers.modeling_utils")
+# Options of `from_pretrained` that models and tokenizers have in common.
+_SHARED_OPTIONS = frozenset(
+    {
+        "cache_dir",
+        "force_download",
+        "gguf_file",
+        "local_files_only",
+        "proxies",
+        "revision",
+        "subfolder",
+        "token",
+        "trust_remote_code",
+    }
+)
+_OPTIONS_OF_ONE_REPOSITORY = frozenset({"gguf_file", "revision", "subfolder"})
 
 
 @contextlib.contextmanager
 def naming(argument: str, value: Any) -> Iterator[None]:
-    """Name the argument where a file or a repository is not there, or holds no model."""
+    """Name the argument in errors about a file or repository without a model."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -35,25 +48,47 @@ def naming(argument: str, value: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def building(seed: int = 0) -> Iterator[None]:
-    """Make or load models of transformers: one thread at a time, and with random weights that a seed gives.
+    """Make or load transformers models in one thread at a time, with random weights from a seed.
 
-    While it loads a model transformers changes torch's default dtype and some of its functions for all threads, so
-    that a student made meanwhile would have other weights.
+    Loading changes torch's default dtype and some of its functions in all threads. A student made in another thread
+    meanwhile would have other weights.
     """
     with _BUILDING, OwnDraws(seed):
         yield
 
 
 def new_language_model(config: PreTrainedConfig, seed: int = 0) -> Any:
-    """Make a causal language model of a configuration, in float32 on the CPU."""
+    """Make a causal language model from a configuration, in float32 on the CPU."""
     with building(seed), torch.device("cpu"):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def load_base_model(name: str, **options: Any) -> Any:
-    """Load a model without its head, and hold back the report that the head's weights are unexpected.
+def model_options(model_kwargs: Mapping[str, Any] | None, dtype: str = "float32") -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained``: `model_kwargs`, and `dtype` unless they hold one."""
+    options = dict(model_kwargs or {})
+    if "torch_dtype" not in options:
+        options.setdefault("dtype", dtype)
+    return options
 
-    Any other report of transformers comes through.
+
+def check_model_kwargs(model_kwargs: Any, *, by_name: bool) -> None:
+    """Check `model_kwargs`: a dict, and empty if the model is an object."""
+    if model_kwargs is None:
+        return
+    check_object("model_kwargs", model_kwargs, Mapping, "give a dict of arguments for from_pretrained")
+    if model_kwargs and not by_name:
+        raise ValueError(f"model_kwargs={shown(model_kwargs)} are for a model given by name, not for an object.")
+
+
+def is_name(source: Any) -> bool:
+    """Return whether a model or tokenizer is given by name or path."""
+    return isinstance(source, str | os.PathLike)
+
+
+def load_base_model(name: str, **options: Any) -> Any:
+    """Load a model without its head, and hold back the report of the head's unexpected weights.
+
+    All other reports of transformers come through.
     """
     owner, held = threading.get_ident(), []
 
@@ -78,23 +113,67 @@ def load_base_model(name: str, **options: Any) -> Any:
     return model
 
 
+def load_tokenizer(tokenizer: Any, model: Any, model_kwargs: Mapping[str, Any] | None) -> tuple[Any, str]:
+    """Load a tokenizer, by default the one of a model given by name.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase, str, path-like or None
+        The tokenizer, its name or path, or None for the one of `model`.
+    model : PreTrainedModel, str or path-like
+        The model.
+    model_kwargs : dict or None
+        Arguments of ``from_pretrained``; the tokenizer gets those that it shares with models.
+
+    Returns
+    -------
+    tokenizer : PreTrainedTokenizerBase or None
+        None if there is none, which is no error: token ids need no tokenizer.
+    why_none : str
+        Reason for an error message about texts.
+    """
+    if tokenizer is not None and not is_name(tokenizer):
+        if not (callable(tokenizer) and hasattr(tokenizer, "__len__")):
+            raise TypeError(
+                f"tokenizer={shown(tokenizer)} is a {type(tokenizer).__name__}; give a tokenizer of transformers, or "
+                "its name or path."
+            )
+        return tokenizer, ""
+    if tokenizer is None and not is_name(model):
+        return None, "none was given"
+    options = {key: value for key, value in (model_kwargs or {}).items() if key in _SHARED_OPTIONS}
+    if tokenizer is not None:
+        options = {key: value for key, value in options.items() if key not in _OPTIONS_OF_ONE_REPOSITORY}
+        with naming("tokenizer", tokenizer):
+            return AutoTokenizer.from_pretrained(os.fspath(tokenizer), **options), ""
+    name = os.fspath(model)
+    try:
+        found = AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        return None, f"none could be loaded from model={name!r} ({error})"
+    # Where there are no files, transformers may make a tokenizer of special tokens alone.
+    if len(found) - len(found.get_added_vocab()) < 2:
+        return None, f"model={name!r} comes without a vocabulary"
+    return found, ""
+
+
 def load_language_model(
-    source: Any, options: dict[str, Any] | None, device: str | torch.device
+    source: Any, model_kwargs: Mapping[str, Any] | None, device: str | torch.device
 ) -> tuple[torch.device, torch.nn.Module]:
-    """A model, given as an object or by its name or path, on a device; ``"auto"`` is where an object on one is."""
+    """Load a teacher (object, name or path) onto a device.
+
+    With ``device="auto"``, an object that is on an accelerator stays there.
+    """
     chosen = device if isinstance(device, torch.device) else exact_device(device)
-    if options is not None:
-        check_object("teacher_kwargs", options, Mapping, "give a dict of arguments for from_pretrained")
-    if isinstance(source, str | os.PathLike):
+    check_model_kwargs(model_kwargs, by_name=is_name(source))
+    if is_name(source):
         with (
             naming("teacher", source),
             building(),
-            memory_advice("set teacher_kwargs={'dtype': 'bfloat16'} or device='cpu'"),
+            memory_advice("set model_kwargs={'dtype': 'bfloat16'} or device='cpu'"),
         ):
-            module = AutoModelForCausalLM.from_pretrained(os.fspath(source), **{"dtype": "float32", **(options or {})})
+            module = AutoModelForCausalLM.from_pretrained(os.fspath(source), **model_options(model_kwargs))
             return chosen, module.to(chosen).eval().requires_grad_(False)
-    if options:
-        raise ValueError(f"teacher_kwargs={options!r} are for a teacher given by name, not an object.")
     remedy = "give a transformers model, its name or path, or a torch module that returns logits"
     if source is None:  # as after loading a student
         raise ValueError(f"teacher=None must be set; {remedy}.")
@@ -107,7 +186,7 @@ def load_language_model(
 
 
 def on_device(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """The module itself if it is there, else a copy that is; the caller's stays where it is."""
+    """Return the module if it is on the device, else a copy on the device."""
     tensors = [*module.parameters(), *module.buffers()]
     if all(tensor.device == device for tensor in tensors):
         return module
@@ -121,7 +200,7 @@ def on_device(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 
 
 def exact_device(device: str) -> torch.device:
-    """A device with its index, as tensors have it."""
+    """Add the index to a CUDA device, because its tensors have one."""
     resolved = resolve_device(device)
     if resolved.type == "cuda" and resolved.index is None:
         return torch.device("cuda", torch.cuda.current_device())

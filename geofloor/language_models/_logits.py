@@ -1,4 +1,4 @@
-"""Causal language models as rows that give logits."""
+"""Causal language models as functions from token ids to logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from geofloor._training.products import faster_linear, largest_matrix
 from geofloor._training.weights import model_sha256
 from geofloor._validation import check_number
-from geofloor.language_models._divergence import Rows
+from geofloor.language_models._divergence import LazyLogits
 from geofloor.language_models._hooks import evaluating
 from geofloor.language_models._token_rows import TokenRows, ending_ids
 
@@ -21,14 +21,14 @@ def _logits(output: Any) -> torch.Tensor:
 
 
 class LanguageModel:
-    """A causal language model as rows that give logits: split off its unembedding where that is known to be exact.
+    """A causal language model, with logits unevaluated where hidden states times unembedding equal them.
 
     Parameters
     ----------
     module : torch.nn.Module
-        Takes token ids (n, seq_len) and returns logits, or an object that has them.
+        Model from token ids (n, seq_len) to logits, or to an object with logits.
     name : str
-        What error messages call it.
+        Name of the model in error messages.
     """
 
     def __init__(self, module: torch.nn.Module, name: str) -> None:
@@ -46,12 +46,12 @@ class LanguageModel:
                 raise
             except Exception as error:
                 raise ValueError(
-                    f"{name} is a {type(module).__name__} that can't take token ids of shape (n_sequences, seq_len) "
+                    f"{name} is a {type(module).__name__}, which can't take token ids of shape (n_sequences, seq_len) "
                     f"({type(error).__name__}: {error})."
                 ) from error
             if not isinstance(logits, torch.Tensor) or logits.ndim != 3:
                 raise ValueError(
-                    f"{name} is a {type(module).__name__} that gives no logits (n, seq_len, n_vocabulary)."
+                    f"{name} is a {type(module).__name__}, which gives no logits (n, seq_len, n_vocabulary)."
                 )
             self.n_vocabulary = logits.shape[-1]
             if isinstance(module, PreTrainedModel):
@@ -60,7 +60,7 @@ class LanguageModel:
                 self._split(probe, logits)
 
     def _split(self, probe: torch.Tensor, logits: torch.Tensor) -> None:
-        """Use hidden states and unembedding, unless the model does more than multiply them."""
+        """Use hidden states and unembedding if their product gives the logits."""
         head = self.module.get_output_embeddings()
         if type(head) is not torch.nn.Linear or self.module.base_model is self.module:
             return
@@ -70,6 +70,7 @@ class LanguageModel:
 
     @property
     def max_length(self) -> int | None:
+        """Number of positions; None if unknown."""
         config = getattr(self.module, "config", None)
         if not isinstance(self.module, PreTrainedModel) or config is None:
             return None
@@ -77,13 +78,13 @@ class LanguageModel:
 
     @property
     def n_tokens(self) -> int:
-        """Token ids that it embeds."""
+        """Number of token ids with an embedding."""
         if isinstance(self.module, PreTrainedModel):
             return min(self.module.get_input_embeddings().weight.shape[0], self.n_vocabulary)
         return self.n_vocabulary
 
     def check_layer(self, layer: Any) -> None:
-        """Refuse a block that is not there, as far as the number of blocks is known."""
+        """Refuse a block index out of range, if the number of blocks is known."""
         layer = check_number("layer", layer, whole=True)
         config = getattr(self.module, "config", None)
         n = (
@@ -96,31 +97,32 @@ class LanguageModel:
 
     @property
     def ending_ids(self) -> set[int]:
-        """Token ids that may stand for padding."""
+        """Ids of the padding and end tokens in the configuration."""
         config = getattr(self.module, "config", None)
         return ending_ids(config.get_text_config()) if isinstance(config, PreTrainedConfig) else set()
 
     def token_rows(self, tokens: Any, name: str, pad_token_id: int | None, **options: Any) -> TokenRows:
-        """Token ids for this model, checked."""
+        """Return token ids, checked for this model."""
         return TokenRows(
             tokens, name, self.n_tokens, self.max_length, pad_token_id, suspects=self.ending_ids, **options
         )
 
     def inner_matrices(self) -> list[torch.nn.Parameter]:
-        """Weights of two dimensions that are neither embeddings nor give logits."""
-        outer = {id(part.weight) for part in self.module.modules() if isinstance(part, torch.nn.Embedding)}
+        """List the two-dimensional weights other than embeddings and the unembedding."""
+        outer = {id(each.weight) for each in self.module.modules() if isinstance(each, torch.nn.Embedding)}
         matrices = [each for each in self.module.parameters() if each.ndim == 2 and id(each) not in outer]
         if self.head is not None:
             return [each for each in matrices if each is not self.head.weight]
         return [each for each in matrices if self.n_vocabulary not in each.shape]
 
-    def rows(self, ids: torch.Tensor) -> Rows:
+    def logits(self, ids: torch.Tensor) -> LazyLogits:
+        """Run the model on token ids (n, seq_len), and return logits with one row per position."""
         with faster_linear(ids.numel(), self._largest, ids.device):
             if self.head is None:
-                return Rows(_logits(self.module(ids, **self._options)).flatten(0, 1))
+                return LazyLogits(_logits(self.module(ids, **self._options)).flatten(0, 1))
             hidden = self.module.base_model(ids, **self._options)[0]
-        return Rows(hidden.flatten(0, 1), self.head.weight, self.head.bias)
+        return LazyLogits(hidden.flatten(0, 1), self.head.weight, self.head.bias)
 
     def digest(self) -> str:
-        """SHA-256 of all weights and buffers, and of what else the configuration says: tells one model from another."""
+        """Identify the model by a SHA-256 over weights, buffers and configuration."""
         return model_sha256(self.module)

@@ -1,4 +1,4 @@
-"""Estimators that hold models, perhaps on an accelerator, and whose pickles are read without one."""
+"""Pickle estimators with models on an accelerator, to be read on a machine without one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from geofloor.language_models._loading import on_device
 
 
 class PortablePickleMixin:
-    """Pickle the models that an estimator holds as copies on the CPU. Copies in memory stay on their device.
+    """Pickle an estimator's models as copies on the CPU. Copies in memory stay on their device.
 
     Put it before `sklearn.base.BaseEstimator`.
     """
@@ -21,7 +21,7 @@ class PortablePickleMixin:
         found: Any = super().__getstate__()
         left_out = self._not_pickled()
         state = {name: value for name, value in found.items() if name not in left_out}
-        moved: dict[int, torch.nn.Module] = {}  # one model may stand under two names
+        moved: dict[int, torch.nn.Module] = {}  # two attributes may hold one model
         for name, value in state.items():
             if isinstance(value, torch.nn.Module):
                 if id(value) not in moved:
@@ -32,7 +32,7 @@ class PortablePickleMixin:
         return state
 
     def _not_pickled(self) -> Collection[str]:
-        """Attributes that are made again where they are needed."""
+        """Return the names of attributes left out of pickles and copies, to be computed again."""
         return ()
 
     def __copy__(self) -> Any:

@@ -1,4 +1,4 @@
-"""Rows of token ids as models take them, read from memory or from disk."""
+"""Token ids as a checked matrix, one sequence per row, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -14,34 +14,39 @@ import scipy.sparse as sp
 from geofloor._validation import check_number, plain_array, warn_caller
 from geofloor.language_models._dataset_columns import is_dataset, is_dataset_stream
 
-_SCANNED_TOKENS = 2**28  # token ids looked at before training starts; the rest when they are read
+_SCANNED_TOKENS = 2**28  # token ids checked before training starts; others are checked when they are read
 _SCAN_ROWS = 4096
-_PADDED_SHARE = 0.1  # of the sequences: fewer may end in two end tokens by themselves
+_PADDED_SHARE = 0.1  # share of sequences that look padded; in real text fewer end in two end tokens
 
 
 class Batch(NamedTuple):
-    """Token ids (n, seq_len), and which are no padding; None where all are."""
+    """Token ids (n, seq_len), and a mask, False for padding, or None without padding."""
 
     ids: np.ndarray
     mask: np.ndarray | None
 
     @property
     def n_positions(self) -> int:
+        """Number of positions other than padding."""
         return self.ids.size if self.mask is None else int(self.mask.sum())
 
     @property
     def n_labels(self) -> int:
-        """Positions that have a next token."""
+        """Number of positions with a next token."""
         return self.ids[:, 1:].size if self.mask is None else int(self.mask[:, 1:].sum())
 
     def split(self, n_parts: int) -> list[Batch]:
+        """Split into at most `n_parts` micro-batches of nearly equal size."""
         bounds = np.linspace(0, len(self.ids), min(n_parts, len(self.ids)) + 1).astype(int)
         return [
             Batch(self.ids[a:b], None if self.mask is None else self.mask[a:b]) for a, b in itertools.pairwise(bounds)
         ]
 
     def share(self, rows: slice) -> Batch:
-        """Some of the rows; in place of none, one that counts for nothing, so that every gradient is there."""
+        """Select rows.
+
+        If none are selected, return one fully masked row so that backward still fills every gradient.
+        """
         ids = self.ids[rows]
         if len(ids) == 0:
             return Batch(self.ids[:1], np.zeros(self.ids[:1].shape, dtype=bool))
@@ -49,7 +54,7 @@ class Batch(NamedTuple):
 
 
 def ending_ids(*sources: Any) -> set[int]:
-    """Ids of the padding and end tokens that configurations or tokenizers name."""
+    """Collect the ids of padding and end tokens from configurations or tokenizers."""
     found: set[int] = set()
     for source in sources:
         for name in ("pad_token_id", "eos_token_id"):
@@ -59,7 +64,7 @@ def ending_ids(*sources: Any) -> set[int]:
 
 
 class PaddingWatch:
-    """Look for padding that nobody declared: runs of a padding or end token at either end of many sequences.
+    """Notice undeclared padding: runs of a padding or end token at either end of many sequences.
 
     Parameters
     ----------
@@ -74,7 +79,7 @@ class PaddingWatch:
         self._n_positions: Counter[int] = Counter()
 
     def look(self, sequences: np.ndarray) -> None:
-        """Count the runs of some sequences, (n, seq_len)."""
+        """Count the runs in some sequences, (n, seq_len)."""
         self._n_sequences += len(sequences)
         if not len(self._suspects) or sequences.shape[1] < 3:
             return
@@ -82,13 +87,16 @@ class PaddingWatch:
             first = outwards[:, 0]
             rows = outwards[(first == outwards[:, 1]) & np.isin(first, self._suspects)]
             others = rows != rows[:, :1]
-            rows, others = rows[others.any(axis=1)], others[others.any(axis=1)]  # all one token is no padded text
+            rows, others = (
+                rows[others.any(axis=1)],
+                others[others.any(axis=1)],
+            )  # a row of one token alone is no padded text
             for token, run in zip(rows[:, 0].tolist(), others.argmax(axis=1).tolist(), strict=True):
                 self._n_padded[token] += 1
                 self._n_positions[token] += run
 
     def warn(self, name: str, remedy: str) -> bool:
-        """Warn if more sequences end so than text would, and tell whether; `remedy` may hold a ``{token}``."""
+        """Warn if more sequences have such runs than text would; return whether. `remedy` may hold ``{token}``."""
         for token, n_padded in self._n_padded.most_common(1):
             if n_padded >= max(_PADDED_SHARE * self._n_sequences, 2):
                 warn_caller(
@@ -102,21 +110,24 @@ class PaddingWatch:
 
 
 class TokenRows:
-    """Rows of token ids, checked when they are read and never read whole if they lie on disk.
+    """Rows of token ids, checked when they are read; rows on disk are read as needed.
 
     Parameters
     ----------
     tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset
+        Token ids.
     name : str
-        What error messages call them.
+        Name of the argument in error messages.
     n_vocabulary : int
+        Number of tokens in the teacher's vocabulary.
     max_length : int or None
-        Positions that the teacher has.
+        Number of positions of the teacher.
     pad_token_id : int or None
+        Token that pads sequences at their end.
     suspects : set of int
-        Tokens that may be padding where there is no `pad_token_id`; a warning tells if many rows begin or end so.
+        Tokens that may be padding if `pad_token_id` is None. A warning is given if many rows begin or end with them.
     remedy : str
-        What that warning tells to do.
+        Remedy in that warning.
     """
 
     def __init__(
@@ -156,7 +167,7 @@ class TokenRows:
         return self._array.shape[1]
 
     def take(self, rows: np.ndarray) -> Batch:
-        """Rows by number."""
+        """Read rows by number."""
         ids = np.asarray(self._array[rows])
         mask = None
         if self._pad is not None:
@@ -179,7 +190,7 @@ class TokenRows:
         return Batch(ids.astype(np.int64), mask)
 
     def fingerprint(self, n_rows: int | None = None) -> str:
-        """SHA-256 of the first rows, by default of all, whatever they lie in."""
+        """Compute a SHA-256 of the first rows, by default of all, independent of their container and type."""
         n_rows = len(self) if n_rows is None else n_rows
         digest = hashlib.sha256(f"{n_rows}:{self._array.shape[1]}".encode())
         for start in range(0, n_rows, _SCAN_ROWS):
@@ -189,13 +200,13 @@ class TokenRows:
 
 
 class _DatasetTokens:
-    """The column ``input_ids`` of a ``datasets.Dataset`` as an array on disk, of which rows can be taken."""
+    """The column ``input_ids`` of a ``datasets.Dataset``, indexed by rows like an array."""
 
     def __init__(self, dataset: Any, name: str) -> None:
         if "input_ids" not in dataset.column_names:
             raise ValueError(
                 f"{name} has the columns {dataset.column_names}, and no 'input_ids' of token ids; make blocks of its "
-                "text with geofloor.language_models.token_blocks(..., path=...) and give those."
+                "text with geofloor.language_models.token_blocks(..., path=...) and give these."
             )
         self._dataset, self._name = dataset.select_columns(["input_ids"]).with_format("numpy"), name
         first = self._read(np.arange(1)) if len(dataset) else np.empty((0, 0), dtype=np.int64)
@@ -210,7 +221,7 @@ class _DatasetTokens:
         if ids.shape[1:] != self.shape[1:]:
             raise _ragged(self._name)
         if ids.dtype != self.dtype:
-            raise ValueError(f"{self._name} has sequences with missing token ids; leave those out.")
+            raise ValueError(f"{self._name} has sequences with missing token ids; leave these sequences out.")
         return ids
 
 
@@ -222,13 +233,13 @@ def _ragged(name: str) -> ValueError:
 
 
 def _token_array(tokens: Any, name: str) -> np.ndarray | _DatasetTokens:
-    """Integers of at least one row and two columns, memory maps and datasets as they are."""
+    """Check for integers of at least one row and two columns; memory maps and datasets are not read whole."""
     if is_dataset(tokens):
         tokens = _DatasetTokens(tokens, name)
     elif is_dataset_stream(tokens) or isinstance(tokens, Iterator):
         raise ValueError(
-            f"{name} is a {type(tokens).__name__}, whose rows can't be read in any order, as training does; write "
-            "blocks to a file with geofloor.language_models.token_blocks(..., path=...) and give those."
+            f"{name} is a {type(tokens).__name__}, and its rows are needed in random order; write blocks to a file "
+            "with geofloor.language_models.token_blocks(..., path=...) and give these."
         )
     elif isinstance(tokens, Mapping):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""From texts to blocks of tokens, in memory or in a file."""
+"""Cut texts into blocks of tokens, in memory or in a file."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from geofloor._validation import check_iterable, check_number, check_object, che
 from geofloor.language_models._dataset_columns import column_names, column_values, is_dataset, is_dataset_stream
 
 _TEXTS_AT_ONCE = 64
-_BYTES_AT_ONCE = 2**24  # and no more than this of them, or one text
-_SAVE_TOKENS = 2**22  # tokens between notes of how far a file is
+_BYTES_AT_ONCE = 2**24  # limit on the bytes of these texts, unless one text alone is longer
+_SAVE_TOKENS = 2**22  # tokens between saves of the progress of a file
 _FORMAT, _VERSION = "geofloor token blocks", 2
 
 
@@ -39,19 +39,19 @@ def token_blocks(
     Parameters
     ----------
     texts : iterable of str, datasets.Dataset or datasets.IterableDataset
-        Documents; an iterator is read only as far as needed.
+        Documents. An iterator is read only as far as needed.
     tokenizer : PreTrainedTokenizerBase
         A ``transformers`` tokenizer with an end-of-text token.
     length : int
-        Tokens a block. What is left over at the end is dropped.
+        Tokens per block. Tokens left over at the end are dropped.
     max_blocks : int or None, default=None
         Stop after this many blocks.
     path : str, path or None, default=None
-        A ``.npy`` file to write the blocks to, so that they need not fit into memory. Interrupted, the same call
-        goes on from where it was, to the same bytes. A finished file is verified and opened; of a dataset or an
-        iterator only the first text is read then. While one process writes to a path, others wait for it.
+        A ``.npy`` file to write the blocks to, so that they need not fit into memory. After an interruption the same
+        call continues, to the same bytes. A finished file is verified and opened; from a dataset or an iterator only
+        the first text is read then. While one process writes to a path, others wait.
     text_column : str, default="text"
-        Column of a dataset that holds the text. The others are not read.
+        Column of a dataset that holds the text. Other columns are not read.
 
     Returns
     -------
@@ -61,31 +61,30 @@ def token_blocks(
     Raises
     ------
     ValueError
-        If `length` is below 2, the tokenizer has no end-of-text token, the texts give no block or one of them is
-        no text; or if `path` was made from other texts or with other settings, or was altered.
+        If `length` is below 2, the tokenizer has no end-of-text token, the texts give no block or hold an item of
+        another type; or if the file at `path` was made from other texts, with other settings, or is damaged.
     TypeError
-        If an argument is of a wrong kind.
+        If an argument has the wrong type.
 
     Notes
     -----
-    No special token is added but the end-of-text token after each document, so a block may begin
-    anywhere in a document, as in the pre-training of most causal language models.
+    The only special token added is the end-of-text token after each document. A block may begin anywhere in a
+    document, as in the pre-training of most causal language models.
 
-    Text files are texts as well, ``(file.read_text() for file in sorted(folder.glob("*.txt")))``, and so is a
-    stream of The Pile, of which nothing but the tokens is kept on disk::
+    Text files are read by ``(file.read_text() for file in sorted(folder.glob("*.txt")))``. A stream of The Pile leaves
+    nothing but its tokens on disk::
 
         pile = datasets.load_dataset("monology/pile-uncopyrighted", split="train", streaming=True)
         tokens = token_blocks(pile, tokenizer, length=2048, max_blocks=150_000, path="pile.npy")
 
-    Beside the file lies another, ``pile.npy.json``, that says what it was made with and has the SHA-256 of the
-    tokens. While it is being written, ``pile.npy.part`` holds its tokens, and ``.pile.npy.lock`` makes other
-    processes wait, such as those that ``torchrun`` starts: the first one writes, and all open the same file. File
-    systems without locks, and Windows, take one process at a time.
+    A second file, ``pile.npy.json``, holds the settings and the SHA-256 of the tokens. During writing the tokens are in
+    ``pile.npy.part``, and the lock ``.pile.npy.lock`` makes other processes wait, such as those of ``torchrun``: the
+    first process writes, and all open the same file. On file systems without locks, and on Windows, use one process at
+    a time.
 
-    To go on, a dataset skips the documents that are done; from any other iterable they are read and dropped, so
-    give an iterator anew, from its start. Other settings are refused in any case. Texts in memory are compared in
-    full, and so are those that are read and dropped. Of a dataset, the first text is compared and, to go on, the
-    last that is done.
+    To continue, a dataset skips the documents that are done. Any other iterable is read again from its start, so give
+    an iterator anew. Other settings are always refused. Texts are compared with the earlier ones by digest: in full if
+    they are in memory or read again. Of a dataset, the first text is compared and, to continue, the last one done.
 
     Examples
     --------
@@ -113,7 +112,7 @@ def token_blocks(
             f"tokenizer={shown(tokenizer)} is a {type(tokenizer).__name__}; give a tokenizer of transformers."
         )
     if tokenizer.eos_token_id is None:
-        raise ValueError("tokenizer has no eos_token, which separates documents; set tokenizer.eos_token.")
+        raise ValueError("tokenizer has no eos_token to separate documents; set tokenizer.eos_token.")
     wanted = np.inf if max_blocks is None else max_blocks * length
     encode = _encoder(tokenizer)
     documents = _documents(texts, text_column)
@@ -125,22 +124,22 @@ def token_blocks(
     path = check_path("path", path)
     if not path.name:
         raise ValueError(f"path={str(path)!r} is a folder; give the path of a file in it.")
-    if os.path.islink(path):  # the file and what lies beside it are used where they are
+    if os.path.islink(path):  # the target has its other files beside it
         path = Path(os.path.realpath(path))
     first = next(documents, "")
     settings = {
         "tokenizer": _tokenizer_digest(tokenizer),
         "length": length,
         "max_blocks": max_blocks,
-        "texts": _digest(first),
+        "texts": _text_sha256(first),
     }
     dtype = _smallest_dtype(tokenizer)
-    in_memory = isinstance(texts, Sized) and not is_dataset(texts)  # and so read in no time
-    if not os.path.exists(path) or lock_left(path):  # else it needs no lock, nor a folder that can be written to
+    in_memory = isinstance(texts, Sized) and not is_dataset(texts)  # quick to read again
+    if not os.path.exists(path) or lock_left(path):  # a finished file needs neither a lock nor write permission
         check_writable("path", path)
         remove_left_behind(path.with_name(f"{path.name}.json"))
         with only_writer(path):
-            file = _TokenFile(path, settings, dtype)  # which another process may have finished by now
+            file = _TokenFile(path, settings, dtype)  # another process may have finished it by now
             if not file.finished:
                 if not file.complete:
                     done = file.n_documents
@@ -160,7 +159,7 @@ def token_blocks(
 
 
 def _documents(texts: Any, text_column: str, *, start: int = 0) -> Iterator[str]:
-    """Texts, of a dataset those from number `start` on, each checked to be one."""
+    """Yield the texts, checked to be strings; a dataset starts at number `start`."""
     for index, text in enumerate(_column(texts, text_column, start), start):
         if not isinstance(text, str):
             raise ValueError(f"texts[{index}]={text!r:.60} is no text; leave it out or convert it.")
@@ -168,6 +167,7 @@ def _documents(texts: Any, text_column: str, *, start: int = 0) -> Iterator[str]
 
 
 def _column(texts: Any, text_column: str, start: int) -> Iterable[Any]:
+    """Return the texts, from a dataset its text column from number `start` on."""
     if not (is_dataset(texts) or is_dataset_stream(texts)):
         if isinstance(texts, Mapping):
             raise ValueError(
@@ -186,11 +186,12 @@ def _column(texts: Any, text_column: str, start: int) -> Iterable[Any]:
 def _encoded(
     documents: Iterator[str], encode: Callable[[list[str]], list[np.ndarray]], wanted: float
 ) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Some documents at a time and their tokens, until there are as many tokens as wanted."""
+    """Yield groups of documents with their tokens, until there are as many tokens as wanted."""
     while wanted > 0:
         chunk: list[str] = []
         n_bytes = 0
-        # A character is at most four bytes, hence four tokens: less than what is wanted is safe to read at once.
+        # A character gives at most four bytes, hence four tokens. A group stops growing once it may hold enough
+        # tokens, so that an iterator is read no further than needed.
         while len(chunk) < _TEXTS_AT_ONCE and n_bytes < min(wanted, _BYTES_AT_ONCE):
             text = next(documents, None)
             if text is None:
@@ -205,7 +206,7 @@ def _encoded(
 
 
 def _encoder(tokenizer: Any) -> Callable[[list[str]], list[np.ndarray]]:
-    """A function from texts to their token ids, whole and without special tokens but the end of text."""
+    """Make a function from texts to token ids, without truncation, ended by the end-of-text token."""
     bare = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
     end = tokenizer.eos_token_id
 
@@ -213,8 +214,8 @@ def _encoder(tokenizer: Any) -> Callable[[list[str]], list[np.ndarray]]:
         return [np.asarray([*row, end], dtype=np.int64) for row in rows]
 
     if getattr(tokenizer, "is_fast", False):
-        # Past the wrapper is half as much time again; one call through it clears the truncation and
-        # padding that an earlier call may have left on the backend.
+        # The wrapper would take half as much time again. One call through it clears truncation and padding that an
+        # earlier call may have left on the backend.
         tokenizer("", **bare)
         backend = tokenizer.backend_tokenizer
         return lambda texts: ended(row.ids for row in backend.encode_batch(texts, add_special_tokens=False))
@@ -222,31 +223,32 @@ def _encoder(tokenizer: Any) -> Callable[[list[str]], list[np.ndarray]]:
 
 
 def _smallest_dtype(tokenizer: Any) -> np.dtype:
-    """uint16, or uint32 if ids go beyond it."""
+    """Return uint16 if it holds all ids, else uint32."""
     highest = max([tokenizer.eos_token_id, *tokenizer.get_vocab().values()])
     return np.dtype(np.uint16 if highest <= np.iinfo(np.uint16).max else np.uint32)
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
-    """Digest of all that decides on tokens; a backend must have no truncation or padding."""
+    """Compute a digest of the tokenizer's rules, for a backend without truncation or padding."""
     if getattr(tokenizer, "is_fast", False):
         rules = tokenizer.backend_tokenizer.to_str()
     else:
         rules = f"{type(tokenizer).__name__}:{sorted(tokenizer.get_vocab().items())}"
-    return _digest(f"{tokenizer.eos_token_id}:{rules}")
+    return _text_sha256(f"{tokenizer.eos_token_id}:{rules}")
 
 
-def _chained(digest: str, text: str) -> str:
-    """Digest of all documents so far and one more, which needs nothing but the digest before."""
-    return _digest(digest + _digest(text))
+def _extended(digest: str, text: str) -> str:
+    """Extend a digest of documents by one more document."""
+    return _text_sha256(digest + _text_sha256(text))
 
 
-def _digest(text: str) -> str:
+def _text_sha256(text: str) -> str:
+    """Compute the SHA-256 of a text."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def _whole(n_tokens: int, length: int, wanted: float) -> int:
-    """How many of the tokens go into blocks."""
+    """Return the number of tokens in whole blocks, at most `wanted`."""
     if n_tokens < length:
         raise ValueError(f"texts hold fewer than length={length} tokens; give more text or shorter blocks.")
     return int(min(n_tokens - n_tokens % length, wanted))
@@ -256,10 +258,19 @@ def _whole(n_tokens: int, length: int, wanted: float) -> int:
 
 
 class _TokenFile:
-    """A file of blocks in the making, and JSON beside it: what it is made of, and how far it is.
+    """A file of blocks while it is written, and JSON beside it with its settings and progress.
 
-    JSON is written when the tokens that it counts have reached the disk. Tokens beyond them are of a run that
-    was stopped, and are written again.
+    The JSON is written after the tokens that it counts have reached the disk. Tokens beyond them are left from an
+    interrupted run, and are written again.
+
+    Parameters
+    ----------
+    path : Path
+        File of the finished blocks.
+    settings : dict
+        Settings to compare with those of an earlier run.
+    dtype : numpy.dtype
+        Stored type of the token ids.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], dtype: np.dtype) -> None:
@@ -273,12 +284,12 @@ class _TokenFile:
             "settings": settings,
             "documents": 0,
             "tokens": 0,
-            "sha256": hashlib.sha256().hexdigest(),  # of the tokens
+            "sha256": hashlib.sha256().hexdigest(),  # of the tokens so far
             "last_text": None,
-            "texts": "",  # digest of all documents that were read
-            "complete": False,  # all documents have been read, and tokens that fill no block are left out
+            "texts": "",  # digest of all documents read so far
+            "complete": False,  # all documents are read, and tokens that fill no block are dropped
         }
-        self._digest = hashlib.sha256()  # of whole blocks; what is left of the tokens is in `_rest`
+        self._digest = hashlib.sha256()  # of whole blocks; the tokens after them are in `_rest`
         self._rest = b""
         self.finished = path.exists()
         if self.finished or (self.partial.exists() and self.notes.exists()):
@@ -286,14 +297,17 @@ class _TokenFile:
 
     @property
     def n_documents(self) -> int:
+        """Documents done."""
         return self.state["documents"]
 
     @property
     def n_tokens(self) -> int:
+        """Tokens written."""
         return self.state["tokens"]
 
     @property
     def complete(self) -> bool:
+        """Whether all documents are read."""
         return self.state["complete"]
 
     @property
@@ -305,10 +319,10 @@ class _TokenFile:
 
     def _read_state(self) -> None:
         if not self.notes.is_file():
-            raise self._refused(f"is there, and no '{self.notes.name}' beside it tells what it was made of")
+            raise self._refused(f"exists without '{self.notes.name}' beside it, which holds its settings")
         state = read_sealed(
             self.notes,
-            what="what token_blocks writes beside its tokens",
+            what="the settings file of token_blocks",
             kind=_FORMAT,
             version=_VERSION,
             entries={
@@ -331,10 +345,10 @@ class _TokenFile:
             self._read_partial()
 
     def _read_partial(self) -> None:
-        """Compare the tokens that are there with their digest, and make ready to go on with it."""
+        """Compare the tokens of an interrupted run with their digest, and continue that digest."""
         start, stop = self._place(self.n_tokens - self.n_tokens % self.length), self._place(self.n_tokens)
         if leaves_folder(self.partial):
-            raise self._refused(f"can't go on: '{self.partial.name}' is a link to a file in another folder")
+            raise self._refused(f"can't be continued: '{self.partial.name}' is a link to a file in another folder")
         if self.partial.stat().st_size < stop:
             raise self._refused(f"is damaged: '{self.partial.name}' is shorter than it was")
         with open(self.partial, "rb") as stream:
@@ -349,10 +363,10 @@ class _TokenFile:
         return digest.hexdigest()
 
     def compare(self, documents: Iterator[str], wanted: float) -> None:
-        """Refuse documents that are not those of a finished file."""
+        """Refuse documents other than those of a finished file."""
         digest = ""
         for text in islice(documents, self.n_documents):
-            digest = _chained(digest, text)
+            digest = _extended(digest, text)
         more = self.n_tokens < wanted and next(documents, None) is not None
         if more or digest != self.state["texts"]:
             raise self._refused("was made with other values of texts")
@@ -362,20 +376,20 @@ class _TokenFile:
         if is_dataset(texts) or is_dataset_stream(texts):
             documents = _documents(texts, text_column, start=self.n_documents - 1)
             last = next(documents, None)
-            same = last is not None and _digest(last) == self.state["last_text"]
+            same = last is not None and _text_sha256(last) == self.state["last_text"]
         else:
-            digest = _chained("", first)
+            digest = _extended("", first)
             for text in islice(documents, self.n_documents - 1):
-                digest = _chained(digest, text)
+                digest = _extended(digest, text)
             same = digest == self.state["texts"]
         if not same:
             raise self._refused("was made with other values of texts")
         return documents
 
     def append(self, chunks: Iterator[tuple[list[str], np.ndarray]], wanted: float) -> None:
-        """Write up to `wanted` tokens in all, and note from time to time how far they go."""
+        """Append tokens until there are `wanted` in all, and save the progress from time to time."""
         if not self.n_documents:
-            for stale in (self.notes, self.partial):  # of a file that was removed, or a link to one elsewhere
+            for stale in (self.notes, self.partial):  # left from a file that was removed, or a link to another file
                 stale.unlink(missing_ok=True)
             self.partial.write_bytes(self._header(0))
         with self._writing() as stream:
@@ -388,8 +402,8 @@ class _TokenFile:
                 self._add(kept)
                 self.state["documents"] += len(texts)
                 for text in texts:
-                    self.state["texts"] = _chained(self.state["texts"], text)
-                self.state["last_text"] = _digest(texts[-1])
+                    self.state["texts"] = _extended(self.state["texts"], text)
+                self.state["last_text"] = _text_sha256(texts[-1])
                 if self.n_tokens - n_saved >= _SAVE_TOKENS:
                     _to_disk(stream)
                     self._save()
@@ -398,7 +412,7 @@ class _TokenFile:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[BinaryIO]:
-        """Open the part; an error of the system, such as of a full disk, names it."""
+        """Open the partial file, and name it in errors of the system, such as a full disk."""
         try:
             with open(self.partial, "r+b") as stream:
                 yield stream
@@ -419,7 +433,7 @@ class _TokenFile:
         write_sealed(self.notes, self.state)
 
     def finish(self) -> None:
-        """Make it a file of blocks."""
+        """Turn the partial file into a finished file of blocks."""
         if self.n_tokens < self.length:
             self.partial.unlink()
         self.state["tokens"] = _whole(self.n_tokens, self.length, np.inf)
@@ -437,14 +451,16 @@ class _TokenFile:
         return npy_header((n_blocks, self.length), self.dtype)
 
     def _place(self, n_tokens: int) -> int:
-        """Bytes up to a token."""
+        """Return the offset of a token in the file, in bytes."""
         return len(self._header(0)) + n_tokens * self.dtype.itemsize
 
     def open(self) -> np.memmap:
+        """Verify the finished file and map it into memory."""
         shape = self.n_tokens // self.length, self.length
         return map_npy(self.path, shape=shape, dtype=self.dtype, sha256=self.state["sha256"], refused=self._refused)
 
 
 def _to_disk(stream: BinaryIO) -> None:
+    """Wait until all bytes written have reached the disk."""
     stream.flush()
     os.fsync(stream.fileno())

@@ -15,7 +15,7 @@ from geofloor._training.sampling import epoch_rows
 from geofloor._training.schedules import warmup_cosine
 from geofloor._training.seeds import draw_seed
 from geofloor._training.settings import plain_seed
-from geofloor.language_models._divergence import Plan, Targets
+from geofloor.language_models._divergence import LossTerms, Targets
 from geofloor.language_models._token_rows import Batch
 from geofloor.students._checkpoints import read_run, write_run
 from geofloor.students._run import Run, build_run, is_final
@@ -186,7 +186,7 @@ class Distillation:
             plan = self._weigh_positions(targets, part, batch)
             for run in runs:
                 with self.teacher.autocast():
-                    student = run.model.rows(ids)
+                    student = run.model.logits(ids)
                 run.loss(student, targets.source, plan, self._hidden_scale).backward()
         self._sum_over_processes(runs)
         factor = warmup_cosine(step, n_steps=settings.n_steps, warmup_steps=settings.warmup_steps)
@@ -200,7 +200,7 @@ class Distillation:
             run.step += 1
             run.kl_steps += 1
 
-    def _weigh_positions(self, targets: Targets, part: Batch, batch: Batch) -> Plan:
+    def _weigh_positions(self, targets: Targets, part: Batch, batch: Batch) -> LossTerms:
         """Compute loss weights for one micro-batch; all micro-batches then sum to the batch mean."""
         weights = None if part.mask is None else self.teacher.to_device(part.mask.reshape(-1), targets.dtype)
         labels = None
@@ -213,7 +213,7 @@ class Distillation:
                 self.teacher.to_device(following.reshape(-1)),
                 self.teacher.to_device(counted.reshape(-1), targets.dtype),
             )
-        return Plan(targets, weights, 1.0 / batch.n_positions, self.settings.temperature**2, labels)
+        return LossTerms(targets, weights, 1.0 / batch.n_positions, self.settings.temperature**2, labels)
 
     def _sum_over_processes(self, runs: list[Run]) -> None:
         """Sum gradients and KLs over the processes."""

@@ -11,7 +11,7 @@ import torch
 
 from geofloor._training.muon import Muon
 from geofloor._training.seeds import torch_generator
-from geofloor.language_models._divergence import ChunkedLoss, Plan, Rows
+from geofloor.language_models._divergence import ChunkedLoss, LazyLogits, LossTerms
 from geofloor.language_models._logits import LanguageModel
 from geofloor.students._architecture import make_student
 from geofloor.students._settings import ResolvedSettings, StudentSpec
@@ -39,14 +39,16 @@ class Run:
         """List the trained parameters."""
         return _trained_parameters(self.model, self.projection)
 
-    def loss(self, student: Rows, teacher: Rows, plan: Plan, hidden_scale: torch.Tensor | None) -> torch.Tensor:
+    def loss(
+        self, student: LazyLogits, teacher: LazyLogits, plan: LossTerms, hidden_scale: torch.Tensor | None
+    ) -> torch.Tensor:
         """Compute the loss of a micro-batch, and add its KL to `kl_sum`.
 
         Parameters
         ----------
-        student, teacher : Rows
+        student, teacher : LazyLogits
             Logits of both.
-        plan : Plan
+        plan : LossTerms
             Targets and weights of the positions.
         hidden_scale : Tensor or None
             Factor on the squared error of hidden states, if there is a projection.

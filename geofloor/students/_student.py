@@ -20,11 +20,12 @@ from geofloor._training.processes import join_processes
 from geofloor._training.settings import NOT_SAVED, check_files, plain_parameters, saved_parameters
 from geofloor._validation import check_choice, check_number, check_path
 from geofloor.language_models import ActivationExtractor
-from geofloor.language_models._divergence import chunks_of, mean_and_error
+from geofloor.language_models._divergence import chunks_of
 from geofloor.language_models._hooks import evaluating
 from geofloor.language_models._loading import exact_device, load_language_model, on_device
 from geofloor.language_models._logits import LanguageModel
 from geofloor.language_models._pickles import PortablePickleMixin
+from geofloor.language_models._sequence_means import mean_and_error
 from geofloor.language_models._token_rows import TokenRows
 from geofloor.students._architecture import check_width, default_init
 from geofloor.students._checkpoints import CHECKPOINT
@@ -637,8 +638,8 @@ class DistilledStudent(
         with memory_advice(f"lower batch_size={size}"):
             for start in range(0, len(data), size):
                 ids = torch.from_numpy(data.take(np.arange(start, min(start + size, len(data)))).ids)
-                rows = student.rows(ids.to(student.device))
-                found = torch.cat([function(rows.logits(chunk, 1.0)) for chunk in chunks_of(rows)])
+                rows = student.logits(ids.to(student.device))
+                found = torch.cat([function(rows.compute(chunk, 1.0)) for chunk in chunks_of(rows)])
                 pieces.append(found.view(*ids.shape, *found.shape[1:]).cpu().numpy())
         return np.concatenate(pieces)
 

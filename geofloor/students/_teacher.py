@@ -9,9 +9,10 @@ import torch
 
 from geofloor._training.devices import to_device
 from geofloor._training.processes import ALONE, Processes
-from geofloor.language_models._divergence import Targets, ZeroWidth, row_kls
+from geofloor.language_models._divergence import Targets, row_kls
 from geofloor.language_models._logits import LanguageModel
 from geofloor.language_models._token_rows import TokenRows
+from geofloor.language_models._zero_width import ZeroWidthLoss
 from geofloor.students._settings import DistillationSettings
 
 
@@ -72,7 +73,7 @@ class Teacher:
             Whether to keep the probabilities for several students.
         """
         with self.autocast():
-            rows = self.model.rows(ids)
+            rows = self.model.logits(ids)
         # Some logits may be −inf, as in a padded vocabulary; hidden states may not.
         self._finite &= torch.isfinite(rows.rows if rows.weight is not None else rows.rows.amax(dim=1)).all()
         return Targets(rows, self._temperature, keep=keep, matmul_dtype=self._matmul_dtype)
@@ -117,7 +118,7 @@ class Teacher:
             found = []
             for student in students:
                 with self.autocast():
-                    student_rows = student.rows(ids)
+                    student_rows = student.logits(ids)
                 kls = row_kls(student_rows, targets).view(ids.shape)
                 found.append((kls if mask is None else kls * mask).sum(dim=1))
             sums.append(torch.stack(found))
@@ -138,12 +139,12 @@ class Teacher:
         batch_size : int
             Sequences per forward pass.
         """
-        sums = ZeroWidth(self.model.n_vocabulary)
+        sums = ZeroWidthLoss(self.model.n_vocabulary)
         rows = rows[self.processes.share(len(rows))]
         for start in range(0, len(rows), batch_size):
             batch = tokens.take(rows[start : start + batch_size])
             with self.autocast():
-                found = self.model.rows(self.to_device(batch.ids))
+                found = self.model.logits(self.to_device(batch.ids))
             if batch.mask is not None:
                 found = found._replace(rows=found.rows[self.to_device(batch.mask.reshape(-1))])
             sums.add(Targets(found, self._temperature, matmul_dtype=self._matmul_dtype))

@@ -35,10 +35,10 @@ class Bound(BaseEstimator):
     def __sklearn_is_fitted__(self):
         return True
 
-    def predict(self, widths, *, return_interval=False):
+    def predict(self, widths, *, return_bounds=False):
         widths = np.minimum(np.floor(widths), 2000)
         losses = 9.0 * (1.0 - np.log1p(widths) / np.log1p(2000)) ** 2.2
-        return (losses, losses[:, np.newaxis] * [1 / 1.1, 1.1]) if return_interval else losses
+        return (losses, losses[:, np.newaxis] * [1 / 1.1, 1.1]) if return_bounds else losses
 
     def min_width(self, loss):
         return 2000

@@ -68,7 +68,7 @@ def statistics(autoencoder, activations):
 
 
 def loss_of(teacher, blocks, tokens, change, temperature):
-    """KL of the teacher from itself with other states after the block, by torch's own loss on whole logits."""
+    """Compute the KL of the ablated from the intact teacher, by torch's loss on all logits."""
     ids = torch.from_numpy(tokens)
 
     def hook(module, arguments, output):
@@ -221,7 +221,7 @@ def test_small_integers_of_numpy_do_not_wrap(teacher, tokens):
 
 def test_floors_are_never_below_zero(teacher, tokens):
     predictor = AblationPredictor(teacher, LAYER, n_points=5).fit(tokens)
-    # This curve ends at -1.3e-21 in place of 0.
+    # This curve ends at -1.3e-21 instead of 0.
     losses = [
         0.02735667512595192,
         0.004997929404140088,
@@ -233,6 +233,14 @@ def test_floors_are_never_below_zero(teacher, tokens):
     predictor._interpolate = PchipInterpolator(np.log1p([0, 1, 5, 9, 13, 16]), losses)
     assert predictor._interpolate(np.log1p(16)) < 0
     assert (predictor.predict(np.linspace(0, 20, 2001)) >= 0).all()
+
+
+def test_the_floor_is_zero_from_the_critical_width_on(teacher, tokens):
+    predictor = AblationPredictor(teacher, LAYER, n_points=5).fit(tokens)
+    # The divergence of the whole teacher from itself may be above 0 by rounding.
+    predictor._interpolate = PchipInterpolator(np.log1p(predictor.curve_.kept), predictor.curve_.kl + 1e-9)
+    assert predictor.predict([predictor.critical_width_ - 1])[0] > 0
+    assert not predictor.predict([predictor.critical_width_, 1e6]).any()
 
 
 def test_targets_that_width_zero_meets_need_width_zero(teacher, tokens):
@@ -250,7 +258,65 @@ def test_padding_with_an_end_token_is_noticed(teacher, tokens):
     assert message.startswith(
         f"tokens: {len(tokens)} of {len(tokens)} sequences begin or end with a run of token {end}"
     )
-    assert message.endswith("cut text into blocks without padding: see token_blocks.")
+    assert message.endswith(f"set pad_token_id={end}.")
+
+
+def test_padding_does_not_count(teacher, tokens, autoencoder, statistics):
+    end = teacher.config.eos_token_id
+    real = np.where(tokens == end, end + 1, tokens)
+    padded = real.copy()
+    padded[:, 7:] = end
+    for features in ((), (autoencoder, statistics), (autoencoder,)):
+        short = AblationPredictor(teacher, LAYER, *features, n_points=4).fit(real[:, :7])
+        found = AblationPredictor(teacher, LAYER, *features, n_points=4, pad_token_id=end).fit(padded)
+        np.testing.assert_allclose(found.curve_, short.curve_, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="skip_first=7 leaves nothing of sequences of 7 tokens"):
+        AblationPredictor(teacher, LAYER, skip_first=7, pad_token_id=end).fit(padded)
+    with pytest.raises(ValueError, match="skip_first=7 leaves nothing of sequences of 7 tokens"):
+        AblationPredictor(teacher, LAYER, autoencoder, statistics, skip_first=7, pad_token_id=end).fit(padded)
+    uneven = real.copy()
+    uneven[::2, 5:] = end
+    predictor = AblationPredictor(teacher, LAYER, autoencoder, statistics, n_points=4, pad_token_id=end).fit(uneven)
+    halves = [
+        AblationPredictor(teacher, LAYER, autoencoder, statistics, n_points=4).fit(part)
+        for part in (real[::2, :5], real[1::2])
+    ]
+    weights = [real[::2, :5].size, real[1::2].size]
+    expected = np.average([half.curve_.kl for half in halves], axis=0, weights=weights)
+    np.testing.assert_allclose(predictor.curve_.kl, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("above_own_width", [False, True])
+def test_the_interval_holds_the_loss_over_all_text_as_often_as_it_says(
+    teacher, autoencoder, statistics, above_own_width
+):
+    text = np.random.default_rng(5).integers(32, size=(1200, 11))
+    predictor = AblationPredictor(
+        teacher, LAYER, autoencoder, statistics, n_points=12, batch_size=64, capacity=lambda alpha: 1.0,
+        above_own_width=above_own_width,
+    )  # fmt: skip
+    right = clone(predictor).fit(text).predict([2, 9])
+    inside = []
+    for part in np.split(text, 40):
+        floors, interval = predictor.fit(part).predict([2, 9], return_interval=True, level=0.8)
+        np.testing.assert_array_equal(floors, predictor.predict([2, 9]))
+        inside.append((interval[:, 0] <= right) & (right <= interval[:, 1]))
+    assert (np.abs(np.mean(inside, axis=0) - 0.8) < 0.15).all()
+    if not above_own_width:
+        floors, interval = predictor.predict(predictor.curve_.kept[:-1], return_interval=True, level=0.9)
+        errors = (interval[:, 1] - floors) / 1.6448536
+        np.testing.assert_allclose(errors, predictor.curve_.standard_error[:-1], rtol=1e-6)
+    _, interval = predictor.predict([0, predictor.critical_width_], return_interval=True)
+    assert (np.diff(interval) > 0).ravel().tolist() == [True, False]
+
+
+def test_an_interval_needs_two_sequences(teacher, tokens):
+    predictor = AblationPredictor(teacher, LAYER, n_points=3).fit(tokens[:1])
+    assert predictor.predict([0])[0] > 0
+    with pytest.raises(ValueError, match="return_interval=True needs a standard error"):
+        predictor.predict([0], return_interval=True)
+    with pytest.raises(ValueError, match=r"level=1.0 must be a finite number .* below 1"):
+        predictor.predict([0], level=1.0)
 
 
 def test_bad_input_is_named(teacher, tokens, autoencoder, statistics):
@@ -287,8 +353,8 @@ def test_bad_input_is_named(teacher, tokens, autoencoder, statistics):
     for name, wrong in (("autoencoder", 3), ("autoencoder", statistics), ("statistics", autoencoder)):
         with pytest.raises(TypeError, match=f"{name}.* is a .*; give a fitted"):
             fit(LAYER, **{"autoencoder": autoencoder, name: wrong})
-    with pytest.raises(TypeError, match="teacher_kwargs=3 is a int; give a dict"):
-        fit(LAYER, teacher_kwargs=3)
+    with pytest.raises(TypeError, match="model_kwargs=3 is a int; give a dict"):
+        fit(LAYER, model_kwargs=3)
     with pytest.raises(NotFittedError):
         fit(LAYER, SparseAutoencoder(4))
     with pytest.raises(ValueError, match="above_own_width='x' must be True or False"):

@@ -42,7 +42,7 @@ def llama():
 
 
 class Biased(torch.nn.Module):
-    """Logits with a bias, and no unembedding to be found."""
+    """Logits with a bias, and without a separate unembedding."""
 
     def __init__(self, model):
         super().__init__()
@@ -59,7 +59,7 @@ def tokens():
 
 
 def halves(tokens):
-    """Those whose positions are fitted, if all positions are, and the others."""
+    """Split into the sequences that are fitted and the others, when all positions are drawn."""
     order = np.random.RandomState(0).permutation(len(tokens))
     return tokens[np.sort(order[::2])], tokens[np.sort(order[1::2])]
 
@@ -78,7 +78,7 @@ def distributions(model, tokens, temperature):
 
 
 def lowest(p, width):
-    """Least KL of softmax(H W' + b) from p, by L-BFGS in float64 from several random places."""
+    """Compute the least KL of softmax(H W' + b) from p, by L-BFGS in float64 from several random starts."""
     shapes = [(len(p), width), (p.shape[1], width), (p.shape[1],)]
     ends = np.cumsum([np.prod(shape) for shape in shapes])
 
@@ -101,7 +101,7 @@ def test_the_loss_is_the_lowest_that_logits_of_the_rank_can_have(make, temperatu
     bound = fitted(model, tokens, temperature=temperature, widths=[1, 3], n_steps=400)
     p = distributions(model, halves(tokens)[0], temperature)
     for width in (1, 3):
-        low = bound.predict([width], return_interval=True)[1][0, 0]
+        low = bound.predict([width], return_bounds=True)[1][0, 0]
         assert low == pytest.approx(lowest(p, width), rel=0.02)
 
 
@@ -109,10 +109,10 @@ def test_the_loss_is_the_lowest_that_logits_of_the_rank_can_have(make, temperatu
 def test_both_ends_of_the_curve(make, tokens):
     model = make()
     bound = fitted(model, tokens)
-    # Layer normalisation takes one dimension.
+    # Layer normalization removes one dimension.
     assert bound.rank_ == (WIDTH if make is llama else WIDTH - 1) == bound.critical_width_
     assert bound.curve_["width"].tolist() == list(range(bound.rank_))
-    losses, ends = bound.predict([0, bound.rank_, 100], return_interval=True)
+    losses, ends = bound.predict([0, bound.rank_, 100], return_bounds=True)
     assert losses[1:].tolist() == [0, 0]
     assert not ends[1:].any()
     assert bound.curve_["low"][0] == pytest.approx(zero_width_kl(model, halves(tokens)[0]), rel=1e-4)
@@ -122,12 +122,12 @@ def test_both_ends_of_the_curve(make, tokens):
     assert (np.diff(falling) < 0).all()
     np.testing.assert_array_equal(bound.predict([2.9, 3.0]), falling[2:4])
     np.testing.assert_array_equal(bound.transform([2, 3]), falling[2:4, np.newaxis])
-    low = bound.predict(np.arange(bound.rank_ + 1), return_interval=True)[1][:, 0]
+    low = bound.predict(np.arange(bound.rank_ + 1), return_bounds=True)[1][:, 0]
     assert (bound.min_width(low[3]), bound.min_width(0.99 * low[3]), bound.min_width(0.0)) == (3, 4, bound.rank_)
     assert bound.min_width([low[0], low[2]]).tolist() == [0, 2]
-    with pytest.raises(ValueError, match="loss contains NaN"):
+    with pytest.raises(ValueError, match="target contains NaN"):
         bound.min_width(np.nan)
-    # Dimensions that the unembedding does not read are none.
+    # Dimensions with zero weights in the unembedding do not count.
     with torch.no_grad():
         model.get_output_embeddings().weight[:, 4:] = 0
     assert fitted(model, tokens, n_steps=1).rank_ == 4
@@ -146,6 +146,23 @@ def test_other_positions_lose_more_and_more_positions_close_the_gap():
     assert (many["high"] < few["high"]).all()
 
 
+def test_the_interval_is_the_bounds_widened_by_their_sampling_errors(tokens):
+    bound = fitted(gpt_neox(), tokens, widths=[2, 4], n_steps=20)
+    losses, bounds = bound.predict([0, 2, 4, bound.rank_], return_bounds=True)
+    same, interval = bound.predict([0, 2, 4, bound.rank_], return_interval=True, level=0.9)
+    np.testing.assert_array_equal(same, losses)
+    errors = bound.curve_.set_index("width").loc[[2, 4], ["standard_error", "high_standard_error"]].to_numpy()
+    expected = bounds[1:3] * np.exp(1.6448536 * errors / bounds[1:3] * [-1, 1])
+    np.testing.assert_allclose(interval[1:3], expected, rtol=1e-6)
+    assert not interval[3].any()
+    _, wider = bound.predict([2], return_interval=True, level=0.99)
+    assert wider[0, 0] < interval[1, 0] < bounds[1, 0] < bounds[1, 1] < interval[1, 1] < wider[0, 1]
+    with pytest.raises(ValueError, match="return_bounds=True and return_interval=True exclude each other"):
+        bound.predict([2], return_bounds=True, return_interval=True)
+    with pytest.raises(ValueError, match=r"level=0.0 must be a finite number above 0"):
+        bound.predict([2], return_interval=True, level=0.0)
+
+
 def test_no_student_gets_below_it():
     torch.manual_seed(0)
     config = GPTNeoXConfig(
@@ -157,8 +174,8 @@ def test_no_student_gets_below_it():
     seen = halves(tokens)[0]
     bound = fitted(model, tokens, widths=[8, 16])
     for width in (8, 16):
-        least = bound.predict([width], return_interval=True)[1][0, 0]
-        # Trained on the very text that it is evaluated on.
+        least = bound.predict([width], return_bounds=True)[1][0, 0]
+        # Trained on the text of its evaluation.
         student = DistilledStudent(
             model, width, n_steps=600, batch_size=len(seen), init="random", device="cpu", random_state=0
         ).fit(seen, eval_tokens=seen)  # fmt: skip
@@ -168,7 +185,7 @@ def test_no_student_gets_below_it():
 def test_logits_are_taken_from_any_module_and_padding_is_left_out(tokens):
     whole = fitted(gpt_neox(), tokens, widths=[2], n_steps=300)
     split = fitted(Biased(gpt_neox()), tokens, widths=[2], n_steps=300)
-    # The bias of the student takes that of the teacher, but not the probabilities that it gives.
+    # The student's bias can copy the teacher's bias, but not the resulting probabilities.
     p = distributions(Biased(gpt_neox()), halves(tokens)[0], 2.0)
     assert split.rank_ == whole.rank_ == WIDTH - 1
     assert split.curve_["low"][1] == pytest.approx(lowest(p, 2), rel=0.02)
@@ -181,7 +198,7 @@ def test_logits_are_taken_from_any_module_and_padding_is_left_out(tokens):
 
 
 class Masked(torch.nn.Module):
-    """Logits with tokens that never come: masked by a padded vocabulary or at some positions only."""
+    """Logits with masked tokens: at all positions, as in a padded vocabulary, or at some positions only."""
 
     def __init__(self, model, everywhere):
         super().__init__()
@@ -268,8 +285,8 @@ def test_a_law_above_the_bound(tokens):
     assert forecast[1:].tolist() == [0, 0]
     assert not ends[1:].any()
     assert law.min_width(0.0) == bound.rank_
-    # What is fitted to losses at the bound is held above it.
-    least = bound.predict(widths, return_interval=True)[1][:, 0]
+    # A law fitted to losses at the bound is kept above it.
+    least = bound.predict(widths, return_bounds=True)[1][:, 0]
     low = LossForecaster(AboveBottleneck(bound, exponent=1.0)).fit(widths[[0]], least[[0]])
     losses, ends = low.predict(widths, return_interval=True)
     assert (losses >= least).all()
@@ -298,7 +315,7 @@ def test_the_law_above_the_bound_names_what_it_cannot_use(tokens):
 
 def test_laws_say_which_runs_have_no_place_above_the_bound(tokens):
     bound = fitted(gpt_neox(), tokens, n_steps=1)
-    low = bound.predict([4], return_interval=True)[1][0, 0] / 3
+    low = bound.predict([4], return_bounds=True)[1][0, 0] / 3
     with pytest.raises(
         ValueError, match=rf"{low:.3g} at width 4, .* gets below {3 * low:.3g}.*temperature=2.0.*cross-en"
     ):
@@ -320,7 +337,7 @@ def test_small_integers_of_numpy_do_not_wrap(tokens):
     ("settings", "error", "message"),
     [
         ({"teacher": 3}, TypeError, "teacher=3 is a int; give a transformers model"),
-        ({"teacher_kwargs": 3}, TypeError, "teacher_kwargs=3 is a int"),
+        ({"model_kwargs": 3}, TypeError, "model_kwargs=3 is a int"),
         ({"widths": [2.5]}, ValueError, r"widths=\[2.5\] must be whole numbers"),
         ({"n_steps": "x"}, ValueError, "n_steps='x' must be a whole number"),
         ({"temperature": torch.nan}, ValueError, "temperature=nan must be a finite number"),

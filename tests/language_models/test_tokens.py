@@ -17,8 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from geofloor._files import npy, sealed
-from geofloor.language_models import _tokens as tokens
-from geofloor.language_models import token_blocks
+from geofloor.language_models import _tokens, token_blocks
 
 N_WORDS = 39
 
@@ -50,9 +49,9 @@ TOKENIZER = word_tokenizer()
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    """A few documents at a time, and notes after a few tokens, as a small test needs."""
-    monkeypatch.setattr(tokens, "_TEXTS_AT_ONCE", 3)
-    monkeypatch.setattr(tokens, "_SAVE_TOKENS", 40)
+    """Tokenize few documents at a time, and save after few tokens, for small tests."""
+    monkeypatch.setattr(_tokens, "_TEXTS_AT_ONCE", 3)
+    monkeypatch.setattr(_tokens, "_SAVE_TOKENS", 40)
 
 
 def files_in(folder):
@@ -123,13 +122,13 @@ def test_blocks_refuse(arguments, message):
 
 
 def like_the_pile(texts):
-    """Rows with the columns of The Pile."""
+    """Records with the columns of The Pile."""
     subsets = ["Pile-CC", "Github", "FreeLaw"]
     return [{"text": text, "meta": {"pile_set_name": subsets[i % 3]}} for i, text in enumerate(texts)]
 
 
 def as_streams(texts, folder):
-    """The same rows as a dataset, as its stream, and as a stream from files that doesn't know its columns."""
+    """The same records as a dataset, as its stream, and as a stream from files with unknown columns."""
     rows = like_the_pile(texts)
     file = folder / "pile.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
@@ -195,14 +194,14 @@ def test_interrupted_it_goes_on_to_the_same_bytes(stops, max_blocks, tmp_path, s
         except ConnectionError:
             assert not path.exists()
         else:
-            assert max_blocks  # it had enough before
+            assert max_blocks  # enough tokens were read before
     token_blocks(iter(TEXTS), path=path, **arguments)
     assert files_in(tmp_path / "again") == files_in(tmp_path / "whole")
 
 
 def test_to_go_on_a_dataset_skips_what_is_done(tmp_path, small_pieces, monkeypatch):
     token_blocks(TEXTS, TOKENIZER, length=8, path=tmp_path / "whole" / "blocks.npy")
-    encode = tokens._encoder(TOKENIZER)
+    encode = _tokens._encoder(TOKENIZER)
     for name, dataset in as_streams(TEXTS, tmp_path).items():
         path = tmp_path / name / "blocks.npy"
         with pytest.raises(ConnectionError):
@@ -210,9 +209,9 @@ def test_to_go_on_a_dataset_skips_what_is_done(tmp_path, small_pieces, monkeypat
         n_done = json.loads(path.with_name("blocks.npy.json").read_text())["documents"]
         assert n_done > 90
         read = []
-        monkeypatch.setattr(tokens, "_encoder", lambda _, read=read: lambda texts: read.extend(texts) or encode(texts))
+        monkeypatch.setattr(_tokens, "_encoder", lambda _, read=read: lambda texts: read.extend(texts) or encode(texts))
         token_blocks(dataset, TOKENIZER, length=8, path=path)
-        monkeypatch.setattr(tokens, "_encoder", lambda _: encode)
+        monkeypatch.setattr(_tokens, "_encoder", lambda _: encode)
         assert read == TEXTS[n_done:]
         assert files_in(path.parent) == files_in(tmp_path / "whole")
 
@@ -220,7 +219,7 @@ def test_to_go_on_a_dataset_skips_what_is_done(tmp_path, small_pieces, monkeypat
 @pytest.mark.parametrize("at", range(1, 7))
 def test_a_full_disk_loses_nothing(at, tmp_path, small_pieces, monkeypatch):
     token_blocks(TEXTS, TOKENIZER, length=8, path=tmp_path / "whole" / "blocks.npy")
-    to_disk, path = tokens._to_disk, tmp_path / "again" / "blocks.npy"
+    to_disk, path = _tokens._to_disk, tmp_path / "again" / "blocks.npy"
     calls = []
 
     def full(stream):
@@ -229,11 +228,11 @@ def test_a_full_disk_loses_nothing(at, tmp_path, small_pieces, monkeypatch):
             raise OSError(28, "No space left on device")
         to_disk(stream)
 
-    monkeypatch.setattr(tokens, "_to_disk", full)
+    monkeypatch.setattr(_tokens, "_to_disk", full)
     for _ in range(2):
         with pytest.raises(OSError, match="No space left on device: .*/again/blocks.npy.part'"):
             token_blocks(TEXTS, TOKENIZER, length=8, path=path)
-    monkeypatch.setattr(tokens, "_to_disk", to_disk)
+    monkeypatch.setattr(_tokens, "_to_disk", to_disk)
     token_blocks(TEXTS, TOKENIZER, length=8, path=path)
     assert files_in(tmp_path / "again") == files_in(tmp_path / "whole")
 
@@ -242,7 +241,7 @@ def test_a_full_disk_loses_nothing(at, tmp_path, small_pieces, monkeypatch):
 def test_stopped_at_the_very_end_it_only_finishes(name, n_calls, tmp_path, monkeypatch):
     arguments = {"texts": TEXTS, "tokenizer": TOKENIZER, "length": 8}
     token_blocks(**arguments, path=tmp_path / "whole" / "blocks.npy")
-    function, path = getattr(tokens, name), tmp_path / "again" / "blocks.npy"
+    function, path = getattr(_tokens, name), tmp_path / "again" / "blocks.npy"
     calls = []
 
     def stop_after(*arguments):
@@ -251,11 +250,11 @@ def test_stopped_at_the_very_end_it_only_finishes(name, n_calls, tmp_path, monke
         if len(calls) == n_calls:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(tokens, name, stop_after)
+    monkeypatch.setattr(_tokens, name, stop_after)
     with pytest.raises(KeyboardInterrupt):
         token_blocks(**arguments, path=path)
     assert not path.exists()
-    monkeypatch.delattr(tokens, "_encoded")  # nothing is left to tokenise
+    monkeypatch.delattr(_tokens, "_encoded")  # no text is left to tokenize
     token_blocks(**arguments, path=path)
     assert files_in(tmp_path / "again") == files_in(tmp_path / "whole")
 
@@ -264,19 +263,19 @@ _KILLED = """
 import sys
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from geofloor.language_models import _tokens as tokens
+from geofloor.language_models import _tokens
 
-tokens._TEXTS_AT_ONCE, tokens._SAVE_TOKENS = 3, 40
-write_sealed = tokens.write_sealed
+_tokens._TEXTS_AT_ONCE, _tokens._SAVE_TOKENS = 3, 40
+write_sealed = _tokens.write_sealed
 
 def announced(path, state):
     write_sealed(path, state)
     print(state["documents"], flush=True)
 
-tokens.write_sealed = announced
+_tokens.write_sealed = announced
 tokenizer = PreTrainedTokenizerFast.from_pretrained(sys.argv[1])
 texts = open(sys.argv[2]).read().split("\\n")
-tokens.token_blocks(texts, tokenizer, length=8, path=sys.argv[3])
+_tokens.token_blocks(texts, tokenizer, length=8, path=sys.argv[3])
 """
 
 
@@ -299,7 +298,7 @@ def test_sigkill_loses_nothing(tmp_path):
     assert process.returncode == -signal.SIGKILL
     with start() as process:
         first, *_, last = map(int, process.communicate()[0].split())
-    assert first > 400  # it went on, and did not start anew
+    assert first > 400  # it continued, and did not start again
     assert last == len(texts)
     assert files_in(tmp_path / "killed") == files_in(tmp_path / "whole")
 
@@ -313,7 +312,9 @@ def test_a_finished_file_is_opened_and_no_text_but_the_first_is_read(tmp_path):
     assert files_in(tmp_path) == files
     TOKENIZER.save_pretrained(tmp_path / "tokenizer")
     loaded = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    loaded(["1 2 3 4 5"], truncation=True, max_length=2)  # what it leaves on the tokenizer is no rule of it
+    loaded(
+        ["1 2 3 4 5"], truncation=True, max_length=2
+    )  # leaves truncation on the tokenizer, which is not among its rules
     token_blocks(TEXTS, loaded, length=8, path=path)
 
 
@@ -368,7 +369,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path, small_pieces):
     path = tmp_path / "blocks.npy"
     again = {"texts": TEXTS, "tokenizer": TOKENIZER, "length": 8, "path": path}
     np.save(path, np.zeros((3, 8), dtype=np.uint16))
-    with pytest.raises(ValueError, match=r"blocks.npy' is there, and no 'blocks.npy.json' beside it .* remove"):
+    with pytest.raises(ValueError, match=r"blocks.npy' exists without 'blocks.npy.json' beside it.* remove"):
         token_blocks(**again)
     path.unlink()
     token_blocks(**again)
@@ -385,7 +386,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path, small_pieces):
     with pytest.raises(ValueError, match="damaged: 'blocks.npy.part' is shorter than it was; remove '.*.part'"):
         token_blocks(**again)
     (tmp_path / "blocks.npy.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"blocks.npy.json' is not what token_blocks writes beside its tokens; remove"):
+    with pytest.raises(ValueError, match=r"blocks.npy.json' is not the settings file of token_blocks; remove"):
         token_blocks(**again)
 
 
@@ -499,7 +500,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_any_text_but_the_first_
     for path in (tmp_path / "file" / "blocks.npy", tmp_path / ("x" * 300)):
         with pytest.raises(ValueError, match="path='.*' can't be written"):
             token_blocks(stopping(TEXTS, 1), TOKENIZER, length=8, path=path)
-    with pytest.raises(ValueError, match="is there, and no"):
+    with pytest.raises(ValueError, match="exists without"):
         token_blocks(stopping(TEXTS, 1), TOKENIZER, length=8, path=tmp_path)
 
 
@@ -519,7 +520,7 @@ def test_wrong_kinds_of_arguments_are_named():
 
 def write_in_a_process(path, result, environment, half_way):
     os.environ.update(environment)
-    tokens._TEXTS_AT_ONCE, tokens._SAVE_TOKENS = 3, 40
+    _tokens._TEXTS_AT_ONCE, _tokens._SAVE_TOKENS = 3, 40
 
     def slowly():
         for i, text in enumerate(TEXTS):
@@ -529,7 +530,7 @@ def write_in_a_process(path, result, environment, half_way):
             yield text
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it waits
+        warnings.simplefilter("ignore")  # the warning of waiting
         np.save(result, token_blocks(slowly(), TOKENIZER, length=8, path=path))
 
 
@@ -556,7 +557,7 @@ def test_of_two_processes_one_writes_and_the_other_waits(apart, environment, ser
 
 
 @pytest.mark.skipif(sealed.fcntl is None, reason="locks need fcntl")
-def test_when_the_writer_is_killed_the_one_that_waits_goes_on(server, tmp_path):
+def test_a_waiting_process_continues_after_the_writer_is_killed(server, tmp_path):
     path, half_way = tmp_path / "blocks" / "blocks.npy", [server.Event(), server.Event()]
     processes = [
         server.Process(target=write_in_a_process, args=(path, tmp_path / "result.npy", {}, event)) for event in half_way
@@ -573,7 +574,7 @@ def test_when_the_writer_is_killed_the_one_that_waits_goes_on(server, tmp_path):
 
 
 @pytest.mark.skipif(sealed.fcntl is None, reason="locks need fcntl")
-def test_who_waits_for_a_writer_is_told(tmp_path):
+def test_waiting_for_a_writer_warns(tmp_path):
     path, held = tmp_path / "blocks.npy", threading.Event()
 
     def write():
@@ -591,7 +592,7 @@ def test_who_waits_for_a_writer_is_told(tmp_path):
     assert sorted(files_in(tmp_path)) == ["blocks.npy", "blocks.npy.json"]
 
 
-def test_without_locks_it_says_so_and_goes_on(tmp_path, monkeypatch):
+def test_file_systems_without_locks_warn_and_continue(tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
 
     def no_locks(*_):

@@ -168,7 +168,7 @@ def test_a_whole_model(calls):
         model = LanguageModel(module, "model")
         ids = torch.arange(1024).reshape(8, 128) % 64
         before = len(calls)
-        ours = model.rows(ids).rows
+        ours = model.logits(ids).rows
         assert len(calls) == before + 4 * module.config.num_hidden_layers
         with torch.backends.mkldnn.flags(enabled=False, allow_tf32=False):
-            torch.testing.assert_close(ours, model.rows(ids).rows, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(ours, model.logits(ids).rows, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Threads that share a model object: hooks, modes and random draws stay in their own thread."""
+"""Threads that share a model: hooks and evaluation mode act in their own thread."""
 
 import threading
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from joblib import Parallel, delayed
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from small_models import in_threads, same, shared_model, unembedding
 
 from geofloor import AblationPredictor, ActivationExtractor
 from geofloor.language_models import zero_width_kl
@@ -18,24 +18,7 @@ TOKENS = np.random.default_rng(0).integers(64, size=(48, 24))
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=64,
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=64,
-        initializer_range=0.2,
-        hidden_dropout=0.3,
-    )
-    return GPTNeoXForCausalLM(config).eval()
-
-
-def in_threads(*functions):
-    """Run functions at once, several times each, and return all results of each."""
-    return Parallel(n_jobs=len(functions), backend="threading")(
-        delayed(lambda f: [f() for _ in range(3)])(function) for function in functions
-    )
+    return shared_model()
 
 
 def principal(model):
@@ -44,16 +27,6 @@ def principal(model):
 
 def ablated(model, layer):
     return AblationPredictor(model, layer, n_points=3).fit(TOKENS).curve_.to_numpy()
-
-
-def unembedding(model):
-    return model.get_output_embeddings().weight.detach()
-
-
-def same(first, second):
-    return all(
-        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    )
 
 
 def test_threads_that_extract_different_layers_get_their_own(model):
@@ -128,38 +101,3 @@ def test_a_principal_start_from_a_teacher_in_training_mode_is_that_of_one_in_eva
     evaluated = principal(model)
     assert same(evaluated, principal(model.train()))
     assert model.training
-
-
-def test_students_made_in_threads_have_the_weights_of_their_seeds(model):
-    functions = [lambda seed=seed: make_student(model, 16, random_state=seed) for seed in range(4)]
-    expected = [function() for function in functions]
-    state = torch.get_rng_state()
-    for found, wanted in zip(in_threads(*functions), expected, strict=True):
-        assert all(same(each, wanted) for each in found)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_a_model_loaded_in_one_thread_does_not_change_students_made_in_another(model, tmp_path):
-    model.config.tie_word_embeddings = True
-    tied = GPTNeoXForCausalLM(model.config)
-    tied.to(torch.bfloat16).save_pretrained(tmp_path)
-
-    def load():
-        return ActivationExtractor(tmp_path, 1, dtype="bfloat16").fit().model_.dtype
-
-    def make():
-        student = make_student(tied, 16, random_state=0)
-        assert student.dtype == torch.float32
-        assert student.get_output_embeddings().weight is student.get_input_embeddings().weight
-        return unembedding(student)
-
-    wanted = make()
-    _, *made = in_threads(load, make, make)
-    assert all(torch.equal(each, wanted) for each in made[0] + made[1])
-
-
-def test_loading_a_model_without_all_its_weights_leaves_the_global_generator(model, tmp_path):
-    model.gpt_neox.save_pretrained(tmp_path)
-    state = torch.get_rng_state()
-    zero_width_kl(str(tmp_path), TOKENS)
-    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,103 @@
+"""Features for ablation from the residual stream: latents of an autoencoder, or principal components."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from geofloor.theory import capacity
+from geofloor.theory._capacity import CapacityMethod
+
+
+class AblatedFeatures(Protocol):
+    """Features as directions in the residual stream, most important first."""
+
+    n_features: int
+    width: int
+    alpha: float
+    capacity: float
+
+    def encode(self, states: np.ndarray) -> Any:
+        """Compute the activations of the features, in the form expected by `part`."""
+
+    def part(self, activations: Any, start: int, stop: int) -> np.ndarray:
+        """Sum the contributions of the features ranked `start` to `stop`, about their means, (n_tokens, width)."""
+
+
+class Latents:
+    """Features of a sparse autoencoder, ordered by E[z²].
+
+    Parameters
+    ----------
+    autoencoder : SparseAutoencoder
+        Fitted.
+    statistics : FeatureStatistics
+        Fitted on codes of the autoencoder.
+    method : str or callable
+        As in `geofloor.theory.capacity`.
+    """
+
+    def __init__(self, autoencoder: Any, statistics: Any, method: CapacityMethod) -> None:
+        table = np.asarray(statistics.table_)
+        if statistics.alive_[-1] >= len(autoencoder.decoder_):
+            raise ValueError(
+                f"statistics hold latent {statistics.alive_[-1]}, and autoencoder has {len(autoencoder.decoder_)} "
+                "latents; fit statistics on the autoencoder's codes."
+            )
+        norms = np.linalg.norm(np.asarray(autoencoder.decoder_, dtype=np.float64), axis=1)
+        if not np.allclose(norms, 1.0, atol=1e-3):
+            raise ValueError(
+                f"autoencoder has decoder_ directions of norm {norms.min():.3g} to {norms.max():.3g}. Importances "
+                "assume norm 1: divide each row of decoder_ by its norm, and multiply the latent's encoder weight and "
+                "bias by it."
+            )
+        order = np.argsort(-table[:, 0], kind="stable")
+        self._autoencoder = autoencoder
+        self._latents, self._means = statistics.alive_[order], table[order, 2]
+        self._directions = autoencoder.decoder_[self._latents]
+        self.n_features, self.width = self._directions.shape
+        self.alpha = float(statistics.alpha_)
+        self.capacity = float(capacity(self.alpha, method))
+
+    def encode(self, states: np.ndarray) -> Any:
+        return self._autoencoder.transform(states)[:, self._latents].tocsc()
+
+    def part(self, activations: Any, start: int, stop: int) -> np.ndarray:
+        directions = self._directions[start:stop]
+        return activations[:, start:stop] @ directions - self._means[start:stop] @ directions
+
+
+class PrincipalComponents:
+    """Principal components of the activations, one per dimension.
+
+    Parameters
+    ----------
+    activations : iterator of ndarray of shape (n_tokens, width)
+        Activations, read once.
+    width : int
+        d_model.
+    """
+
+    def __init__(self, activations: Iterator[np.ndarray], width: int) -> None:
+        n_tokens, shift = 0, np.zeros(width)
+        total, products = np.zeros(width), np.zeros((width, width))
+        for batch in activations:
+            if not n_tokens:
+                shift = batch.mean(axis=0, dtype=np.float64)  # an estimate of the mean keeps the sums of squares small
+            centered = batch - shift
+            total += centered.sum(axis=0)
+            products += centered.T @ centered
+            n_tokens += len(batch)
+        mean = total / n_tokens
+        _, vectors = np.linalg.eigh(products / n_tokens - np.outer(mean, mean))
+        self._mean, self._vectors = shift + mean, vectors[:, ::-1]
+        self.n_features = self.width = width
+        self.alpha, self.capacity = float("nan"), 1.0
+
+    def encode(self, states: np.ndarray) -> np.ndarray:
+        return (states - self._mean) @ self._vectors
+
+    def part(self, activations: np.ndarray, start: int, stop: int) -> np.ndarray:
+        return activations[:, start:stop] @ self._vectors[:, start:stop].T

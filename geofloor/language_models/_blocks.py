@@ -1,0 +1,41 @@
+"""Blocks of transformers models: find them, and read or replace their hidden states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def find_blocks(model: Any) -> tuple[str, int]:
+    """Return the name and the length of the list of blocks in a transformers base model."""
+    kind = getattr(model.config, "model_type", type(model).__name__)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"model is of type {kind!r}, an encoder and a decoder; pass one of them, such as model.get_encoder()."
+        )
+    n_blocks = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == n_blocks
+    ]
+    # Lists inside a block (experts, say) are not lists of blocks.
+    found = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    if len(found) != 1 or not n_blocks:
+        what = f"the lists {found}, any of which may be" if found else "no list of modules that is"
+        raise ValueError(
+            f"model is of type {kind!r}, which has {what} its num_hidden_layers={n_blocks} blocks; pass the language "
+            "model inside it, or a model of another type."
+        )
+    return found[0], n_blocks
+
+
+def block_output(output: Any) -> torch.Tensor:
+    """Return the hidden states in the output of a block: the tensor, or the first item of the tuple."""
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+def with_block_output(output: Any, hidden: torch.Tensor) -> Any:
+    """Return the output of a block with other hidden states in it."""
+    return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
