@@ -156,7 +156,7 @@ def table_2(predictors, widths, paper) -> None:
             "dropped %": 100 * (1 - kept / predictor.n_features_),
             "floor": floors,
             "of the total %": 100 * floors / predictor.importances_.sum(),
-            "normalised": floors / reference,
+            "normalized": floors / reference,
         }
     )
     theirs = paper.predicted_floor
@@ -166,16 +166,16 @@ def table_2(predictors, widths, paper) -> None:
             "dropped": theirs["dropped"],
             "dropped %": 100 * theirs["dropped"] / (theirs["kept"] + theirs["dropped"]),
             "floor": theirs["floor"],
-            "normalised": theirs["normalized"],
+            "normalized": theirs["normalized"],
         }
     )
-    formats = {"d/d_T": "{:.4g}", "dropped %": "{:.1f}", "P dropped %": "{:.1f}", "normalised": "{:.3f}"}
-    formats |= {"floor": "{:.2f}", "of the total %": "{:.0f}", "P floor": "{:.4f}", "P normalised": "{:.3f}"}
+    formats = {"d/d_T": "{:.4g}", "dropped %": "{:.1f}", "P dropped %": "{:.1f}", "normalized": "{:.3f}"}
+    formats |= {"floor": "{:.2f}", "of the total %": "{:.0f}", "P floor": "{:.4f}", "P normalized": "{:.3f}"}
     formats |= dict.fromkeys(("kept", "dropped", "P dropped"), "{:,.0f}")
     show(beside(ours, theirs), formats)
     falls = all((np.diff(each.predict(widths)) < 0).all() for each in predictors.values())
     print(f"predicted floors fall strictly with width after each block: {'yes' if falls else 'no'}")
-    print("floors are in hidden-space units of each teacher; only normalised ones can be compared")
+    print("floors are in hidden-space units of each teacher; only normalized ones can be compared")
 
 
 def table_3(runs, paper) -> pd.DataFrame:
@@ -196,13 +196,13 @@ def table_3(runs, paper) -> pd.DataFrame:
             "raw KL": factor * chosen["floor"].to_numpy(),
             "KL per token": chosen["floor"].to_numpy(),
             "error": chosen["floor_error"].to_numpy(),
-            "normalised": (chosen["floor"] / reference).to_numpy(),
+            "normalized": (chosen["floor"] / reference).to_numpy(),
         }
     )
-    theirs = paper.distillation.rename(columns={"kl": "KL", "raw_kl": "raw KL", "normalized": "normalised"})
+    theirs = paper.distillation.rename(columns={"kl": "KL", "raw_kl": "raw KL"})
     formats = {"params": "{:,}", "ratio": "{:.1f}", "raw KL": "{:.1f}", "KL per token": "{:.4f}", "error": "{:.4f}"}
-    formats |= {"normalised": "{:.3f}", "P KL": "{:.3f}", "P normalised": "{:.3f}", "P raw KL": "{:.0f}"}
-    show(beside(ours, theirs[["width", "raw KL", "KL", "normalised"]]), formats)
+    formats |= {"normalized": "{:.3f}", "P KL": "{:.3f}", "P normalized": "{:.3f}", "P raw KL": "{:.0f}"}
+    show(beside(ours, theirs[["width", "raw KL", "KL", "normalized"]]), formats)
     print(f"raw KL = per token x {positions} positions x T^2 = {factor:g} x; the paper's is 512 x 4 = 2,048 x")
     falls = bool((np.diff(chosen["floor"]) < 0).all())
     print(f"floors fall strictly with width: {'yes' if falls else 'no'}; in the paper: yes")
@@ -376,7 +376,7 @@ def figure_17(runs, predictors, paper) -> None:
     table["P predicted"] = paper.predicted_floor["normalized"]
     show(table, dict.fromkeys(table.columns[1:], "{:.3f}"))
     print(
-        "R2 of the normalised prediction itself, nothing fitted, over these points, of which the first is always met:"
+        "R2 of the normalized prediction itself, nothing fitted, over these points, of which the first is always met:"
     )
     for n_steps in floors.columns[::-1]:
         scores = {layer: r2_score(table[f"{n_steps:,} steps"], table[f"after block {layer}"]) for layer in LAYERS}

@@ -65,7 +65,7 @@ def test_forecasts_agree_with_the_two_students_and_decide_by_their_intervals(fin
         row = students.set_index("width").loc[run["width"]]
         assert plan["calibration"]["slope"] > 0
         assert run["floor"] == pytest.approx(row.calibrated) == pytest.approx(calibrated)
-    # The law above the bottleneck by generalised least squares, corrected by what the runs say beyond it.
+    # The law above the bottleneck by generalized least squares, corrected by what the runs say beyond it.
     anchor, at = plan["zero_width_loss"], students[students.width < 128]
     seen = at.width.isin([32, 64]).to_numpy()
     columns = np.log(anchor / at.bottleneck.to_numpy()) ** 1.25

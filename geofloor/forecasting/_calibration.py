@@ -378,8 +378,8 @@ def _scale_and_offset(logs: np.ndarray, observed: np.ndarray, exponent: float) -
     """Find the best a ≥ 0 and c for a given exponent, and their squared residual."""
     # Relative to the narrowest width the basis stays near 1, whatever the exponent.
     basis = np.exp(-exponent * (logs - logs.min()))
-    centred = basis - basis.mean()
-    scale = max(float(centred @ observed) / float(centred @ centred), 0.0)
+    centered = basis - basis.mean()
+    scale = max(float(centered @ observed) / float(centered @ centered), 0.0)
     offset = float(observed.mean() - scale * basis.mean())
     residual = float(np.square(observed - scale * basis - offset).sum())
     return scale * float(np.exp(exponent * logs.min())), offset, residual

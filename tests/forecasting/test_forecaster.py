@@ -154,7 +154,7 @@ def test_laws_never_rise():
 
 def test_more_runs_correct_the_curve_where_they_are(forecaster, floor):
     curve = 2e-4 * floor.predict(WIDTHS) + 0.5
-    losses = curve * [1.0, 1.0, 1.2, 1.0, 1.0]  # one width is off the curve, and its neighbours may be
+    losses = curve * [1.0, 1.0, 1.2, 1.0, 1.0]  # one width is off the curve, and its neighbors may be
     fitted = forecaster.fit(WIDTHS, losses)
     off = np.abs(calibrated(fitted, floor) / losses - 1).max()
     assert np.abs(fitted.predict(WIDTHS) / losses - 1).max() < 0.5 * off

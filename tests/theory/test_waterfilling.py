@@ -42,12 +42,12 @@ def test_floors_are_those_of_linear_programming(seed):
 def test_floors_fall_convexly_to_zero_scale_and_know_no_order(weights, at, factor, seed):
     filling = Waterfilling(weights, CURVES[0])
     first, middle, last = at
-    low, centre, high = filling.floors(at)
+    low, center, high = filling.floors(at)
     tolerance = 1e-9 * (weights.sum() + 1e-300)
-    assert 0.0 <= high <= centre + tolerance <= low + 2 * tolerance <= 0.9 * weights.sum() + 3 * tolerance
+    assert 0.0 <= high <= center + tolerance <= low + 2 * tolerance <= 0.9 * weights.sum() + 3 * tolerance
     if last > first:
         share = (middle - first) / (last - first)
-        assert centre <= (1 - share) * low + share * high + tolerance
+        assert center <= (1 - share) * low + share * high + tolerance
     assert filling.floors([len(weights)])[0] == 0.0
     shuffled = np.random.default_rng(seed).permutation(weights)
     np.testing.assert_array_equal(Waterfilling(shuffled, CURVES[0]).floors(at), filling.floors(at))
