@@ -1,4 +1,8 @@
-"""The features of a teacher: a dictionary of them, and their statistics."""
+"""Features of a teacher, from its activations.
+
+`SparseAutoencoder` learns a dictionary and turns activations into codes. `FeatureStatistics` turns codes into a table
+of features: importance, firing rate and mean. `bootstrap_floors` gives floors their sampling error.
+"""
 
 import lazy_loader
 

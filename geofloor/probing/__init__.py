@@ -1,4 +1,8 @@
-"""Linear probes of hidden states, for concepts and for single features."""
+"""Linear probes of hidden states, for concepts and for single features.
+
+`ConceptProbe` tests one concept, `probe_table` compares students with their teacher over concepts, and
+`feature_probes` does so for the latents of an autoencoder.
+"""
 
 import lazy_loader
 

@@ -1,4 +1,8 @@
-"""Narrower copies of a teacher, and their training."""
+"""Narrower copies of a teacher, and their training.
+
+`student_config` and `make_student` set the architecture and the first weights. `DistilledStudent` trains one student,
+`distill_widths` several in one pass with one forward pass of the teacher.
+"""
 
 import lazy_loader
 

@@ -1,4 +1,9 @@
-"""Theory of the floor: capacity of a width, allocation of its dimensions, remaining loss."""
+"""Theory of the floor: capacity of a width, allocation of its dimensions, remaining loss.
+
+`FloorPredictor` predicts floors from importances. An `Allocation` divides the dimensions of a student among features;
+`capacity` counts the features per dimension, and distortion curves give the loss of a feature by its share.
+Nothing here loads torch.
+"""
 
 import lazy_loader
 
