@@ -183,11 +183,11 @@ class Distillation:
         for part in share.split(settings.gradient_accumulation):
             ids = self.teacher.to_device(part.ids)
             targets = self.teacher.compute_targets(ids, keep=len(runs) > 1)
-            plan = self._weigh_positions(targets, part, batch)
+            terms = self._weigh_positions(targets, part, batch)
             for run in runs:
                 with self.teacher.autocast():
                     student = run.model.logits(ids)
-                run.loss(student, targets.source, plan, self._hidden_scale).backward()
+                run.loss(student, targets.source, terms, self._hidden_scale).backward()
         self._sum_over_processes(runs)
         factor = warmup_cosine(step, n_steps=settings.n_steps, warmup_steps=settings.warmup_steps)
         for run in runs:

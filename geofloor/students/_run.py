@@ -40,7 +40,7 @@ class Run:
         return _trained_parameters(self.model, self.projection)
 
     def loss(
-        self, student: LazyLogits, teacher: LazyLogits, plan: LossTerms, hidden_scale: torch.Tensor | None
+        self, student: LazyLogits, teacher: LazyLogits, terms: LossTerms, hidden_scale: torch.Tensor | None
     ) -> torch.Tensor:
         """Compute the loss of a micro-batch, and add its KL to `kl_sum`.
 
@@ -48,17 +48,17 @@ class Run:
         ----------
         student, teacher : LazyLogits
             Logits of both.
-        plan : LossTerms
+        terms : LossTerms
             Targets and weights of the positions.
         hidden_scale : Tensor or None
             Factor on the squared error of hidden states, if there is a projection.
         """
-        loss, kl = ChunkedLoss.apply(*student, plan)
+        loss, kl = ChunkedLoss.apply(*student, terms)
         self.kl_sum += kl
         if self.projection is not None:
             error = (self.projection(student.rows).float() - teacher.rows.float()).square().mean(dim=1)
-            error = error.mean() * len(error) if plan.weights is None else error @ plan.weights
-            loss = loss + error * plan.kl_scale * hidden_scale
+            error = error.mean() * len(error) if terms.weights is None else error @ terms.weights
+            loss = loss + error * terms.kl_scale * hidden_scale
         return loss
 
     def final_kls(self, n_steps: int) -> np.ndarray:

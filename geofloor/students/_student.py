@@ -638,8 +638,8 @@ class DistilledStudent(
         with memory_advice(f"lower batch_size={size}"):
             for start in range(0, len(data), size):
                 ids = torch.from_numpy(data.take(np.arange(start, min(start + size, len(data)))).ids)
-                rows = student.logits(ids.to(student.device))
-                found = torch.cat([function(rows.compute(chunk, 1.0)) for chunk in chunks_of(rows)])
+                logits = student.logits(ids.to(student.device))
+                found = torch.cat([function(logits.compute(chunk, 1.0)) for chunk in chunks_of(logits)])
                 pieces.append(found.view(*ids.shape, *found.shape[1:]).cpu().numpy())
         return np.concatenate(pieces)
 

@@ -73,10 +73,10 @@ class Teacher:
             Whether to keep the probabilities for several students.
         """
         with self.autocast():
-            rows = self.model.logits(ids)
+            logits = self.model.logits(ids)
         # Some logits may be −inf, as in a padded vocabulary; hidden states may not.
-        self._finite &= torch.isfinite(rows.rows if rows.weight is not None else rows.rows.amax(dim=1)).all()
-        return Targets(rows, self._temperature, keep=keep, matmul_dtype=self._matmul_dtype)
+        self._finite &= torch.isfinite(logits.rows if logits.weight is not None else logits.rows.amax(dim=1)).all()
+        return Targets(logits, self._temperature, keep=keep, matmul_dtype=self._matmul_dtype)
 
     def was_finite(self) -> bool:
         """Tell whether the targets of all processes have been finite so far. Every process must call it."""
@@ -118,8 +118,8 @@ class Teacher:
             found = []
             for student in students:
                 with self.autocast():
-                    student_rows = student.logits(ids)
-                kls = row_kls(student_rows, targets).view(ids.shape)
+                    logits = student.logits(ids)
+                kls = row_kls(logits, targets).view(ids.shape)
                 found.append((kls if mask is None else kls * mask).sum(dim=1))
             sums.append(torch.stack(found))
             counts.append(np.full(len(ids), ids.shape[1]) if batch.mask is None else batch.mask.sum(axis=1))
@@ -144,10 +144,10 @@ class Teacher:
         for start in range(0, len(rows), batch_size):
             batch = tokens.take(rows[start : start + batch_size])
             with self.autocast():
-                found = self.model.logits(self.to_device(batch.ids))
+                logits = self.model.logits(self.to_device(batch.ids))
             if batch.mask is not None:
-                found = found._replace(rows=found.rows[self.to_device(batch.mask.reshape(-1))])
-            sums.add(Targets(found, self._temperature, matmul_dtype=self._matmul_dtype))
+                logits = logits.at(self.to_device(batch.mask.reshape(-1)))
+            sums.add(Targets(logits, self._temperature, matmul_dtype=self._matmul_dtype))
         shares = self.processes.everyone((sums.total, sums.negative_entropy, sums.n_positions))
         sums.total, sums.negative_entropy, sums.n_positions = (sum(each) for each in zip(*shares, strict=True))
         return sums.loss()

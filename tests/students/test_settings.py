@@ -91,7 +91,7 @@ def test_numbers_of_any_type_train_as_plain_ones(teacher, tokens):
         ({"init": "zeros"}, "init='zeros'"),
         ({"validation_fraction": 1.5}, "validation_fraction=1.5"),
         ({"device": "abacus"}, "device='abacus'"),
-        ({"model_kwargs": {"dtype": "float32"}}, "_kwargs="),
+        ({"model_kwargs": {"dtype": "float32"}}, "model_kwargs"),
         ({"teacher": torch.nn.Linear(2, 2)}, "can't take token ids"),
     ],
 )
