@@ -12,7 +12,7 @@ import pytest
 import geofloor
 
 ROOT = Path(geofloor.__file__).parent
-# Each package may import those on its left, and third-party libraries where it is listed.
+# Each package may import those before it, and third-party libraries where it is listed.
 PACKAGES = [
     "_validation",
     "_files",

@@ -27,7 +27,7 @@ _SEQUENCES_PER_PASS = 8
 
 def has_principal_start(teacher: PreTrainedModel) -> bool:
     """Tell whether students of a teacher can start in its principal directions."""
-    return has_view(teacher.config) and not _lacks_biases(transformer_view(teacher.config, teacher))
+    return has_view(teacher.config) and not _unsupported_biases(transformer_view(teacher.config, teacher))
 
 
 def project(teacher: PreTrainedModel, student: PreTrainedModel, tokens: Any) -> None:
@@ -55,11 +55,8 @@ def project(teacher: PreTrainedModel, student: PreTrainedModel, tokens: Any) -> 
     """
     source, target = transformer_view(teacher.config, teacher), transformer_view(student.config, student)
     width = target.embeddings[0].shape[1]
-    if _lacks_biases(source):
-        raise ValueError(
-            "init='principal' needs biases in the attention of a teacher whose normalizations have them "
-            "(attention_bias=True); use init='random'."
-        )
+    if reason := _unsupported_biases(source):
+        raise ValueError(f"init='principal' needs {reason}; use init='random'.")
     sample = _token_sample(teacher, source, tokens)
     if [each.shape for each in student.parameters()] == [each.shape for each in teacher.parameters()]:
         student.load_state_dict(teacher.state_dict())
@@ -77,16 +74,20 @@ def project(teacher: PreTrainedModel, student: PreTrainedModel, tokens: Any) -> 
     _project_logits(stream, source, target)
 
 
-def _lacks_biases(source: TransformerView) -> bool:
-    """Tell whether normalizations have biases but some map beside them has none."""
+def _unsupported_biases(source: TransformerView) -> str:
+    """Return the missing biases that the projection would have to write to, in words, or an empty string."""
+    if any(attention.values.bias is not None and attention.out.bias is None for attention, _ in source.blocks):
+        return "a bias in the output of attention, because its values have biases"
     if source.norm.bias is None:
-        return False
+        return ""
     affine = [
         part
         for attention, feed_forward in source.blocks
         for part in (attention.queries, attention.out, *feed_forward.readers, feed_forward.out)
     ]
-    return any(part.bias is None for part in affine)
+    if any(part.bias is None for part in affine):
+        return "biases in the attention of a teacher whose normalizations have them (attention_bias=True)"
+    return ""
 
 
 # Measuring the teacher

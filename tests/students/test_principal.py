@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaC
 from geofloor.datasets import load_teacher
 from geofloor.language_models import distillation_kl, token_blocks
 from geofloor.students import make_student, student_config
+from geofloor.students._principal import has_principal_start
 
 
 def test_tokens_of_a_principal_start_are_checked():
@@ -185,3 +186,11 @@ def test_a_projection_starts_nearer_to_a_trained_teacher_than_chance(rng):
 def test_teachers_that_can_not_be_projected_are_refused(changes, width, tokens, message):
     with pytest.raises(ValueError, match=message):
         make_student(spread_teacher(GPTNeoXConfig(**NEOX, **changes)), width, init="principal", tokens=tokens)
+
+
+def test_value_biases_without_an_output_bias_are_refused():
+    teacher = spread_teacher(LlamaConfig(**LLAMA, attention_bias=True))
+    teacher.model.layers[1].self_attn.o_proj.bias = None
+    assert not has_principal_start(teacher)
+    with pytest.raises(ValueError, match=r"needs a bias in the output of attention.*use init='random'"):
+        make_student(teacher, 32, init="principal", tokens=np.zeros((2, 4), int))
