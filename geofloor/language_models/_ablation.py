@@ -195,6 +195,7 @@ class AblationPredictor(
         self._skip_first = check_number("skip_first", self.skip_first, 0, whole=True)
         self._temperature = check_number("temperature", self.temperature, 1e-6)
         check_flag("above_own_width", self.above_own_width)
+        layer = check_number("layer", self.layer, whole=True)
         self._check_features()
         device, module = load_language_model(self.teacher, self.model_kwargs, self.device)
         check_object("teacher", module, PreTrainedModel, "give a transformers model, or its name or path")
@@ -203,7 +204,7 @@ class AblationPredictor(
         if self._skip_first >= rows.length:
             raise self._too_short(rows.length)
         extractor = ActivationExtractor(
-            module, self.layer, skip_first=self._skip_first, max_length=None, batch_size=self._batch_size
+            module, layer, skip_first=self._skip_first, max_length=None, batch_size=self._batch_size
         ).fit()
         extractor._suspects = set()  # `token_rows` has warned of undeclared padding
         features = self._features(extractor, rows)

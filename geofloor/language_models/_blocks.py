@@ -1,10 +1,13 @@
-"""Blocks of transformers models: find them, and read or replace their hidden states."""
+"""Blocks of transformers models: find them, choose some, and read or replace their hidden states."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+
+from geofloor._validation import check_number, shown
 
 
 def find_blocks(model: Any) -> tuple[str, int]:
@@ -29,6 +32,34 @@ def find_blocks(model: Any) -> tuple[str, int]:
             "model inside it, or a model of another type."
         )
     return found[0], n_blocks
+
+
+def check_layers(layer: Any) -> dict[str, int]:
+    """Return the indices in `layer` by their names in messages: ``layer``, or ``layer[0]`` and so on for a list."""
+    is_list = isinstance(layer, Sequence) and not isinstance(layer, str | bytes)
+    if not is_list and not getattr(layer, "shape", ()):
+        return {"layer": check_number("layer", layer, whole=True)}
+    names = {f"layer[{i}]": check_number(f"layer[{i}]", index, whole=True) for i, index in enumerate(layer)}
+    if not names:
+        raise ValueError(f"layer={shown(layer)} names no block; give the index of at least one.")
+    return names
+
+
+def resolve_layers(indices: Mapping[str, int], n_blocks: int) -> list[int]:
+    """Return the indices of `check_layers` counted from 0, and refuse missing and repeated blocks."""
+    names: dict[int, str] = {}
+    for name, index in indices.items():
+        if not -n_blocks <= index < n_blocks:
+            raise ValueError(
+                f"{name}={index} is not there: the model has {n_blocks} blocks, 0 to {n_blocks - 1} "
+                f"(or -{n_blocks} to -1)."
+            )
+        block = index % n_blocks
+        if block in names:
+            first = names[block]
+            raise ValueError(f"{first}={indices[first]} and {name}={index} are the same block; leave one of them out.")
+        names[block] = name
+    return list(names)
 
 
 def block_output(output: Any) -> torch.Tensor:

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._set_output import _get_output_config
 from transformers import PreTrainedModel
 
 from geofloor._estimators import SharedParametersMixin, ShortReprMixin
+from geofloor._files.atomic import check_writable
 from geofloor._files.sealed import only_writer
 from geofloor._training.devices import memory_advice, resolve_device
-from geofloor._training.products import faster_linear, largest_matrix
 from geofloor._training.weights import model_sha256
-from geofloor._validation import check_choice, check_number, check_object
-from geofloor.language_models._blocks import block_output, find_blocks
-from geofloor.language_models._hooks import evaluating, hooked
+from geofloor._validation import check_choice, check_number, check_object, check_path
+from geofloor.language_models._blocks import check_layers, find_blocks, resolve_layers
 from geofloor.language_models._inputs import InputReader, Window
 from geofloor.language_models._loading import (
     check_model_kwargs,
@@ -35,16 +33,11 @@ from geofloor.language_models._loading import (
     naming,
 )
 from geofloor.language_models._pickles import PortablePickleMixin
+from geofloor.language_models._residual_stream import ResidualStream
 from geofloor.language_models._store import MANIFEST, STORE_DTYPES, ActivationStore, StoreWriter, check_folder
 from geofloor.language_models._token_rows import ending_ids
 
 _MODEL_DTYPES = ("auto", "float32", "float16", "bfloat16")
-
-
-class _BlockReached(Exception):  # noqa: N818 - it stops a forward pass that went well
-    def __init__(self, hidden: torch.Tensor):
-        super().__init__()
-        self.hidden = hidden
 
 
 class ActivationExtractor(
@@ -55,10 +48,11 @@ class ActivationExtractor(
     TransformerMixin,
     BaseEstimator,
 ):
-    """Extract the residual stream of a language model after one of its blocks, one row per token.
+    """Extract the residual stream of a language model after one block or several, one row per token.
 
-    The forward pass stops at that block. Sequences of about the same length share a batch, and activations are
-    streamed. Nothing is learned from data: `fit` loads and checks the model, and `transform` calls it first.
+    The forward pass stops after the last of these blocks. Sequences of about the same length share a batch, and
+    activations are streamed. Nothing is learned from data: `fit` loads and checks the model, and `transform` calls it
+    first.
 
     Parameters
     ----------
@@ -66,9 +60,10 @@ class ActivationExtractor(
         A causal language model or encoder of ``transformers``, or the name on the hub or the folder of one, which is
         loaded without its head. An object is neither moved to another device nor converted, and its training mode is
         restored.
-    layer : int
+    layer : int or list of int
         Index of the block, from 0; negative indices count from the last block. The Notes compare this with the
-        numbering of other libraries.
+        numbering of other libraries. With a list, one forward pass per batch reads all of these blocks, and
+        `transform`, `iter_batches` and `transform_to_store` give a dict by block, even for a list of one.
     tokenizer : PreTrainedTokenizerBase, str, path-like or None, default=None
         Tokenizer for texts, used with the special tokens that it adds by default. With None, a model given by name
         brings its own. Token ids need no tokenizer.
@@ -106,9 +101,9 @@ class ActivationExtractor(
         The tokenizer.
     n_layers_ : int
         Number of blocks.
-    layer_ : int
-        Index of the block, from 0.
-    block_name_ : str
+    layer_ : int or list of int
+        Index of the block, from 0. A list if `layer` is one, in the same order. The dicts have these keys.
+    block_name_ : str or list of str
         Name of that block within `model_`, such as ``"layers.3"``.
     max_length_ : int or None
         Tokens that a sequence is cut to.
@@ -131,7 +126,11 @@ class ActivationExtractor(
     ``hidden_states[12]`` use ``layer=11``.
 
     The activations of a sequence depend on the rest of its batch by rounding only. The same input and settings give
-    the same bits on the same CPU with the same number of threads.
+    the same bits on the same CPU with the same number of threads. A block's activations have the same bits whether it
+    is extracted alone or with others.
+
+    With a list of blocks, `get_feature_names_out` names the columns of each array; all arrays have the same names. A
+    dict is no table, so `transform` refuses ``set_output(transform="pandas")``.
 
     `sklearn.base.clone` shares the model object instead of copying it, since it is never changed. Threads may share
     it, too; its training mode is off in all of them while one extracts.
@@ -150,6 +149,9 @@ class ActivationExtractor(
     (56, 16)
     >>> extractor.set_params(pooling="mean").transform(tokens).shape
     (4, 16)
+    >>> both = extractor.set_params(layer=[0, -1]).transform(tokens)
+    >>> {layer: activations.shape for layer, activations in both.items()}
+    {0: (4, 16), 2: (4, 16)}
     """
 
     _shared_parameters = ("model", "tokenizer")
@@ -157,7 +159,7 @@ class ActivationExtractor(
     def __init__(
         self,
         model: Any,
-        layer: int,
+        layer: int | Sequence[int],
         *,
         tokenizer: Any = None,
         text_column: str = "text",
@@ -203,8 +205,8 @@ class ActivationExtractor(
         TypeError
             If model or tokenizer is an object of another kind.
         ValueError
-            If a parameter is out of its range, the model has no such layer or no list of blocks, or the tokenizer has
-            more tokens than the model.
+            If a parameter is out of its range, `layer` is empty or names a block twice, the model has no such layer or
+            no list of blocks, or the tokenizer has more tokens than the model.
         MemoryError
             If the device has too little memory; the message names what to lower.
         """
@@ -215,7 +217,7 @@ class ActivationExtractor(
             check_number("max_length", self.max_length, self._skip_first + 1, whole=True)
         check_choice("pooling", self.pooling, (None, "mean", "last"))
         check_choice("dtype", self.dtype, _MODEL_DTYPES)
-        layer = check_number("layer", self.layer, whole=True)
+        indices = check_layers(self.layer)
         resolve_device(self.device)
         check_model_kwargs(self.model_kwargs, by_name=self._by_name())
 
@@ -227,17 +229,15 @@ class ActivationExtractor(
             self.tokenizer_, self._why_no_tokenizer = load_tokenizer(self.tokenizer, self.model, self.model_kwargs)
             self._suspects: set[int] = ending_ids(self.model_.config.get_text_config(), self.tokenizer_)
         config = self.model_.config.get_text_config()
-        blocks, n_layers = find_blocks(self.model_)
-        if not -n_layers <= layer < n_layers:
-            raise ValueError(
-                f"layer={layer} is not there: the model has {n_layers} blocks, 0 to {n_layers - 1} "
-                f"(or -{n_layers} to -1)."
-            )
-        self.n_layers_: int = n_layers
-        self.layer_: int = layer % n_layers
-        self.block_name_: str = f"{blocks}.{self.layer_}"
+        self._blocks: str
+        self.n_layers_: int
+        self._blocks, self.n_layers_ = find_blocks(self.model_)
+        self._layers: list[int] = resolve_layers(indices, self.n_layers_)
+        names = [f"{self._blocks}.{layer}" for layer in self._layers]
+        # Any, because the caller knows which of the two it is.
+        self.layer_: int | Any = self._layers[0] if "layer" in indices else list(self._layers)
+        self.block_name_: str | Any = names[0] if "layer" in indices else names
         embedding = (self.model_ if self._by_name() else self.model).get_input_embeddings().weight
-        self._takes_mask: bool = "attention_mask" in inspect.signature(self.model_.forward).parameters
         self._n_vocabulary: int = embedding.shape[0]
         self.device_: str = str(embedding.device)
         if self.tokenizer_ is not None and len(self.tokenizer_) > self._n_vocabulary:
@@ -251,11 +251,12 @@ class ActivationExtractor(
         self.max_length_: int | None = min(known, default=None)
         self._n_features_out: int = config.hidden_size
         if changed:
-            self._residual_stream([np.zeros(2, dtype=np.int64)])  # raises for a model that cannot be used
+            # Raises for a model that cannot be used.
+            self._residual_stream().rows([np.zeros(2, dtype=np.int64)], self._layers)
             self._source = source
         return self
 
-    def transform(self, X: Any) -> np.ndarray | pd.DataFrame:
+    def transform(self, X: Any) -> np.ndarray | pd.DataFrame | Any:
         """Extract the activations of all tokens, or of all sequences with `pooling`, into memory.
 
         Parameters
@@ -267,22 +268,36 @@ class ActivationExtractor(
 
         Returns
         -------
-        activations : ndarray of shape (n_tokens, d_model) or (n_sequences, d_model), float32
-            Rows in the order of the tokens in `X`, without skipped positions.
+        activations : ndarray of shape (n_tokens, d_model) or (n_sequences, d_model), float32; or dict of int to ndarray
+            Rows in the order of the tokens in `X`, without skipped positions. A dict by block if `layer` is a list.
 
         Raises
         ------
         ValueError
             If `X` is empty, of another kind, leaves no position, needs a tokenizer and there is none, or has token
-            ids that the model does not embed; or if activations are not finite.
+            ids that the model does not embed; if activations are not finite; or if `layer` is a list and
+            `set_output` asks for a table.
         """
-        activations = np.concatenate(list(self.iter_batches(X)))
+        self.fit()
+        container = _get_output_config("transform", self)["dense"]
+        if isinstance(self.layer_, list) and container != "default":
+            raise ValueError(
+                f"layer={self.layer!r} gives a dict of arrays, and set_output asks for transform={container!r}; call "
+                "set_output(transform='default'), or give one layer as an int."
+            )
+        pieces: dict[int, list[np.ndarray]] = {layer: [] for layer in self._layers}
+        for batch in self._stream(self._windows(X), self._layers):
+            for layer, rows in batch.items():
+                pieces[layer].append(rows)
+        activations = {layer: np.concatenate(pieces.pop(layer)) for layer in self._layers}
+        if isinstance(self.layer_, list):
+            return activations
         by_token = isinstance(X, pd.Series) and self.pooling is None
-        if by_token and _get_output_config("transform", self)["dense"] == "pandas":
-            return pd.DataFrame(activations)  # the index of X counts sequences, not tokens
-        return activations
+        if by_token and container == "pandas":
+            return pd.DataFrame(activations[self.layer_])  # the index of X counts sequences, not tokens
+        return activations[self.layer_]
 
-    def iter_batches(self, X: Any) -> Iterator[np.ndarray]:
+    def iter_batches(self, X: Any) -> Iterator[np.ndarray | Any]:
         """Stream the rows of `transform`, in the same order.
 
         Parameters
@@ -292,19 +307,22 @@ class ActivationExtractor(
 
         Yields
         ------
-        activations : ndarray of shape (n_rows, d_model), float32
-            At least one row, and at most about 128 MiB or one batch.
+        activations : ndarray of shape (n_rows, d_model), float32; or dict of int to ndarray
+            At least one row, and at most about 128 MiB or one batch per block. A dict by block if `layer` is a list:
+            the same tokens after each block.
         """
         self.fit()
-        return self._stream(self._windows(X))
+        batches, layer = self._stream(self._windows(X), self._layers), self.layer_
+        return batches if isinstance(layer, list) else (batch[layer] for batch in batches)
 
-    def _stream(self, windows: Iterator[Window]) -> Iterator[np.ndarray]:
+    def _stream(self, windows: Iterator[Window], layers: list[int]) -> Iterator[dict[int, np.ndarray]]:
+        stream = self._residual_stream()
         for window in windows:
-            yield from self._activations(window)
+            yield from stream.activations(window, layers)
 
     def transform_to_store(
         self, X: Any, path: str | os.PathLike[str], *, shard_tokens: int = 65_536, dtype: str = "float32"
-    ) -> ActivationStore:
+    ) -> ActivationStore | Any:
         """Stream the rows of `transform` to a folder instead of into memory.
 
         After an interruption the same call continues after the last complete shard, to the bits of an uninterrupted
@@ -316,16 +334,17 @@ class ActivationExtractor(
         X : texts, token ids or dataset
             As in `transform`.
         path : path-like
-            Folder for the store; made if needed.
+            Folder for the store; made if needed. If `layer` is a list, each block has a store of its own in a
+            subfolder: ``layer-08`` for block 8.
         shard_tokens : int, default=65_536
-            Rows per file. One shard is held in memory.
+            Rows per file. One shard per block is held in memory.
         dtype : {"float32", "float16"}, default="float32"
             Stored precision. float16 halves the space; it has 11 significant bits and no number above 65,504.
 
         Returns
         -------
-        store : ActivationStore
-            The finished store.
+        store : ActivationStore or dict of int to ActivationStore
+            The finished store. A dict by block if `layer` is a list.
 
         Raises
         ------
@@ -337,31 +356,66 @@ class ActivationExtractor(
         -----
         An earlier store is recognized by its settings, by SHA-256 digests of all token ids and of the model's weights
         and configuration, and by computing its last batches again. All of its shards are verified.
+
+        A block's store has the same bytes whether the block is extracted alone or with others. A call with a list
+        therefore keeps finished stores in its subfolders and completes interrupted ones. A later call can resume one
+        block alone.
         """
         shard_tokens = check_number("shard_tokens", shard_tokens, 1, 2**31 - 1, whole=True)
         check_choice("dtype", dtype, STORE_DTYPES)
-        folder, finished = check_folder(path)
-        self.fit()
+        folders = self._folders(path)
         windows = self._windows(X)
         name = self.model if self._by_name() else self.model.name_or_path
-        settings = {
-            "model": os.fspath(name or type(self.model).__name__),
-            "model_sha256": model_sha256(self.model_),
-            "layer": self.layer_,
-            "n_layers": self.n_layers_,
-            "skip_first": self._skip_first,
-            "pooling": self.pooling,
-            "max_length": self.max_length_,
-            "batch_size": self._batch_size,
-            "shard_tokens": shard_tokens,
-        }
-        with contextlib.nullcontext() if finished else only_writer(folder / MANIFEST):
-            writer = StoreWriter(folder, settings, width=self._n_features_out, dtype=dtype, shard_tokens=shard_tokens)
+        weights = model_sha256(self.model_)
+        stream = self._residual_stream()
+
+        def settings(layer: int) -> dict[str, Any]:
+            return {
+                "model": os.fspath(name or type(self.model).__name__),
+                "model_sha256": weights,
+                "layer": layer,
+                "n_layers": self.n_layers_,
+                "skip_first": self._skip_first,
+                "pooling": self.pooling,
+                "max_length": self.max_length_,
+                "batch_size": self._batch_size,
+                "shard_tokens": shard_tokens,
+            }
+
+        with contextlib.ExitStack() as locks:
+            for layer in sorted(folders):  # one order for all processes, lest two wait for each other
+                folder, finished = folders[layer]
+                if not finished:
+                    locks.enter_context(only_writer(folder / MANIFEST))
+            writers = {
+                layer: StoreWriter(
+                    folder, settings(layer), width=self._n_features_out, dtype=dtype, shard_tokens=shard_tokens
+                )
+                for layer, (folder, _) in folders.items()
+            }
             for window in windows:
-                if writer.wants(window):
-                    for rows in self._activations(window):
-                        writer.add(rows)
-            return writer.finish()
+                wanted = [layer for layer, writer in writers.items() if writer.wants(window)]
+                if wanted:
+                    for batch in stream.activations(window, wanted):
+                        for layer, rows in batch.items():
+                            writers[layer].add(rows)
+            stores = {layer: writer.finish() for layer, writer in writers.items()}
+        return stores if isinstance(self.layer_, list) else stores[self.layer_]
+
+    def _folders(self, path: Any) -> dict[int, tuple[Path, bool]]:
+        """Fit, and return each block's folder and whether its store is finished.
+
+        The path is checked before the model is loaded.
+        """
+        folder = check_path("path", path)
+        if "layer" in check_layers(self.layer):
+            checked = check_folder(folder)
+            self.fit()
+            return {self.layer_: checked}
+        if not os.path.isdir(folder):
+            check_writable("path", folder / MANIFEST)
+        self.fit()
+        return {layer: check_folder(folder / f"layer-{layer:02d}") for layer in self._layers}
 
     def _by_name(self) -> bool:
         return is_name(self.model)
@@ -399,87 +453,18 @@ class ActivationExtractor(
             verbose=self.verbose,
         ).windows(X)
 
-    def _activations(self, window: Window) -> Iterator[np.ndarray]:
-        """Yield the rows of one window in input order, after sorting sequences by length to need little padding."""
-        lengths = np.array([len(ids) for ids in window.sequences])
-        used = np.flatnonzero(lengths > self._skip_first)
-        counts = np.maximum(lengths - self._skip_first, 0) if self.pooling is None else np.ones_like(lengths)
-        starts = np.cumsum(counts) - counts
-        order = used[np.argsort(-lengths[used], kind="stable")]
-        sorted_already = bool((np.diff(order) > 0).all())  # blocks of one length are
-        ordered = np.empty((0 if sorted_already else window.n_rows, self._n_features_out), dtype=np.float32)
-        end = 0
-        while end < len(order):
-            members = order[end : end + self._batch_size]
-            if not self._takes_mask:  # it would read padding as text
-                members = members[lengths[members] == lengths[members[0]]]
-            end += len(members)
-            rows = self._pool(*self._residual_stream([window.sequences[i] for i in members]))
-            if not bool(torch.isfinite(rows).all()):
-                indices = ", ".join(str(window.first + i) for i in sorted(members))
-                raise ValueError(
-                    f"activations after layer={self.layer_} of the batch of sequences X[{indices}] are not finite; "
-                    "check the weights, or run the model in a dtype with more range, such as float32."
-                )
-            values = rows.to("cpu", torch.float32).numpy()
-            if sorted_already:
-                yield values
-                continue
-            for i, piece in zip(members, np.split(values, np.cumsum(counts[members])[:-1]), strict=True):
-                ordered[starts[i] : starts[i] + counts[i]] = piece
-        if len(ordered):
-            yield ordered
-
-    def _residual_stream(self, sequences: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return hidden states (n, seq_len, d_model) after the block, and the mask of real tokens."""
-        model, config = self.model_, self.model_.config.get_text_config()
-        lengths = np.array([len(ids) for ids in sequences])
-        pad = getattr(config, "pad_token_id", None)  # some models count positions from it
-        pad = pad if isinstance(pad, int) and 0 <= pad < self._n_vocabulary else 0
-        ids = np.full((len(sequences), lengths.max()), pad, dtype=np.int64)
-        for row, sequence in zip(ids, sequences, strict=True):
-            row[: len(sequence)] = sequence
-        mask = torch.from_numpy(np.arange(ids.shape[1]) < lengths[:, None]).to(self.device_)
-        inputs: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(self.device_)}
-        if self._takes_mask:
-            inputs["attention_mask"] = mask.long()
-        if "use_cache" in inspect.signature(model.forward).parameters:
-            inputs["use_cache"] = False
-
-        def stop(module: torch.nn.Module, arguments: Any, output: Any) -> None:
-            raise _BlockReached(block_output(output))
-
-        # Hook and evaluation mode are set for each batch, since the caller may use the model between batches.
-        try:
-            with (
-                evaluating(model),
-                hooked(model.get_submodule(self.block_name_), stop),
-                memory_advice(f"lower batch_size={self._batch_size} or max_length={self.max_length}"),
-                torch.inference_mode(),
-                faster_linear(ids.size, largest_matrix(model), inputs["input_ids"].device),
-            ):
-                model(**inputs)
-        except _BlockReached as reached:
-            hidden = reached.hidden
-        else:
-            raise ValueError(f"the forward pass of model type {config.model_type!r} never ran '{self.block_name_}'.")
-        if hidden.shape != (*ids.shape, self._n_features_out):
-            raise ValueError(
-                f"'{self.block_name_}' of model type {config.model_type!r} gives hidden states of shape "
-                f"{tuple(hidden.shape)}, not (n_sequences, seq_len, d_model) = {(*ids.shape, self._n_features_out)}."
-            )
-        return hidden, mask.to(hidden.device)
-
-    def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return one row per token or per sequence, without padding and skipped positions."""
-        with torch.inference_mode():
-            hidden, mask = hidden[:, self._skip_first :], mask[:, self._skip_first :]
-            if self.pooling is None:
-                return hidden[mask]
-            counts = mask.sum(1)
-            if self.pooling == "last":
-                return hidden[torch.arange(len(hidden), device=hidden.device), counts - 1]
-            return hidden.float().masked_fill(~mask[..., None], 0.0).sum(1) / counts[:, None]
+    def _residual_stream(self) -> ResidualStream:
+        return ResidualStream(
+            model=self.model_,
+            blocks=self._blocks,
+            width=self._n_features_out,
+            n_vocabulary=self._n_vocabulary,
+            device=self.device_,
+            skip_first=self._skip_first,
+            pooling=self.pooling,
+            batch_size=self._batch_size,
+            remedy=f"lower batch_size={self._batch_size} or max_length={self.max_length}",
+        )
 
     def _not_pickled(self) -> Collection[str]:
         return ("_source", "model_", "tokenizer_") if self._by_name() else ("_source",)

@@ -416,13 +416,14 @@ class DistilledStudent(
             If `tokens` holds no token ids of the vocabulary, or the layer does not exist.
         """
         check_is_fitted(self)
+        layer = check_number("layer", self.layer, whole=True)
         data = self._check_tokens(tokens)
         batch = data.take(np.arange(len(data)))
         rows = list(batch.ids)
         if batch.mask is not None:
             rows = [ids[mask] for ids, mask in zip(batch.ids, batch.mask, strict=True)]
         extractor = ActivationExtractor(
-            self.model_, self.layer, pooling=self.pooling, max_length=None, batch_size=self._inference_batch_size()
+            self.model_, layer, pooling=self.pooling, max_length=None, batch_size=self._inference_batch_size()
         )
         return np.asarray(extractor.transform(rows))
 

@@ -325,6 +325,8 @@ def test_bad_input_is_named(teacher, tokens, autoencoder, statistics):
 
     with pytest.raises(ValueError, match="layer=7 is not there"):
         fit(7)
+    with pytest.raises(ValueError, match=r"layer=\[0, 1\] must be a whole number"):
+        fit([0, 1])
     with pytest.raises(ValueError, match="n_points=1 must be a whole number of at least 2"):
         fit(LAYER, n_points=1)
     with pytest.raises(ValueError, match="temperature=0"):

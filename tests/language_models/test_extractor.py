@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -63,6 +65,49 @@ def test_setting_the_layer_changes_the_block():
     np.testing.assert_array_equal(second, ActivationExtractor(MODEL, 1).transform(BLOCKS))
 
 
+@pytest.mark.parametrize("new", [gpt_neox, llama, gpt2, bert])
+@pytest.mark.parametrize("pooling", [None, "mean", "last"])
+def test_layers_extracted_together_have_the_bits_of_each_alone(new, pooling):
+    sequences = [ids for ids in UNEQUAL if len(ids) > 1]
+    extractor = ActivationExtractor(new(), [2, 0, -2], batch_size=3, pooling=pooling)
+    together = extractor.transform(sequences)
+    assert list(together) == extractor.layer_ == [2, 0, 1]
+    assert extractor.block_name_ == [extractor.block_name_[0][:-1] + str(layer) for layer in (2, 0, 1)]
+    for layer, activations in together.items():
+        alone = ActivationExtractor(extractor.model, layer, batch_size=3, pooling=pooling).transform(sequences)
+        np.testing.assert_array_equal(activations, alone, strict=True)
+
+
+@pytest.mark.parametrize("X", [UNEQUAL, BLOCKS])
+def test_batches_of_several_layers_hold_the_same_tokens(X, monkeypatch):
+    monkeypatch.setattr("geofloor.language_models._inputs._LOOK_AHEAD", 2)
+    batches = list(ActivationExtractor(MODEL, [1, 0], batch_size=2).iter_batches(X))
+    assert len(batches) > 1
+    for layer in (0, 1):
+        alone = ActivationExtractor(MODEL, layer, batch_size=2).iter_batches(X)
+        for batch, expected in zip(batches, alone, strict=True):
+            assert list(batch) == [1, 0]
+            np.testing.assert_array_equal(batch[layer], expected)
+
+
+@pytest.mark.parametrize("layer", [(1,), np.array([1]), range(1, 2), torch.tensor([-2]), pd.Series([1], index=[7])])
+def test_a_list_of_one_layer_gives_a_dict(layer):
+    (activations,) = ActivationExtractor(MODEL, layer).transform(BLOCKS).items()
+    assert activations[0] == 1
+    np.testing.assert_array_equal(activations[1], ActivationExtractor(MODEL, 1).transform(BLOCKS))
+
+
+def test_one_pass_serves_all_layers_and_stops_after_the_last():
+    model = gpt_neox()
+    ran = []
+    for name in ("layers.0", "layers.1", "layers.2", "final_layer_norm"):
+        model.get_submodule(f"gpt_neox.{name}").register_forward_hook(lambda *_, name=name: ran.append(name))
+    extractor = ActivationExtractor(model, [1, 0], batch_size=5).fit()
+    ran.clear()
+    extractor.transform(BLOCKS)
+    assert ran == ["layers.0", "layers.1"] * 2
+
+
 def test_nothing_runs_beyond_the_layer():
     model = gpt_neox()
     ran = []
@@ -95,6 +140,13 @@ def test_pooling_is_over_the_rows_of_each_sequence():
         ({"layer": 3}, r"layer=3 is not there: the model has 3 blocks, 0 to 2 \(or -3 to -1\)"),
         ({"layer": -4}, "layer=-4 is not there"),
         ({"layer": 1.0}, "layer=1.0 must be a whole number"),
+        ({"layer": []}, r"layer=\[\] names no block; give the index of at least one"),
+        ({"layer": [0, 3]}, r"layer\[1\]=3 is not there: the model has 3 blocks, 0 to 2 \(or -3 to -1\)"),
+        ({"layer": [0, 1.0]}, r"layer\[1\]=1.0 must be a whole number"),
+        ({"layer": [[0, 1]]}, r"layer\[0\]=\[0, 1\] must be a whole number"),
+        ({"layer": [2, 0, -1]}, r"layer\[0\]=2 and layer\[2\]=-1 are the same block; leave one of them out"),
+        ({"layer": "12"}, "layer='12' must be a whole number"),
+        ({"layer": {0: 1}}, "layer={0: 1} must be a whole number"),
         ({"pooling": "max"}, "pooling='max'"),
         ({"skip_first": -1}, "skip_first=-1"),
         ({"max_length": 1}, "max_length=1 must be a whole number of at least 2"),
@@ -142,8 +194,9 @@ def test_activations_that_are_not_finite_name_the_batch():
     with torch.no_grad():
         model.gpt_neox.embed_in.weight[39] = torch.nan
     sequences = [[1, 2], [3, 4], [5, 6], [39, 7], [8, 9]]
-    with pytest.raises(ValueError, match=r"sequences X\[2, 3\] are not finite"):
-        ActivationExtractor(model, 0, batch_size=2).transform(sequences)
+    for layer in (0, [0, 1]):
+        with pytest.raises(ValueError, match=r"after layer=0 of the batch of sequences X\[2, 3\] are not finite"):
+            ActivationExtractor(model, layer, batch_size=2).transform(sequences)
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -178,10 +231,11 @@ def test_a_model_elsewhere_is_not_moved():
         ActivationExtractor(gpt_neox().to("meta"), 0, device="cpu").fit()
 
 
-def extractor_for_checks():
-    return ActivationExtractor(MODEL, 1, tokenizer=word_tokenizer())
+def extractor_for_checks(layer=1):
+    return ActivationExtractor(MODEL, layer, tokenizer=word_tokenizer())
 
 
+@pytest.mark.parametrize("layer", [1, [0, 1]], ids=["one layer", "several"])
 @pytest.mark.parametrize(
     "check",
     # All other checks give floating-point tables, and the extractor takes none. Tests with token ids in this file
@@ -201,8 +255,8 @@ def extractor_for_checks():
     ],
     ids=lambda check: check.__name__,
 )
-def test_applicable_estimator_checks(check):
-    check("ActivationExtractor", extractor_for_checks())
+def test_applicable_estimator_checks(check, layer):
+    check("ActivationExtractor", extractor_for_checks(layer))
 
 
 def test_transform_needs_no_fit_and_changes_nothing():
@@ -239,6 +293,27 @@ def test_feature_names_and_pandas_output():
     assert (tokens.columns.tolist(), tokens.index.tolist()) == (names, list(range(100)))
     sequences = extractor.set_params(pooling="mean").transform(texts)
     assert (sequences.columns.tolist(), sequences.index.tolist()) == (names, texts.index.tolist())
+
+
+def test_several_layers_share_column_names_and_refuse_pandas_output():
+    extractor = extractor_for_checks([0, 2]).set_output(transform="pandas")
+    assert extractor.fit().get_feature_names_out().tolist() == [f"activationextractor{i}" for i in range(WIDTH)]
+    with pytest.raises(ValueError, match=r"layer=\[0, 2\] gives a dict of arrays, and set_output.*'pandas'; call"):
+        extractor.transform(BLOCKS)
+    assert extractor.set_output(transform="default").transform(BLOCKS).keys() == {0, 2}
+    assert isinstance(extractor.set_params(layer=2).set_output(transform="pandas").transform(BLOCKS), pd.DataFrame)
+
+
+def test_clones_and_pickles_keep_several_layers():
+    layer = [0, 2]
+    extractor = extractor_for_checks(layer)
+    expected = extractor.transform(BLOCKS)
+    assert extractor.layer is layer
+    assert extractor.layer_ is not layer  # a list changed by the caller changes no fitted state
+    for copied in (clone(extractor), pickle.loads(pickle.dumps(extractor))):
+        assert copied.layer == [0, 2]
+        for key, activations in copied.transform(BLOCKS).items():
+            np.testing.assert_array_equal(activations, expected[key])
 
 
 def test_verbose_tells_of_progress(capsys):

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import pickle
 import threading
@@ -15,6 +16,7 @@ from small_models import BLOCKS, MODEL, UNEQUAL, WIDTH, gpt_neox, random_sequenc
 
 from geofloor import ActivationExtractor, ActivationStore
 from geofloor._files import npy, sealed
+from geofloor.language_models import _store
 
 
 @pytest.fixture(scope="module")
@@ -366,8 +368,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_forward_pass(tmp_
     model = gpt_neox()
     model.base_model.register_forward_pre_hook(lambda *_: pytest.fail("too late"))
     for path in (tmp_path / "file", tmp_path / "file" / "store", tmp_path / ("x" * 300)):
-        with pytest.raises(ValueError, match="path='.*' can't be written"):
-            ActivationExtractor(model, 1).transform_to_store(BLOCKS, path)
+        for layer in (1, [0, 1]):
+            with pytest.raises(ValueError, match="path='.*' can't be written"):
+                ActivationExtractor(model, layer).transform_to_store(BLOCKS, path)
 
 
 def test_a_finished_store_is_kept(stored, tmp_path):
@@ -405,3 +408,141 @@ def test_a_store_of_other_settings_or_input_is_refused(stored, change, message, 
     extractor = ActivationExtractor(**{"model": MODEL, "layer": 1, **change})
     with pytest.raises(ValueError, match=message):
         extractor.transform_to_store(X, path, shard_tokens=16, dtype=dtype)
+
+
+# Several layers
+
+
+def files_of(path):
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("X", [BLOCKS, UNEQUAL])
+@pytest.mark.parametrize(("pooling", "dtype"), [(None, "float32"), (None, "float16"), ("mean", "float32")])
+def test_stores_made_together_have_the_bytes_of_stores_made_alone(X, pooling, dtype, tmp_path):
+    options = {"shard_tokens": 16, "dtype": dtype}
+    settings = {"pooling": pooling, "skip_first": 0, "batch_size": 3}
+    stores = ActivationExtractor(MODEL, [2, 0, -2], **settings).transform_to_store(X, tmp_path / "all", **options)
+    assert {layer: store.path for layer, store in stores.items()} == {
+        layer: tmp_path / "all" / f"layer-{layer:02d}" for layer in (2, 0, 1)
+    }
+    for layer in stores:
+        ActivationExtractor(MODEL, layer, **settings).transform_to_store(
+            X, tmp_path / "alone" / f"layer-{layer:02d}", **options
+        )
+    assert files_of(tmp_path / "all") == files_of(tmp_path / "alone")
+
+
+def test_stores_of_several_layers_resume_from_any_write_to_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr("geofloor.language_models._inputs._LOOK_AHEAD", 1)
+    extractor = ActivationExtractor(MODEL, [1, 0], batch_size=3).fit()
+    extract = partial(extractor.transform_to_store, BLOCKS, shard_tokens=32)
+    extract(tmp_path / "whole")
+    whole = files_of(tmp_path / "whole")
+    writes, last = 0, 0
+
+    def stopping(write):
+        def stopped(*arguments):
+            nonlocal writes
+            writes += 1
+            if writes == last:
+                raise KeyboardInterrupt
+            return write(*arguments)
+
+        return stopped
+
+    for name in ("atomic_path", "write_sealed"):
+        monkeypatch.setattr(_store, name, stopping(getattr(_store, name)))
+    for last in range(1, 2 * (4 + 4 + 1) + 1):  # per layer, four shards with a manifest each, and the final manifest
+        writes = 0
+        with pytest.raises(KeyboardInterrupt):
+            extract(tmp_path / str(last))
+        extract(tmp_path / str(last))
+        assert files_of(tmp_path / str(last)) == whole
+
+
+@pytest.mark.parametrize("at", [2, 5, 9])
+def test_extraction_of_several_layers_stopped_in_a_forward_pass_resumes(at, tmp_path, monkeypatch):
+    monkeypatch.setattr("geofloor.language_models._inputs._LOOK_AHEAD", 2)
+    model = gpt_neox()
+    extractor = ActivationExtractor(model, [0, 1], batch_size=1).fit()
+    extract = partial(extractor.transform_to_store, UNEQUAL * 2, shard_tokens=16)
+    extract(tmp_path / "whole")
+    interrupt = Interrupt(model, at)
+    with pytest.raises(KeyboardInterrupt):
+        extract(tmp_path / "again")
+    interrupt.handle.remove()
+    extract(tmp_path / "again")
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "whole")
+
+
+def test_stores_that_are_there_are_kept_and_the_others_completed(tmp_path, monkeypatch):
+    monkeypatch.setattr("geofloor.language_models._inputs._LOOK_AHEAD", 1)
+    model = gpt_neox()
+
+    def extract(layer, path):
+        return ActivationExtractor(model, layer, batch_size=1).transform_to_store(BLOCKS, path, shard_tokens=16)
+
+    extract([0, 1, 2], tmp_path / "whole")
+    extract(2, tmp_path / "again" / "layer-02")
+    interrupt = Interrupt(model, at=6)
+    with pytest.raises(KeyboardInterrupt):
+        extract(1, tmp_path / "again" / "layer-01")
+    interrupt.handle.remove()
+    finished = {file: file.stat().st_mtime_ns for file in (tmp_path / "again" / "layer-02").iterdir()}
+    ran = []
+    for layer, block in enumerate(model.gpt_neox.layers):
+        block.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+    ran.clear()
+    extract([0, 1, 2], tmp_path / "again")
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "whole")
+    assert {file: file.stat().st_mtime_ns for file in finished} == finished
+    assert [ran.count(layer) for layer in range(3)] == [1 + 10, 1 + 7, 1 + 1]  # 1 each: the check of the model
+
+
+def test_a_single_layer_resumes_a_store_begun_with_others(tmp_path):
+    model = gpt_neox()
+    interrupt = Interrupt(model, at=7)
+    with pytest.raises(KeyboardInterrupt):
+        ActivationExtractor(model, [0, 1], batch_size=1).fit().transform_to_store(BLOCKS, tmp_path, shard_tokens=16)
+    interrupt.handle.remove()
+    extractor = ActivationExtractor(model, 1, batch_size=1)
+    resumed = extractor.transform_to_store(BLOCKS, tmp_path / "layer-01", shard_tokens=16)
+    assert files_of(resumed.path) == files_of(
+        extractor.transform_to_store(BLOCKS, tmp_path / "new", shard_tokens=16).path
+    )
+    with pytest.raises(FileNotFoundError, match=r"layer-00'. Its extraction was interrupted"):
+        ActivationStore(tmp_path / "layer-00")
+
+
+def test_one_store_of_other_settings_is_refused_before_any_other_is_written(stored, tmp_path):
+    (tmp_path / "layer-01").mkdir()
+    before = files_of(copy_of(stored[0], tmp_path / "layer-01"))
+    with pytest.raises(ValueError, match=r"layer-01' was made with batch_size=8, not 3"):
+        ActivationExtractor(MODEL, [0, 1], batch_size=3).transform_to_store(BLOCKS, tmp_path, shard_tokens=16)
+    assert files_of(tmp_path / "layer-01") == before
+    assert not files_of(tmp_path / "layer-00")
+
+
+def test_writers_of_the_same_layers_in_other_orders_do_not_wait_for_each_other(tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def slowly(path):
+        with sealed.only_writer(path):
+            time.sleep(0.2)
+            yield
+
+    monkeypatch.setattr("geofloor.language_models._extractor.only_writer", slowly)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # waits without a warning
+    threads = [
+        threading.Thread(
+            target=ActivationExtractor(MODEL, layers).transform_to_store, args=(BLOCKS, tmp_path / "both"), daemon=True
+        )
+        for layers in ([0, 2], [2, 0])
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    ActivationExtractor(MODEL, [0, 2]).transform_to_store(BLOCKS, tmp_path / "one")
+    assert files_of(tmp_path / "both") == files_of(tmp_path / "one")

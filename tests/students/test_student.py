@@ -43,6 +43,8 @@ def test_predictions_are_the_models(teacher, tokens):
     np.testing.assert_allclose(fitted.set_params(layer=0).transform(tokens), expected, atol=1e-6)
     assert fitted.set_params(pooling=None).transform(tokens).shape == (60 * 11, 8)
     assert fitted.get_feature_names_out()[-1] == "distilledstudent7"
+    with pytest.raises(ValueError, match=r"layer=\[0, 1\] must be a whole number"):
+        fitted.set_params(layer=[0, 1]).transform(tokens)
 
 
 def test_before_fit_nothing_is_predicted(teacher, tokens):
