@@ -58,8 +58,9 @@ def fit_autoencoder(folder: Path) -> Any:
 
 
 def store_activations(folder: Path) -> Any:
-    extractor = ActivationExtractor(_model(), 2, batch_size=4)
-    return extractor.transform_to_store(_tokens(1500), folder / "store", shard_tokens=1024)[:]
+    extractor = ActivationExtractor(_model(), [2, 0], batch_size=4)
+    stores = extractor.transform_to_store(_tokens(1500), folder / "stores", shard_tokens=1024)
+    return [store[:] for store in stores.values()]
 
 
 def write_tokens(folder: Path) -> Any:
