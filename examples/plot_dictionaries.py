@@ -65,9 +65,9 @@ print(table[[*measures, "centered_reconstruction_bias"]].round(3).T.to_string())
 # %%
 # Side by side
 # ------------
-# Against zero ablation every dictionary looks good, because activations of zero are far from all that the teacher
-# knows. Against the mean of the activations, the principal components recover far less. Shrunken codes hardly change
-# the recovered share, but importances E[z²] are 36% too small: the centered reconstruction bias shows it.
+# Against zero ablation every dictionary looks good, because the teacher fails on activations of zero: it loses more
+# than with a uniform guess. Against mean ablation, the principal components recover far less. Shrunken codes hardly
+# change the recovered share, but their importances E[z²] are 36% too small. The centered reconstruction bias shows it.
 
 DictionaryDisplay.from_reports(reports)
 plt.show()

@@ -38,6 +38,7 @@ _PANELS = {
 }
 _MAY_BE_NAN = {"kl_div_score", "kl_div_score_above_mean", "explained_variance", _ERROR}
 _METRICS = [metric for metrics in _PANELS.values() for metric in metrics]
+_FEW_TICKS = 100.0  # ratio of losses up to which ticks at 1, 2 and 5 do not touch
 _COLUMNS = ["l0", *_METRICS, _ERROR]
 
 
@@ -216,9 +217,18 @@ class DictionaryDisplay:
 
 
 def _scale_losses(ax: Axes, losses: np.ndarray) -> None:
-    """Set a logarithmic scale if all losses are above 0, else a linear one from 0."""
+    """Set a logarithmic scale if all losses are above 0, else a linear one from 0.
+
+    Over two decades, a logarithmic axis has ticks at 1, 2 and 5 times the powers of ten, as plain numbers.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     if (losses > 0.0).all():
         ax.set_xscale("log")
+        if losses.max() / losses.min() < _FEW_TICKS:
+            ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_formatter(NullFormatter())
     else:
         ax.set_xlim(left=min(0.0, losses.min()))
 

@@ -225,8 +225,8 @@ def dictionary_report(
     Notes
     -----
     The KL divergence is averaged over all positions except padding, and the cross-entropy over the positions with a
-    next token. Skipped positions lose nothing and count. SAEBench replaces them as well, unless it is told to leave
-    out special tokens; ``skip_first=0`` does the same.
+    next token. Skipped positions lose nothing and count. SAEBench [1]_ replaces them as well, unless it is told to
+    leave out special tokens; ``skip_first=0`` does the same. The reconstruction bias is that of [2]_, Eq. 10.
 
     Codes are computed in pieces of at most 16 million numbers, and cosines in blocks of 1,024 latents.
 
@@ -235,7 +235,7 @@ def dictionary_report(
     .. [1] Karvonen et al. (2025), "SAEBench: A Comprehensive Benchmark for Sparse Autoencoders in Language Model
        Interpretability", arXiv:2503.09532.
     .. [2] Rajamanoharan et al. (2024), "Improving Dictionary Learning with Gated Sparse Autoencoders",
-       arXiv:2404.16014, Eq. 10: the reconstruction bias.
+       arXiv:2404.16014.
 
     Examples
     --------
