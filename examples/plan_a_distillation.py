@@ -42,7 +42,7 @@ from geofloor import (
 from geofloor.datasets import load_local_corpus, load_teacher
 from geofloor.displays import FloorDisplay, ForecastDisplay, SpectrumDisplay
 from geofloor.forecasting import AboveBottleneck, Anchored, Calibrated, Exponential
-from geofloor.language_models import token_blocks
+from geofloor.language_models import dictionary_report, token_blocks
 from geofloor.students import distill_widths
 
 
@@ -124,6 +124,8 @@ def extract(options):
 # Activations → features
 # ----------------------
 # A sparse autoencoder finds the directions. Statistics of its codes give the firing rate and the importance of each.
+# Everything below stands on this dictionary. What it is worth is measured in the teacher: the loss with reconstructed
+# activations, and the share of an ablation's loss that the reconstruction recovers.
 
 
 def measure(options, train):
@@ -152,6 +154,9 @@ def predict(options, source, sae, statistics):
     nats = AblationPredictor(
         source.path, source.layer, sae, statistics, model_kwargs=options.model_kwargs, batch_size=16, verbose=1
     ).fit(source.held_out)
+    report = dictionary_report(
+        source.path, source.layer, sae, source.held_out, model_kwargs=options.model_kwargs, batch_size=16, verbose=1
+    )
     total = float(floor.predict([0])[0])
     widths = options.widths
     if widths is None:
@@ -174,6 +179,10 @@ def predict(options, source, sae, statistics):
         nats,
         {
             "explained_variance": sae.score(source.test),
+            "kl_div_with_sae": report.kl_div_with_sae,
+            "kl_div_with_sae_error": report.kl_div_with_sae_error,
+            "kl_div_score": report.kl_div_score,
+            "kl_div_score_above_mean": report.kl_div_score_above_mean,
             "alpha": statistics.alpha_,
             "n_features": statistics.n_alive_,
             "mean_l0": statistics.mean_l0_,
@@ -260,6 +269,9 @@ def show(result):
     print(
         f"autoencoder: explains {result['explained_variance']:.1%} of held-out variance with "
         f"L0 = {result['mean_l0']:.1f} features per token\n"
+        f"reconstruction in the teacher: KL = {result['kl_div_with_sae']:.3f} ± {result['kl_div_with_sae_error']:.3f} "
+        f"nats per token; KL recovered: {result['kl_div_score_above_mean']:.1%} of mean ablation, "
+        f"{result['kl_div_score']:.1%} of zero ablation\n"
         f"features: F = {result['n_features']:,}, sparsity alpha = {result['alpha']:.4f}, "
         f"capacity g = {result['capacity']:.2f} per dimension, critical width d* = {result['critical_width']:.1f}\n"
         f"importances: power-law tail, exponent {result['tail_exponent']:.2f} ({low:.2f} to {high:.2f})\n\n"

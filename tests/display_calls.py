@@ -5,6 +5,7 @@ import pandas as pd
 
 from geofloor import AffineCalibrator, FeatureStatistics, FloorPredictor, LossForecaster, displays
 from geofloor.forecasting import Calibrated
+from geofloor.language_models import DictionaryReport
 
 FLOOR = FloorPredictor(alpha=0.9).fit(1 / np.arange(1, 101))
 POINTS = pd.DataFrame(
@@ -33,6 +34,37 @@ CURVES = pd.DataFrame({"model": "a", "width": 16, "rank": [1.0, 2.0], "r2": [0.9
 STATISTICS = FeatureStatistics().fit(np.maximum(np.random.default_rng(0).normal(size=(300, 20)) - 1.5, 0))
 RUNS = {"floors": [0.08, 0.04, 0.01], "observed": [1.3, 1.0, 0.7]}
 FORECASTER = LossForecaster(Calibrated(FLOOR)).fit([2, 8], [1.0, 0.4])
+REPORT = DictionaryReport(
+    kl_div_with_sae=0.3,
+    kl_div_with_sae_error=0.02,
+    kl_div_with_ablation=5.0,
+    kl_div_with_mean_ablation=3.0,
+    kl_div_score=0.94,
+    kl_div_score_error=0.01,
+    kl_div_score_above_mean=0.9,
+    kl_div_score_above_mean_error=0.01,
+    ce_loss_without_sae=2.5,
+    ce_loss_with_sae=2.8,
+    ce_loss_with_ablation=7.5,
+    ce_loss_with_mean_ablation=5.4,
+    ce_loss_score=0.94,
+    ce_loss_score_error=0.01,
+    explained_variance=0.7,
+    l2_ratio=0.9,
+    relative_reconstruction_bias=1.0,
+    centered_reconstruction_bias=0.95,
+    l0=32.0,
+    frac_alive=0.8,
+    freq_over_1_percent=0.2,
+    freq_over_10_percent=0.01,
+    max_decoder_cosine_sim=0.7,
+    average_max_decoder_cosine_sim=0.3,
+    closest_latents=(3, 8),
+    n_latents=1024,
+    n_tokens=5000,
+    n_sequences=40,
+    layer=2,
+)
 
 # Calls that draw: a display, a class method (None for the constructor and `plot`), and arguments.
 CALLS = [
@@ -45,6 +77,8 @@ CALLS = [
     (displays.SpectrumDisplay, None, {"importances": [3, 2, 1], "kept": {4: 2}}),
     (displays.SpectrumDisplay, "from_importances", {"importances": 1 / np.arange(1, 101), "widths": [2], "alpha": 0.9}),
     (displays.SpectrumDisplay, "from_statistics", {"statistics": STATISTICS, "widths": [2]}),
+    (displays.DictionaryDisplay, None, {"table": pd.DataFrame([REPORT]).assign(dictionary="a")}),
+    (displays.DictionaryDisplay, "from_reports", {"reports": {"a": REPORT}}),
     (displays.CapacityDisplay, None, {"alphas": [0.5, 0.9], "capacities": {"a": [2, 4]}}),
     (displays.CapacityDisplay, "from_methods", {"methods": ("asymptotic",), "alphas": [0.5, 0.9]}),
     (

@@ -96,6 +96,9 @@ def fitted(name: str) -> Any:
             "floor": lambda: geofloor.FloorPredictor(alpha=0.9).fit(IMPORTANCES),
             "statistics": lambda: geofloor.FeatureStatistics().fit(CODES),
             "autoencoder": lambda: geofloor.SparseAutoencoder(8, **ENCODER).fit(ROWS),
+            "autoencoder_of_teacher": lambda: geofloor.SparseAutoencoder(12, **ENCODER).fit(
+                fitted("extractor").transform(TOKENS)
+            ),
             "affine": lambda: geofloor.AffineCalibrator().fit(FLOORS, LOSSES),
             "power": lambda: geofloor.PowerLawCalibrator().fit(WIDTHS, LOSSES),
             "capacities": lambda: forecasting.CapacityCalibrator(fitted("floor")).fit(WIDTHS, LOSSES),
@@ -441,6 +444,14 @@ def cases() -> dict[str, Case]:
             parameters_of(students.distill_widths),
         ),
         "distillation_kl": of_function(language_models.distillation_kl, student=logits, teacher=logits.flip(0)),
+        "dictionary_report": of_function(
+            language_models.dictionary_report,
+            teacher=teacher(),
+            layer=0,
+            autoencoder=fitted("autoencoder_of_teacher"),
+            tokens=TOKENS,
+            device="cpu",
+        ),
         "zero_width_kl": of_function(language_models.zero_width_kl, teacher=teacher(), tokens=TOKENS, device="cpu"),
         "forecast_table": of_function(
             forecasting.forecast_table,
@@ -511,7 +522,7 @@ def cases() -> dict[str, Case]:
 RESULTS = {
     "NonMonotoneCapacityWarning", "Shares", "Blocks", "PowerLawTail", "OutlierRowsWarning", "SweepError",
     "Allocation", "Division", "ChargedFeatures", "WidthAllocation",
-    "ForecastErrors", "Decision", "Law", "ProbeComparison", "Document",
+    "ForecastErrors", "Decision", "DictionaryReport", "Law", "ProbeComparison", "Document",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@ from ._accuracy import AccuracyDisplay as AccuracyDisplay
 from ._calibration import CalibrationDisplay as CalibrationDisplay
 from ._capacity import CapacityDisplay as CapacityDisplay
 from ._collapse import CollapseDisplay as CollapseDisplay
+from ._dictionary import DictionaryDisplay as DictionaryDisplay
 from ._distillation import DistillationDisplay as DistillationDisplay
 from ._distillation_summary import DistillationSummaryDisplay as DistillationSummaryDisplay
 from ._distilled_floors import DistilledFloorsDisplay as DistilledFloorsDisplay

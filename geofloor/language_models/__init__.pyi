@@ -1,5 +1,7 @@
 from ._ablation import AblationPredictor as AblationPredictor
 from ._bottleneck import BottleneckPredictor as BottleneckPredictor
+from ._dictionary_report import DictionaryReport as DictionaryReport
+from ._dictionary_report import dictionary_report as dictionary_report
 from ._divergence import distillation_kl as distillation_kl
 from ._extractor import ActivationExtractor as ActivationExtractor
 from ._store import ActivationStore as ActivationStore

@@ -20,13 +20,14 @@ from geofloor._training.progress import progress_bar
 from geofloor._validation import check_flag, check_number, check_object
 from geofloor.features import FeatureStatistics
 from geofloor.language_models._ablated_features import AblatedFeatures, Latents, PrincipalComponents
-from geofloor.language_models._blocks import block_output, with_block_output
+from geofloor.language_models._blocks import BlockSwap
 from geofloor.language_models._divergence import Targets, row_kls
 from geofloor.language_models._extractor import ActivationExtractor
 from geofloor.language_models._hooks import evaluating, hooked
 from geofloor.language_models._loading import load_language_model
 from geofloor.language_models._logits import LanguageModel
 from geofloor.language_models._pickles import PortablePickleMixin
+from geofloor.language_models._row_activations import row_activations, too_short
 from geofloor.language_models._sequence_means import covariance_of_means, mean_and_error
 from geofloor.language_models._token_rows import TokenRows
 from geofloor.theory._capacity import CapacityMethod
@@ -202,7 +203,7 @@ class AblationPredictor(
         model = LanguageModel(module, "the teacher")
         rows = model.token_rows(tokens, "tokens", self.pad_token_id)
         if self._skip_first >= rows.length:
-            raise self._too_short(rows.length)
+            raise too_short(self._skip_first, rows.length)
         extractor = ActivationExtractor(
             module, layer, skip_first=self._skip_first, max_length=None, batch_size=self._batch_size
         ).fit()
@@ -223,15 +224,9 @@ class AblationPredictor(
         with evaluating(module), memory_advice(f"lower batch_size={self._batch_size}"):
             sums, counts = self._losses(model, block, features, kept, rows, device)
         if counts.max() <= self._skip_first:
-            raise self._too_short(counts.max())
+            raise too_short(self._skip_first, counts.max())
         self._draw_curve(kept, sums, counts, float(features.width))
         return self
-
-    def _too_short(self, length: int) -> ValueError:
-        return ValueError(
-            f"skip_first={self._skip_first} leaves nothing of sequences of {length} tokens; lower it, or give longer "
-            "sequences."
-        )
 
     def _draw_curve(self, kept: np.ndarray, sums: np.ndarray, counts: np.ndarray, own_width: float) -> None:
         """Interpolate losses over the number of kept features, and keep the covariance of their errors."""
@@ -282,27 +277,12 @@ class AblationPredictor(
                 raise TypeError(f"{name} is a {type(value).__name__}; give a fitted {kind}.")
 
     def _features(self, extractor: ActivationExtractor, rows: TokenRows) -> AblatedFeatures:
-        def activations() -> Any:
-            longest = 0
-            for start in range(0, len(rows), 64 * self._batch_size):
-                batch = rows.take(np.arange(start, min(start + 64 * self._batch_size, len(rows))))
-                if batch.mask is None:
-                    longest = rows.length
-                    yield from extractor.iter_batches(batch.ids)
-                    continue
-                lengths = batch.mask.sum(axis=1)
-                longest = max(longest, lengths.max())
-                used = np.flatnonzero(lengths > self._skip_first)
-                if used.size:
-                    yield from extractor.iter_batches([batch.ids[row, : lengths[row]] for row in used])
-            if longest <= self._skip_first:
-                raise self._too_short(longest)
-
+        activations = row_activations(extractor, rows, skip_first=self._skip_first, batch_size=self._batch_size)
         if self.autoencoder is None:
-            return PrincipalComponents(activations(), extractor._n_features_out)
+            return PrincipalComponents(activations, extractor._n_features_out)
         statistics = self.statistics
         if statistics is None:
-            statistics = FeatureStatistics().fit(self.autoencoder.transform(batch) for batch in activations())
+            statistics = FeatureStatistics().fit(self.autoencoder.transform(batch) for batch in activations)
         return Latents(self.autoencoder, statistics, self.capacity)
 
     @torch.no_grad()
@@ -317,7 +297,7 @@ class AblationPredictor(
     ) -> tuple[np.ndarray, np.ndarray]:
         """Compute the KL of each sequence, summed over positions (n_points, n_sequences), and count its positions."""
         sums, counts = np.zeros((len(kept), len(rows))), np.zeros(len(rows), dtype=np.int64)
-        swap = _Swap()
+        swap = BlockSwap()
         with (
             hooked(block, swap),
             progress_bar("ablation", total=len(rows), unit="sequence", verbose=self.verbose) as bar,
@@ -390,17 +370,3 @@ class AblationPredictor(
         spread = norm.ppf((1.0 + level) / 2.0) * self._errors(kept)
         spread[lossless] = 0.0  # nothing is lost there on any text
         return floors, np.maximum(floors[:, np.newaxis] + spread[:, np.newaxis] * [-1.0, 1.0], 0.0)
-
-
-class _Swap:
-    """A hook to record the hidden states after a block, or to replace them by `given`."""
-
-    def __init__(self) -> None:
-        self.seen = torch.empty(0)
-        self.given: torch.Tensor | None = None
-
-    def __call__(self, block: torch.nn.Module, arguments: Any, output: Any) -> Any:
-        if self.given is None:
-            self.seen = block_output(output)
-            return None
-        return with_block_output(output, self.given)

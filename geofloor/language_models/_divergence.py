@@ -385,6 +385,30 @@ def row_kls(student: LazyLogits, targets: Targets) -> torch.Tensor:
     return torch.cat(kls)
 
 
+def row_losses(student: LazyLogits, targets: Targets, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the KL of each row and its cross-entropy on the next token, both (n_rows,), at temperature 1.
+
+    Parameters
+    ----------
+    student : LazyLogits
+        Logits of the student.
+    targets : Targets
+        The teacher's distributions, at temperature 1.
+    labels : Tensor of shape (n_rows,), int64
+        Next token of each row.
+    """
+    cast = student.cast(targets.matmul_dtype)
+    kls, cross_entropies = [], []
+    for index, chunk in enumerate(targets.chunks):
+        probabilities, negative_entropy = targets.chunk(index)
+        logits = cast.compute(chunk, 1.0).to(targets.dtype)
+        _, log_normalizers = _softmax(logits)
+        expected = _expected(probabilities, logits, may_be_masked=cast.may_be_masked)
+        kls.append(negative_entropy - (expected - log_normalizers))
+        cross_entropies.append(log_normalizers - logits.gather(1, labels[chunk, None])[:, 0])
+    return torch.cat(kls), torch.cat(cross_entropies)
+
+
 def _add_cross_entropy(
     gradient: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:

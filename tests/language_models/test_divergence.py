@@ -5,6 +5,7 @@ from small_students import plain_kl
 from torch.nn import functional
 
 from geofloor.language_models import distillation_kl
+from geofloor.language_models._divergence import LazyLogits, Targets, row_losses
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 0.7])
@@ -161,3 +162,23 @@ def test_shapes_that_do_not_match_are_refused():
         distillation_kl(torch.zeros(4, 5), torch.zeros(3, 5))
     with pytest.raises(ValueError, match="temperature=0"):
         distillation_kl(torch.zeros(3, 5), torch.zeros(3, 5), temperature=0)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_losses_by_row_are_torchs(weighted):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    hidden, weight, bias, teacher = draw(50, 6), draw(33, 6), draw(33), 2 * draw(50, 33)
+    logits = functional.linear(hidden, weight, bias)
+    labels = torch.randint(33, (50,), generator=generator)
+    student = LazyLogits(hidden, weight, bias) if weighted else LazyLogits(logits)
+    kls, cross_entropies = row_losses(student, Targets(LazyLogits(teacher), 1.0, chunk_rows=7), labels)
+    expected = functional.kl_div(
+        logits.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="none"
+    ).sum(-1)
+    torch.testing.assert_close(kls, expected, rtol=1e-10, atol=1e-12)
+    expected = functional.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(cross_entropies, expected, rtol=1e-10, atol=1e-12)
