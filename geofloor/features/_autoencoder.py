@@ -159,6 +159,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     --------
     FeatureStatistics : Measures the features on the codes.
     ActivationExtractor : Gives a language model's activations.
+    geofloor.language_models.dictionary_report : Judge the dictionary by the loss of its teacher.
 
     Notes
     -----

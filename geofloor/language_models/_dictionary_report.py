@@ -253,6 +253,7 @@ def dictionary_report(
     >>> 0 < report.kl_div_with_sae < report.kl_div_with_mean_ablation
     True
     """
+    layer = check_number("layer", layer, whole=True)
     batch_size = check_number("batch_size", batch_size, 1, whole=True)
     skip_first = check_number("skip_first", skip_first, 0, whole=True)
     place, module = load_language_model(teacher, model_kwargs, device)
