@@ -12,7 +12,8 @@ from geofloor._training.schedules import warmup_stable_decay
 from geofloor._training.settings import check_betas
 from geofloor._validation import check_choice, check_number
 
-ACTIVATIONS = ("topk", "relu")
+ACTIVATIONS = ("topk", "batchtopk", "relu")
+THRESHOLDED = ("batchtopk",)  # activations that encode with thresholds
 NORMALIZATIONS = ("spread", "mean_norm", "mean_square", None)
 
 # The numbers of the rules for "auto" were chosen by measurement and not derived: see the notes of SparseAutoencoder.
@@ -42,12 +43,14 @@ class Settings:
 
     Attributes
     ----------
+    activation : str
+        Rule for choosing the codes to keep.
     n_latents : int
         Number of latents.
     l0 : int or None
-        Number of codes kept per row; None for ReLU.
+        Number of codes kept per row, on average for BatchTopK; None for ReLU.
     l1_coefficient : float
-        Penalty λ on the codes; 0 for TopK.
+        Penalty λ on the codes; 0 for all but ReLU.
     normalization : str or None
         Scale of training.
     batch_size : int
@@ -72,6 +75,7 @@ class Settings:
         Rows without firing after which the history counts a latent as dead.
     """
 
+    activation: str
     n_latents: int
     l0: int | None
     l1_coefficient: float
@@ -86,6 +90,11 @@ class Settings:
     decay_fraction: float
     resample_every: int | None
     dead_after: int
+
+    @property
+    def l0_per_row(self) -> int | None:
+        """Number of codes kept of every row; None for activations that keep a varying number."""
+        return self.l0 if self.activation == "topk" else None
 
     def learning_rate_at(self, step: int) -> float:
         """Compute the learning rate of a step, counted from 0."""
@@ -113,10 +122,10 @@ def check_parameters(sae: Any) -> None:
     check_betas("betas", sae.betas)
     check_choice("normalization", sae.normalization, NORMALIZATIONS)
     check_choice("activation", sae.activation, ACTIVATIONS)
-    if sae.activation == "topk" and not _is_auto(sae.l1_coefficient):
+    if sae.activation != "relu" and not _is_auto(sae.l1_coefficient):
         raise ValueError(
-            f"l1_coefficient={sae.l1_coefficient!r} has no effect with activation='topk', whose sparsity is l0; "
-            "set l0, or activation='relu'."
+            f"l1_coefficient={sae.l1_coefficient!r} has no effect with activation={sae.activation!r}, whose sparsity "
+            "is l0; set l0, or activation='relu'."
         )
     if sae.activation == "relu" and not _is_auto(sae.l0):
         raise ValueError(
@@ -197,7 +206,7 @@ def resolve_settings(sae: Any, rows: Any, n_inputs: int) -> Settings:
         longer = max((n_steps or _N_STEPS) / _N_STEPS, 1.0)
         learning_rate = _LEARNING_RATE / math.sqrt(n_inputs * longer)
     l0, l1_coefficient = None, _check_auto("l1_coefficient", sae.l1_coefficient, 0)
-    if sae.activation == "topk":
+    if sae.activation != "relu":
         l0, l1_coefficient = _check_auto("l0", sae.l0, 1, whole=True), 0.0
         if l0 is None:
             wanted = min(round(_L0_PER_ROOT_INPUT * math.sqrt(n_inputs)), _MAX_L0, int(_MAX_L0_SHARE * n_latents))
@@ -207,6 +216,7 @@ def resolve_settings(sae: Any, rows: Any, n_inputs: int) -> Settings:
     elif l1_coefficient is None:
         l1_coefficient = _L1_COEFFICIENT
     return Settings(
+        activation=sae.activation,
         n_latents=n_latents,
         l0=l0,
         l1_coefficient=l1_coefficient,

@@ -15,7 +15,7 @@ import torch
 from geofloor._training.devices import keep_freed_memory, memory_advice, to_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.seeds import step_generator, torch_generator
-from geofloor.features._autoencoder_settings import Settings, find_scale
+from geofloor.features._autoencoder_settings import THRESHOLDED, Settings, find_scale
 from geofloor.features._sparse_step import (
     Parameters,
     compute_gradients,
@@ -24,6 +24,7 @@ from geofloor.features._sparse_step import (
     project_decoder_gradient,
     reset_latents,
 )
+from geofloor.features._thresholds import average_cutoff, find_cutoff
 
 _READ_EVERY = 20  # steps between readings of the loss, because each reading waits for the device
 
@@ -44,6 +45,9 @@ class TrainingState:
         Factor on the data during training.
     seed : int
         Seed of the order of the rows and of resets.
+    threshold : Tensor of shape (n_latents,) or None
+        Number above which a code is kept when single rows are encoded, on the scale of training; None for activations
+        without thresholds.
     step : int
         Steps taken.
     n_tokens : int
@@ -59,6 +63,7 @@ class TrainingState:
     idle_tokens: torch.Tensor
     scale: float
     seed: int
+    threshold: torch.Tensor | None = None
     step: int = 0
     n_tokens: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -78,10 +83,14 @@ def start_training(sample: np.ndarray, settings: Settings, seed: int, device: to
     return wrap_weights(Parameters(*(each.to(device) for each in parameters)), settings, scale=scale, seed=seed)
 
 
-def wrap_weights(parameters: Parameters, settings: Settings, *, scale: float, seed: int) -> TrainingState:
+def wrap_weights(
+    parameters: Parameters, settings: Settings, *, scale: float, seed: int, threshold: torch.Tensor | None = None
+) -> TrainingState:
     """Wrap weights with a new optimizer and without counted steps or idle latents."""
     idle_tokens = torch.zeros_like(parameters.encoder_bias, dtype=torch.int64)
-    return TrainingState(parameters, make_optimizer(parameters, settings), idle_tokens, scale, seed)
+    if threshold is None and settings.activation in THRESHOLDED:
+        threshold = torch.zeros_like(parameters.encoder_bias)
+    return TrainingState(parameters, make_optimizer(parameters, settings), idle_tokens, scale, seed, threshold)
 
 
 def make_optimizer(parameters: Parameters, settings: Settings) -> torch.optim.Adam:
@@ -143,7 +152,11 @@ def take_step(state: TrainingState, settings: Settings, batch: np.ndarray) -> No
     inputs = to_device(batch, state.device)
     if state.scale != 1.0:
         inputs = inputs * state.scale
-    result = compute_gradients(parameters, inputs, settings.l1_coefficient, settings.l0)
+    cutoff = None
+    if settings.activation == "batchtopk" and settings.l0 is not None and state.threshold is not None:
+        cutoff = find_cutoff(parameters, inputs, settings.l0)
+        average_cutoff(state.threshold, cutoff, state.step + 1)
+    result = compute_gradients(parameters, inputs, settings.l1_coefficient, settings.l0_per_row, cutoff)
     project_decoder_gradient(parameters, result.gradients)
     for parameter, gradient in zip(parameters, result.gradients, strict=True):
         parameter.grad = gradient
@@ -186,7 +199,7 @@ def _reset_dead_latents(state: TrainingState, settings: Settings, inputs: torch.
         for name in ("exp_avg", "exp_avg_sq")
     ]
     generator = torch_generator(int(step_generator(state.seed, state.step).integers(2**31)))
-    reset_latents(state.parameters, moments, dead, inputs, generator, settings.l0)
+    reset_latents(state.parameters, moments, dead, inputs, generator, settings.l0_per_row, state.threshold)
     state.idle_tokens[dead] = 0
     return int(dead.sum())
 

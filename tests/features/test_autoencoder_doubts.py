@@ -16,7 +16,12 @@ def outcome(**changes):
         each["loss"] -= changes.get("slope", 0.0) * step
         each["l0"] += changes.get("l0_slope", 0.0) * (len(history) - step)
     return Outcome(
-        history, settings, changes.get("n_rows", 50_000), changes.get("held_out", 0.9), changes.get("noise", 0.7)
+        history,
+        settings,
+        n_rows=changes.get("n_rows", 50_000),
+        held_out=changes.get("held_out", 0.9),
+        l0=changes.get("l0"),
+        noise=changes.get("noise", 0.7),
     )
 
 
@@ -30,6 +35,8 @@ def outcome(**changes):
         ({"row": {"l0": 101.0}}, "101 of 1,000 latents fire per token, which is not sparse; lower l0"),
         ({"row": {"dead": 0.7}}, "70% of the latents are dead; lower learning_rate"),
         ({"held_out": 0.4}, "explains 40% of the variance of held-out rows only"),
+        ({"l0": 40.5}, "a held-out row has 40.5 codes on average, not l0=36; raise n_epochs or l0"),
+        ({"l0": 31.5}, "a held-out row has 31.5 codes on average, not l0=36; raise n_latents or lower l0"),
         ({"noise": 0.895}, "hardly better than Gaussian noise of the same covariance"),
     ],
 )

@@ -43,6 +43,23 @@ def test_gradients_of_topk_are_those_of_automatic_differentiation():
     assert int(result.firings.sum()) == 5 * 50
 
 
+def test_codes_above_a_threshold_have_the_gradients_of_automatic_differentiation():
+    parameters = Parameters(*(parameter.requires_grad_() for parameter in random_parameters()))
+    inputs = torch.randn(50, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    threshold = torch.rand(40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    centered = inputs - parameters.decoder_bias
+    codes = torch.relu(centered @ parameters.encoder_weight.T + parameters.encoder_bias)
+    kept = codes * (codes > threshold)
+    assert 0 < (kept > 0).sum() < (codes > 0).sum()
+    loss = (centered - kept @ parameters.decoder_weight).square().sum(1).mean()
+    expected = torch.autograd.grad(loss, list(parameters))
+    with torch.no_grad():
+        result = compute_gradients(parameters, inputs, 0.0, threshold=threshold)
+        torch.testing.assert_close(encode(parameters, inputs, threshold=threshold), kept.detach())
+    for gradient, reference in zip(result.gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, reference)
+
+
 def test_reset_latents_points_dead_ones_at_residuals(activations):
     parameters = random_parameters(20, 12, torch.float32)
     before = Parameters(*(p.clone() for p in parameters))
