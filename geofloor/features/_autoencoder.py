@@ -58,13 +58,14 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     expansion : int or "auto", default="auto"
         Latents per input if `n_latents` is None. ``"auto"`` is 32, lowered if need be to leave 8 rows per latent, but
         not below 2.
-    activation : {"topk", "batchtopk", "relu"}, default="topk"
+    activation : {"topk", "batchtopk", "jumprelu", "relu"}, default="topk"
         ``"topk"`` keeps the `l0` largest codes of each row and needs no penalty [3]_. ``"batchtopk"`` keeps the
         largest codes of each training batch, `l0` per row on average, so that rows with more features get more
-        codes [4]_. ``"relu"`` keeps all codes above zero and penalizes their sum, as in the paper.
+        codes [4]_. ``"jumprelu"`` keeps the codes above a threshold per latent, trained until rows have `l0` codes on
+        average [5]_. ``"relu"`` keeps all codes above zero and penalizes their sum, as in the paper.
     l0 : int or "auto", default="auto"
-        Codes kept per row by ``"topk"``, and on average by ``"batchtopk"``. ``"auto"`` is 4.5 √n_inputs, at most 128
-        and at most 4% of the latents. It is an error with ``"relu"``.
+        Codes per row: kept by ``"topk"``, kept on average by ``"batchtopk"``, the target of ``"jumprelu"``. ``"auto"``
+        is 4.5 √n_inputs, at most 128 and at most 4% of the latents. It is an error with ``"relu"``.
     l1_coefficient : float or "auto", default="auto"
         Penalty λ of ``"relu"`` on the codes, summed over latents and averaged over the batch. Its effect depends on
         the scale of the data: see `normalization`. ``"auto"`` is 0.8. It is an error with other activations.
@@ -126,7 +127,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     activation_ : str
         Activation of the fit.
     l0_ : int or None
-        Codes kept per row, on average for ``"batchtopk"``; None for ``"relu"``.
+        Codes kept per row, on average for ``"batchtopk"`` and ``"jumprelu"``; None for ``"relu"``.
     l1_coefficient_ : float
         Penalty λ; 0 for all activations but ``"relu"``.
     batch_size_ : int
@@ -173,6 +174,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     ``"batchtopk"`` does so in training with the codes of a whole batch. To encode, it keeps the codes above one
     threshold instead, so that the codes of a row do not depend on other rows. That threshold is the running mean, over
     about 100 steps, of the largest code that a batch leaves out.
+    ``"jumprelu"`` adds :math:`50 \lVert x - \hat x \rVert^2 (L_0 / l_0 - 1)^2` to the loss, with the squared error as a
+    constant. The thresholds get straight-through gradients with a rectangular kernel. Its width is 0.3 √(n_inputs / l0)
+    times the spread, that is, the median distance of a row from the decoder bias over √n_inputs.
     The reconstruction is :math:`\hat x = W_{dec}^\top z + b_{dec}`, and the loss is
 
     .. math:: \lVert x - \hat x \rVert^2 + \lambda \sum_j |z_j|,
@@ -192,6 +196,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     .. [2] Bricken et al. (2023), "Towards Monosemanticity", Transformer Circuits Thread.
     .. [3] Gao et al. (2024), "Scaling and evaluating sparse autoencoders", arXiv:2406.04093.
     .. [4] Bussmann et al. (2024), "BatchTopK Sparse Autoencoders", arXiv:2412.06410.
+    .. [5] Rajamanoharan et al. (2024), "Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse
+       Autoencoders", arXiv:2407.14435.
 
     Examples
     --------

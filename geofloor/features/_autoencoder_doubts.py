@@ -71,10 +71,11 @@ def find_doubts(outcome: Outcome) -> list[str]:
     if l0 > _DENSE * settings.n_latents:
         remedy = "lower l0" if settings.l0 else "raise l1_coefficient, or train longer"
         found.append(f"{l0:.0f} of {settings.n_latents:,} latents fire per token, which is not sparse; {remedy}")
-    wanted = settings.l0
-    if wanted is not None and held_out_l0 is not None and abs(held_out_l0 - wanted) > _OFF_TARGET * wanted:
-        remedy = "raise n_latents or lower l0" if held_out_l0 < wanted else "raise n_epochs or l0"
-        found.append(f"a held-out row has {held_out_l0:.3g} codes on average, not l0={wanted}; {remedy}")
+    if settings.l0 is not None and settings.l0_per_row is None:
+        reached = l0 if held_out_l0 is None else held_out_l0
+        if abs(reached - settings.l0) > _OFF_TARGET * settings.l0:
+            remedy = "lower l0 or raise n_latents" if reached < settings.l0 else "raise l0 or n_epochs"
+            found.append(f"rows have {reached:.3g} codes on average, not l0={settings.l0}; {remedy}")
     if last["dead"] > _DEAD:
         found.append(f"{last['dead']:.0%} of the latents are dead; lower learning_rate or n_latents")
     if held_out is not None and held_out < _LITTLE:

@@ -51,6 +51,11 @@ _STATE_TENSORS: dict[str, tuple[torch.dtype, Shape]] = {
 }
 # Tensor of activations with thresholds, in both files.
 _THRESHOLD: dict[str, tuple[torch.dtype, Shape]] = {"threshold": (torch.float32, ("n_latents",))}
+# State of the optimizer for the steps of thresholds.
+_THRESHOLD_STEPS: dict[str, tuple[torch.dtype, Shape]] = {
+    f"optimizer.{len(_SHAPES)}.{name}": (torch.float32, () if name == "step" else ("n_latents",))
+    for name in ("step", "exp_avg", "exp_avg_sq")
+}
 _STEP = number(1, whole=True)
 _HISTORY = table(
     step=_STEP,
@@ -162,8 +167,7 @@ class CheckpointFile:
             return None
         tensors, values = found
         with refusing(self.path):
-            thresholded = settings.activation in THRESHOLDED
-            sizes = check_tensors(tensors, _STATE_TENSORS | (_THRESHOLD if thresholded else {}))
+            sizes = check_tensors(tensors, _state_tensors(settings.activation))
             _check_directions(tensors["parameters.decoder_weight"])
             _check_threshold(tensors)
             check_optimizer_tensors(tensors, values["step"])
@@ -199,6 +203,13 @@ def unpack_state(
     state.idle_tokens = tensors["idle_tokens"].to(device)
     state.step, state.n_tokens, state.history = values["step"], values["n_tokens"], list(values["history"])
     return state
+
+
+def _state_tensors(activation: str) -> dict[str, tuple[torch.dtype, Shape]]:
+    """Return the types and shapes of the tensors of a checkpoint."""
+    thresholds = _THRESHOLD if activation in THRESHOLDED else {}
+    steps = _THRESHOLD_STEPS if activation == "jumprelu" else {}
+    return {**_STATE_TENSORS, **thresholds, **steps}
 
 
 def _check_history(history: list[dict[str, Any]], step: int) -> None:

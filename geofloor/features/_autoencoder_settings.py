@@ -12,8 +12,8 @@ from geofloor._training.schedules import warmup_stable_decay
 from geofloor._training.settings import check_betas
 from geofloor._validation import check_choice, check_number
 
-ACTIVATIONS = ("topk", "batchtopk", "relu")
-THRESHOLDED = ("batchtopk",)  # activations that encode with thresholds
+ACTIVATIONS = ("topk", "batchtopk", "jumprelu", "relu")
+THRESHOLDED = ("batchtopk", "jumprelu")  # activations that encode with thresholds
 NORMALIZATIONS = ("spread", "mean_norm", "mean_square", None)
 
 # The numbers of the rules for "auto" were chosen by measurement and not derived: see the notes of SparseAutoencoder.
@@ -48,7 +48,7 @@ class Settings:
     n_latents : int
         Number of latents.
     l0 : int or None
-        Number of codes kept per row, on average for BatchTopK; None for ReLU.
+        Number of codes kept per row, on average for BatchTopK, a target for JumpReLU; None for ReLU.
     l1_coefficient : float
         Penalty λ on the codes; 0 for all but ReLU.
     normalization : str or None

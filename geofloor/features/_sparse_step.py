@@ -51,12 +51,18 @@ class StepResult(NamedTuple):
         Sum of the codes per row, averaged over the batch.
     firings : Tensor of shape (n_latents,), int64
         Number of rows on which each latent fired.
+    on_threshold : Tensor of shape (n_latents,) or None
+        Gradient of the loss on the thresholds, if a bandwidth was given.
+    l0_on_threshold : Tensor of shape (n_latents,) or None
+        Gradient of the mean number of codes per row on the thresholds, if a bandwidth was given.
     """
 
     gradients: Parameters
     reconstruction: torch.Tensor
     l1: torch.Tensor
     firings: torch.Tensor
+    on_threshold: torch.Tensor | None = None
+    l0_on_threshold: torch.Tensor | None = None
 
 
 def initialize_parameters(n_latents: int, decoder_bias: torch.Tensor, generator: torch.Generator) -> Parameters:
@@ -111,11 +117,16 @@ def compute_gradients(
     l1_coefficient: float,
     l0: int | None = None,
     threshold: torch.Tensor | None = None,
+    bandwidth: torch.Tensor | None = None,
 ) -> StepResult:
     """Compute the loss ‖x − x̂‖² + λ Σ_j z_j, averaged over the batch, and its gradients; see `encode` for the codes.
 
     Written by hand, the gradients take five dense products instead of the six of automatic differentiation, because
     the gradient of the decoder bias needs only the sum over the batch of the gradients of the pre-activations.
+
+    With a bandwidth ε, the thresholds θ ≥ 0 have gradients too. A code z = p · 1[p > θ] jumps where its pre-activation
+    p passes θ. The straight-through estimate of Rajamanoharan et al. (2024) replaces the jump's derivative by a
+    rectangle of width ε: ∂z/∂θ = −(θ/ε) 1[|p − θ| < ε/2], and for the number of codes −(1/ε) 1[|p − θ| < ε/2].
     """
     n_rows, n_latents = len(inputs), len(parameters.encoder_bias)
     piece = rows_at_a_time(parameters)
@@ -125,9 +136,17 @@ def compute_gradients(
     reconstruction = inputs.new_zeros(())
     l1 = inputs.new_zeros(())
     firings = torch.zeros(n_latents, dtype=torch.int64, device=inputs.device)
+    on_threshold = torch.zeros_like(parameters.encoder_bias)
+    n_near = torch.zeros_like(firings)
     for start in range(0, n_rows, piece):
         centered = inputs[start : start + piece] - parameters.decoder_bias
-        codes = _encode_centered(parameters, centered, l0, threshold)
+        if threshold is not None and bandwidth is not None:
+            codes = linear(centered, parameters.encoder_weight, parameters.encoder_bias)
+            near = (codes - threshold).abs_() < bandwidth / 2
+            codes.mul_(codes > threshold)
+        else:
+            near = None
+            codes = _encode_centered(parameters, centered, l0, threshold)
         error = product(codes, parameters.decoder_weight).sub_(centered)
         reconstruction += error.square().sum()
         l1 += codes.sum()
@@ -138,13 +157,20 @@ def compute_gradients(
         active = codes > 0
         firings += active.sum(dim=0)
         on_codes = product(error, parameters.decoder_weight.T, spare=codes)
+        if near is not None:
+            on_threshold += (on_codes * near).sum(dim=0)
+            n_near += near.sum(dim=0)
         on_codes.add_(l1_coefficient / n_rows).mul_(active)
         total = on_codes.sum(dim=0)
         add_product(on_encoder, on_codes, centered)
         on_encoder_bias.add_(total)
         on_decoder_bias.addmv_(parameters.encoder_weight.T, total, alpha=-1.0)
     gradients = Parameters(on_encoder.contiguous(), on_encoder_bias, on_decoder.contiguous(), on_decoder_bias)
-    return StepResult(gradients, reconstruction / n_rows, l1 / n_rows, firings)
+    if threshold is None or bandwidth is None:
+        return StepResult(gradients, reconstruction / n_rows, l1 / n_rows, firings)
+    on_threshold.mul_(-threshold / bandwidth)
+    l0_on_threshold = n_near / (-n_rows * bandwidth)
+    return StepResult(gradients, reconstruction / n_rows, l1 / n_rows, firings, on_threshold, l0_on_threshold)
 
 
 def project_decoder_gradient(parameters: Parameters, gradients: Parameters) -> None:

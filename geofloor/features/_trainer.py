@@ -18,13 +18,14 @@ from geofloor._training.seeds import step_generator, torch_generator
 from geofloor.features._autoencoder_settings import THRESHOLDED, Settings, find_scale
 from geofloor.features._sparse_step import (
     Parameters,
+    StepResult,
     compute_gradients,
     initialize_parameters,
     normalize_decoder,
     project_decoder_gradient,
     reset_latents,
 )
-from geofloor.features._thresholds import average_cutoff, find_cutoff
+from geofloor.features._thresholds import average_cutoff, find_bandwidth, find_cutoff, find_spread, penalize_l0
 
 _READ_EVERY = 20  # steps between readings of the loss, because each reading waits for the device
 
@@ -94,8 +95,11 @@ def wrap_weights(
 
 
 def make_optimizer(parameters: Parameters, settings: Settings) -> torch.optim.Adam:
-    """Make the optimizer of the weights; `take_step` sets its learning rate."""
-    return torch.optim.Adam(list(parameters), betas=settings.betas, fused=True)
+    """Make the optimizer of the weights and of steps of thresholds; `take_step` sets its learning rate."""
+    trained = list(parameters)
+    if settings.activation == "jumprelu":
+        trained.append(torch.zeros_like(parameters.encoder_bias))
+    return torch.optim.Adam(trained, betas=settings.betas, fused=True)
 
 
 def train(
@@ -152,11 +156,7 @@ def take_step(state: TrainingState, settings: Settings, batch: np.ndarray) -> No
     inputs = to_device(batch, state.device)
     if state.scale != 1.0:
         inputs = inputs * state.scale
-    cutoff = None
-    if settings.activation == "batchtopk" and settings.l0 is not None and state.threshold is not None:
-        cutoff = find_cutoff(parameters, inputs, settings.l0)
-        average_cutoff(state.threshold, cutoff, state.step + 1)
-    result = compute_gradients(parameters, inputs, settings.l1_coefficient, settings.l0_per_row, cutoff)
+    result, penalty, spread = _differentiate(state, settings, inputs)
     project_decoder_gradient(parameters, result.gradients)
     for parameter, gradient in zip(parameters, result.gradients, strict=True):
         parameter.grad = gradient
@@ -165,6 +165,8 @@ def take_step(state: TrainingState, settings: Settings, batch: np.ndarray) -> No
     optimizer.param_groups[0]["lr"] = settings.learning_rate_at(state.step)
     optimizer.step()
     normalize_decoder(parameters)
+    if spread is not None:
+        _move_thresholds(state, spread)
 
     state.step += 1
     n_tokens_before = state.n_tokens
@@ -173,7 +175,7 @@ def take_step(state: TrainingState, settings: Settings, batch: np.ndarray) -> No
     state.idle_tokens.masked_fill_(result.firings > 0, 0)
     measured = torch.stack(
         [
-            result.reconstruction + settings.l1_coefficient * result.l1,
+            result.reconstruction + settings.l1_coefficient * result.l1 + penalty,
             result.reconstruction,
             result.l1,
             result.firings.sum() / len(batch),
@@ -182,6 +184,40 @@ def take_step(state: TrainingState, settings: Settings, batch: np.ndarray) -> No
     )
     n_reset = _reset_dead_latents(state, settings, inputs, n_tokens_before)
     state.unread.append((state.step, state.n_tokens, measured, n_reset))
+
+
+def _differentiate(
+    state: TrainingState, settings: Settings, inputs: torch.Tensor
+) -> tuple[StepResult, torch.Tensor | float, torch.Tensor | None]:
+    """Compute loss and gradients of a batch, its penalty on L0 and, for trained thresholds, the spread of its rows."""
+    parameters, threshold, l0 = state.parameters, state.threshold, settings.l0
+    if threshold is None or l0 is None:
+        return compute_gradients(parameters, inputs, settings.l1_coefficient, settings.l0_per_row), 0.0, None
+    if settings.activation == "batchtopk":
+        cutoff = find_cutoff(parameters, inputs, l0)
+        average_cutoff(threshold, cutoff, state.step + 1)
+        return compute_gradients(parameters, inputs, 0.0, threshold=cutoff), 0.0, None
+    if state.step == 0:
+        threshold.copy_(find_cutoff(parameters, inputs, l0))
+    spread = find_spread(parameters, inputs)
+    bandwidth = find_bandwidth(spread, inputs.shape[1], l0)
+    result = compute_gradients(parameters, inputs, 0.0, threshold=threshold, bandwidth=bandwidth)
+    penalty, _threshold_steps(state).grad = penalize_l0(result, len(inputs), l0)
+    return result, penalty, spread
+
+
+def _threshold_steps(state: TrainingState) -> torch.Tensor:
+    """Return the tensor in which the optimizer leaves its step of the thresholds of JumpReLU."""
+    steps: torch.Tensor = state.optimizer.param_groups[0]["params"][len(state.parameters)]
+    return steps
+
+
+def _move_thresholds(state: TrainingState, spread: torch.Tensor) -> None:
+    """Add the optimizer's step to the thresholds, in units of the spread, because they have the scale of the data."""
+    if state.threshold is not None:
+        steps = _threshold_steps(state)
+        state.threshold.addcmul_(steps, spread).clamp_min_(0.0)
+        steps.zero_()
 
 
 def _reset_dead_latents(state: TrainingState, settings: Settings, inputs: torch.Tensor, n_tokens_before: int) -> int:
@@ -193,11 +229,13 @@ def _reset_dead_latents(state: TrainingState, settings: Settings, inputs: torch.
         return 0  # too few rows are left to train them
     # A latent that fired since the last multiple has been idle for less than the distance of multiples.
     dead = state.idle_tokens >= every
-    moments = [
-        state.optimizer.state[parameter][name]
-        for parameter in state.parameters[:3]
-        for name in ("exp_avg", "exp_avg_sq")
-    ]
+    of_latents = list(state.parameters[:3])
+    if settings.activation == "jumprelu" and state.threshold is not None:
+        of_latents.append(_threshold_steps(state))
+        alive = state.threshold[~dead]
+        # A fifth of the mean, as reset_latents does with encoder weights.
+        state.threshold[dead] = 0.2 * alive.mean() if len(alive) else 0.0
+    moments = [state.optimizer.state[parameter][name] for parameter in of_latents for name in ("exp_avg", "exp_avg_sq")]
     generator = torch_generator(int(step_generator(state.seed, state.step).integers(2**31)))
     reset_latents(state.parameters, moments, dead, inputs, generator, settings.l0_per_row, state.threshold)
     state.idle_tokens[dead] = 0

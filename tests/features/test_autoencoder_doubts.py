@@ -35,8 +35,6 @@ def outcome(**changes):
         ({"row": {"l0": 101.0}}, "101 of 1,000 latents fire per token, which is not sparse; lower l0"),
         ({"row": {"dead": 0.7}}, "70% of the latents are dead; lower learning_rate"),
         ({"held_out": 0.4}, "explains 40% of the variance of held-out rows only"),
-        ({"l0": 40.5}, "a held-out row has 40.5 codes on average, not l0=36; raise n_epochs or l0"),
-        ({"l0": 31.5}, "a held-out row has 31.5 codes on average, not l0=36; raise n_latents or lower l0"),
         ({"noise": 0.895}, "hardly better than Gaussian noise of the same covariance"),
     ],
 )
@@ -44,3 +42,19 @@ def test_each_reason_to_doubt_a_fit_has_its_remedy(changes, reason):
     assert find_doubts(outcome()) == []
     (found,) = find_doubts(outcome(**changes))
     assert re.search(reason, found)
+
+
+@pytest.mark.parametrize(
+    ("l0", "message"),
+    [
+        (30.0, None),
+        (34.0, "rows have 34 codes on average, not l0=30; raise l0 or n_epochs"),
+        (26.0, "rows have 26 codes on average, not l0=30; lower l0 or raise n_latents"),
+    ],
+)
+@pytest.mark.parametrize("activation", ["batchtopk", "jumprelu"])
+def test_codes_off_the_target_are_a_reason_to_doubt(activation, l0, message):
+    settings = resolve_settings(SparseAutoencoder(1000, activation=activation, l0=30), None, 64)
+    for changed in ({"l0": l0}, {"row": {"l0": l0}}):  # of held-out rows, or without them of the last batches
+        found = find_doubts(outcome(**changed)._replace(settings=settings))
+        assert found == ([] if message is None else [message])

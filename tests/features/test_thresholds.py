@@ -2,11 +2,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 
 from geofloor import SparseAutoencoder
 from geofloor.features import _sparse_step
+from geofloor.features._autoencoder_settings import THRESHOLDED, resolve_settings
 from geofloor.features._sparse_step import Parameters, compute_gradients, encode
 from geofloor.features._thresholds import average_cutoff, find_cutoff
+from geofloor.features._trainer import read_measurements, start_training, take_step
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # small fits warn
 
@@ -44,27 +47,29 @@ def test_the_threshold_is_a_mean_of_cutoffs():
 @pytest.mark.parametrize("scale", [0.1, 10.0])
 @pytest.mark.parametrize("l0", [2, 3, 5])
 @pytest.mark.parametrize("normalization", ["spread", None])
-def test_held_out_rows_have_the_mean_number_of_codes_asked_for(rng, l0, scale, normalization):
+@pytest.mark.parametrize("activation", THRESHOLDED)
+def test_held_out_rows_have_the_mean_number_of_codes_asked_for(rng, activation, l0, scale, normalization):
     X = np.float32(scale) * sparse_rows(rng, 8000)[0]
     sae = SparseAutoencoder(
-        64, activation="batchtopk", l0=l0, normalization=normalization, n_epochs=12, batch_size=128, random_state=0
+        64, activation=activation, l0=l0, normalization=normalization, n_epochs=12, batch_size=128, random_state=0
     ).fit(X[:6000])
     assert sae.transform(X[6000:]).nnz / 2000 == pytest.approx(l0, rel=0.05)
 
 
-def test_codes_of_a_row_do_not_depend_on_the_other_rows(activations):
-    sae = SparseAutoencoder(24, activation="batchtopk", l0=3, n_epochs=2, random_state=0).fit(activations)
+@pytest.mark.parametrize("activation", THRESHOLDED)
+def test_codes_of_a_row_do_not_depend_on_the_other_rows(activations, activation):
+    sae = SparseAutoencoder(24, activation=activation, l0=3, n_epochs=2, random_state=0).fit(activations)
     codes = sae.transform(activations).toarray()
     assert len({*(codes > 0).sum(axis=1)}) > 1
     for row in (0, 17):
         np.testing.assert_allclose(sae.transform(activations[row : row + 1]).toarray()[0], codes[row], rtol=1e-5)
-    smallest = codes[codes > 0].min()
-    assert smallest > sae.threshold_[0]
+    assert (codes[codes > 0] > np.broadcast_to(sae.threshold_, codes.shape)[codes > 0]).all()
 
 
-def test_features_are_found(rng):
+@pytest.mark.parametrize(("activation", "l0"), [("topk", 4), ("batchtopk", 4), ("jumprelu", 2)])
+def test_features_are_found(rng, activation, l0):
     X, directions = sparse_rows(rng, 10_000)
-    sae = SparseAutoencoder(64, activation="batchtopk", l0=4, n_epochs=20, random_state=0).fit(X)
+    sae = SparseAutoencoder(64, activation=activation, l0=l0, n_epochs=20, random_state=0).fit(X)
     assert ((directions @ sae.decoder_.T).max(axis=1) >= 0.9).mean() >= 0.9
 
 
@@ -74,9 +79,45 @@ def test_partial_fit_refuses_another_activation(activations):
         clone(sae).partial_fit(activations).set_params(activation="topk").partial_fit(activations)
 
 
-def test_partial_fit_after_load_keeps_the_threshold(activations, tmp_path):
-    sae = SparseAutoencoder(24, activation="batchtopk", l0=3, n_epochs=50, random_state=0).fit(activations)
+@pytest.mark.parametrize("activation", THRESHOLDED)
+def test_partial_fit_after_load_keeps_the_threshold(activations, tmp_path, activation):
+    sae = SparseAutoencoder(24, activation=activation, l0=3, n_epochs=50, random_state=0).fit(activations)
     sae.save(tmp_path / "saved")
     loaded = SparseAutoencoder.load(tmp_path / "saved").set_params(learning_rate=1e-6)
     loaded.partial_fit(activations)
     np.testing.assert_allclose(loaded.threshold_, sae.threshold_, rtol=0.02)
+
+
+@pytest.mark.filterwarnings("default::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("activation", THRESHOLDED)
+def test_a_target_out_of_reach_warns(activations, activation):
+    sae = SparseAutoencoder(24, activation=activation, l0=23, n_epochs=5, random_state=0)
+    with pytest.warns(ConvergenceWarning, match=r"rows have 1\d(\.\d)? codes on average, not l0=23; lower l0"):
+        sae.fit(activations)
+
+
+@pytest.mark.parametrize("activation", THRESHOLDED)
+@pytest.mark.parametrize("rows_of_all", [np.zeros, np.ones])
+def test_equal_rows_are_learned(activation, rows_of_all):
+    X = rows_of_all((50, 4), dtype=np.float32)
+    sae = SparseAutoencoder(8, activation=activation, l0=2, n_epochs=1, random_state=0).fit(X)
+    assert np.isfinite(sae.encoder_).all()
+    assert np.isfinite(sae.threshold_).all()
+    assert sae.score(X) == 1.0
+
+
+def test_a_reset_gives_latents_a_fifth_of_the_mean_threshold(activations):
+    sae = SparseAutoencoder(48, activation="jumprelu", l0=6, resample_every=600, random_state=0)
+    settings = resolve_settings(sae, None, 12)
+    state = start_training(activations, settings, 0, torch.device("cpu"))
+    state.parameters.encoder_bias[[3, 7]] = -100.0
+    take_step(state, settings, activations)
+    read_measurements(state, settings)
+    threshold = state.threshold
+    reset = threshold == threshold[3]
+    assert reset[7]
+    assert int(reset.sum()) == state.history[-1]["n_resampled"] < 48
+    torch.testing.assert_close(threshold[3], 0.2 * threshold[~reset].mean())
+    moments = state.optimizer.state[state.optimizer.param_groups[0]["params"][4]]
+    assert (moments["exp_avg"][reset] == 0).all()
+    assert (moments["exp_avg"][~reset] != 0).any()
