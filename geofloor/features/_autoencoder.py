@@ -62,13 +62,16 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         ``"topk"`` keeps the `l0` largest codes of each row and needs no penalty [3]_. ``"batchtopk"`` keeps the
         largest codes of each training batch, `l0` per row on average, so that rows with more features get more
         codes [4]_. ``"jumprelu"`` keeps the codes above a threshold per latent, trained until rows have `l0` codes on
-        average [5]_. ``"relu"`` keeps all codes above zero and penalizes their sum, as in the paper.
+        average [5]_. ``"relu"`` keeps all codes above zero and penalizes their sum, as in the paper;
+        with `l0`, the penalty is steered until rows have so many codes on average.
     l0 : int or "auto", default="auto"
-        Codes per row: kept by ``"topk"``, kept on average by ``"batchtopk"``, the target of ``"jumprelu"``. ``"auto"``
-        is 4.5 √n_inputs, at most 128 and at most 4% of the latents. It is an error with ``"relu"``.
+        Codes per row: kept by ``"topk"``, kept on average by ``"batchtopk"``, the target of ``"jumprelu"``
+        and ``"relu"``. ``"auto"`` is 4.5 √n_inputs, at most 128 and at most 4% of the latents; with ``"relu"`` it is
+        no target, and `l1_coefficient` gives the sparsity.
     l1_coefficient : float or "auto", default="auto"
         Penalty λ of ``"relu"`` on the codes, summed over latents and averaged over the batch. Its effect depends on
-        the scale of the data: see `normalization`. ``"auto"`` is 0.8. It is an error with other activations.
+        the scale of the data: see `normalization`. ``"auto"`` is 0.8. It is an error with other activations, and
+        together with `l0`.
     normalization : {"spread", "mean_norm", "mean_square", None}, default="spread"
         Scale of training. ``"spread"``: the median distance of a row from the median row is √n_inputs, for any offset
         and any outliers. ``"mean_norm"``: E‖x‖ = √n_inputs. ``"mean_square"``: E‖x‖² = 1. None: the data's own scale.
@@ -127,9 +130,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     activation_ : str
         Activation of the fit.
     l0_ : int or None
-        Codes kept per row, on average for ``"batchtopk"`` and ``"jumprelu"``; None for ``"relu"``.
+        Codes kept per row, on average for ``"batchtopk"``; the target of ``"jumprelu"`` and ``"relu"``; None without.
     l1_coefficient_ : float
-        Penalty λ; 0 for all activations but ``"relu"``.
+        Penalty λ, after the last step if it was steered; 0 for all activations but ``"relu"``.
     batch_size_ : int
         Tokens per step.
     learning_rate_ : float
@@ -177,6 +180,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     ``"jumprelu"`` adds :math:`50 \lVert x - \hat x \rVert^2 (L_0 / l_0 - 1)^2` to the loss, with the squared error as a
     constant. The thresholds get straight-through gradients with a rectangular kernel. Its width is 0.3 √(n_inputs / l0)
     times the spread, that is, the median distance of a row from the decoder bias over √n_inputs.
+    ``"relu"`` with `l0` multiplies λ after each step by exp(g · (L0 / l0 − 1)), with the excess cut to ±0.1 and
+    g = 0.015 √(3,600 / n_steps). λ starts at 0.8 times the spread.
     The reconstruction is :math:`\hat x = W_{dec}^\top z + b_{dec}`, and the loss is
 
     .. math:: \lVert x - \hat x \rVert^2 + \lambda \sum_j |z_j|,
@@ -643,6 +648,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             scale=self.scale_,
             seed=draw_seed(self.random_state),
             threshold=None if threshold is None else threshold.mul_(self.scale_),
+            l1_coefficient=torch.tensor(self.l1_coefficient_, device=device) if settings.is_steered else None,
         )
         state.step, state.n_tokens, state.history = self.n_steps_, self.n_tokens_seen_, list(self.history_)
         return state
@@ -659,6 +665,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.n_latents_ = len(self.encoder_bias_)
         self._n_features_out = self.n_latents_
         self.l0_, self.l1_coefficient_ = settings.l0, settings.l1_coefficient
+        if state.l1_coefficient is not None:
+            self.l1_coefficient_ = float(state.l1_coefficient)
         self.batch_size_, self.learning_rate_ = settings.batch_size, settings.learning_rate
         self.explained_variance_ = None
         self.scale_ = state.scale

@@ -102,7 +102,7 @@ def read_autoencoder(
         thresholded = content["fitted"]["activation_"] in THRESHOLDED
         check_tensors(tensors, _FITTED_TENSORS | (_THRESHOLD if thresholded else {}))
         _check_directions(tensors["decoder"])
-        _check_threshold(tensors)
+        _check_signs(tensors)
     weights: dict[str, Any] = {f"{name}_": tensor.numpy() for name, tensor in tensors.items()}
     weights.setdefault("threshold_", None)
     return weights, content["parameters"], content["fitted"]
@@ -167,9 +167,9 @@ class CheckpointFile:
             return None
         tensors, values = found
         with refusing(self.path):
-            sizes = check_tensors(tensors, _state_tensors(settings.activation))
+            sizes = check_tensors(tensors, _state_tensors(settings))
             _check_directions(tensors["parameters.decoder_weight"])
-            _check_threshold(tensors)
+            _check_signs(tensors)
             check_optimizer_tensors(tensors, values["step"])
             n_inputs = sample.shape[1]
             if (sizes["n_latents"], sizes["n_inputs"]) != (settings.n_latents, n_inputs):
@@ -188,6 +188,8 @@ def pack_state(state: TrainingState) -> tuple[dict[str, torch.Tensor], dict[str,
     tensors |= {"idle_tokens": state.idle_tokens, **optimizer_tensors(state.optimizer)}
     if state.threshold is not None:
         tensors["threshold"] = state.threshold
+    if state.l1_coefficient is not None:
+        tensors["l1_coefficient"] = state.l1_coefficient
     values = {"scale": state.scale, "seed": state.seed, "step": state.step, "n_tokens": state.n_tokens}
     return {name: tensor.cpu() for name, tensor in tensors.items()}, {**values, "history": state.history}
 
@@ -197,19 +199,20 @@ def unpack_state(
 ) -> TrainingState:
     """Turn the result of `pack_state` into a state on a device."""
     parameters = Parameters(*(tensors[f"parameters.{name}"].to(device) for name in Parameters._fields))
-    threshold = tensors["threshold"].to(device) if "threshold" in tensors else None
-    state = wrap_weights(parameters, settings, scale=values["scale"], seed=values["seed"], threshold=threshold)
+    steered = {name: tensors[name].to(device) for name in ("threshold", "l1_coefficient") if name in tensors}
+    state = wrap_weights(parameters, settings, scale=values["scale"], seed=values["seed"], **steered)
     load_optimizer_tensors(state.optimizer, tensors)
     state.idle_tokens = tensors["idle_tokens"].to(device)
     state.step, state.n_tokens, state.history = values["step"], values["n_tokens"], list(values["history"])
     return state
 
 
-def _state_tensors(activation: str) -> dict[str, tuple[torch.dtype, Shape]]:
+def _state_tensors(settings: Settings) -> dict[str, tuple[torch.dtype, Shape]]:
     """Return the types and shapes of the tensors of a checkpoint."""
-    thresholds = _THRESHOLD if activation in THRESHOLDED else {}
-    steps = _THRESHOLD_STEPS if activation == "jumprelu" else {}
-    return {**_STATE_TENSORS, **thresholds, **steps}
+    thresholds = _THRESHOLD if settings.activation in THRESHOLDED else {}
+    steps = _THRESHOLD_STEPS if settings.activation == "jumprelu" else {}
+    penalty = {"l1_coefficient": (torch.float32, ())} if settings.is_steered else {}
+    return {**_STATE_TENSORS, **thresholds, **steps, **penalty}
 
 
 def _check_history(history: list[dict[str, Any]], step: int) -> None:
@@ -218,10 +221,11 @@ def _check_history(history: list[dict[str, Any]], step: int) -> None:
         raise ValueError(f"its history does not end with step {step}")
 
 
-def _check_threshold(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse thresholds below zero, because no code is."""
-    if "threshold" in tensors and bool((tensors["threshold"] < 0).any()):
-        raise ValueError("a threshold is negative")
+def _check_signs(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse thresholds below zero, because no code is, and negative penalties."""
+    for name in ("threshold", "l1_coefficient"):
+        if name in tensors and bool((tensors[name] < 0).any()):
+            raise ValueError(f"a number of the tensor {name} is negative")
 
 
 def _check_directions(decoder: torch.Tensor) -> None:

@@ -114,7 +114,7 @@ def rows_at_a_time(parameters: Parameters) -> int:
 def compute_gradients(
     parameters: Parameters,
     inputs: torch.Tensor,
-    l1_coefficient: float,
+    l1_coefficient: float | torch.Tensor,
     l0: int | None = None,
     threshold: torch.Tensor | None = None,
     bandwidth: torch.Tensor | None = None,

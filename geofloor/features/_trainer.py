@@ -25,7 +25,14 @@ from geofloor.features._sparse_step import (
     project_decoder_gradient,
     reset_latents,
 )
-from geofloor.features._thresholds import average_cutoff, find_bandwidth, find_cutoff, find_spread, penalize_l0
+from geofloor.features._sparsity import (
+    average_cutoff,
+    find_bandwidth,
+    find_cutoff,
+    find_spread,
+    penalize_l0,
+    steer_penalty,
+)
 
 _READ_EVERY = 20  # steps between readings of the loss, because each reading waits for the device
 
@@ -49,6 +56,8 @@ class TrainingState:
     threshold : Tensor of shape (n_latents,) or None
         Number above which a code is kept when single rows are encoded, on the scale of training; None for activations
         without thresholds.
+    l1_coefficient : Tensor, scalar, or None
+        Penalty λ that is steered toward the L0 asked for, on the scale of training; None if the settings fix it.
     step : int
         Steps taken.
     n_tokens : int
@@ -65,6 +74,7 @@ class TrainingState:
     scale: float
     seed: int
     threshold: torch.Tensor | None = None
+    l1_coefficient: torch.Tensor | None = None
     step: int = 0
     n_tokens: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -85,13 +95,22 @@ def start_training(sample: np.ndarray, settings: Settings, seed: int, device: to
 
 
 def wrap_weights(
-    parameters: Parameters, settings: Settings, *, scale: float, seed: int, threshold: torch.Tensor | None = None
+    parameters: Parameters,
+    settings: Settings,
+    *,
+    scale: float,
+    seed: int,
+    threshold: torch.Tensor | None = None,
+    l1_coefficient: torch.Tensor | None = None,
 ) -> TrainingState:
     """Wrap weights with a new optimizer and without counted steps or idle latents."""
     idle_tokens = torch.zeros_like(parameters.encoder_bias, dtype=torch.int64)
     if threshold is None and settings.activation in THRESHOLDED:
         threshold = torch.zeros_like(parameters.encoder_bias)
-    return TrainingState(parameters, make_optimizer(parameters, settings), idle_tokens, scale, seed, threshold)
+    if l1_coefficient is None and settings.is_steered:
+        l1_coefficient = torch.zeros_like(idle_tokens[0], dtype=torch.float32)
+    optimizer = make_optimizer(parameters, settings)
+    return TrainingState(parameters, optimizer, idle_tokens, scale, seed, threshold, l1_coefficient)
 
 
 def make_optimizer(parameters: Parameters, settings: Settings) -> torch.optim.Adam:
@@ -175,7 +194,7 @@ def take_step(state: TrainingState, settings: Settings, batch: np.ndarray) -> No
     state.idle_tokens.masked_fill_(result.firings > 0, 0)
     measured = torch.stack(
         [
-            result.reconstruction + settings.l1_coefficient * result.l1 + penalty,
+            result.reconstruction + penalty,
             result.reconstruction,
             result.l1,
             result.firings.sum() / len(batch),
@@ -189,10 +208,18 @@ def take_step(state: TrainingState, settings: Settings, batch: np.ndarray) -> No
 def _differentiate(
     state: TrainingState, settings: Settings, inputs: torch.Tensor
 ) -> tuple[StepResult, torch.Tensor | float, torch.Tensor | None]:
-    """Compute loss and gradients of a batch, its penalty on L0 and, for trained thresholds, the spread of its rows."""
+    """Compute loss and gradients of a batch, its penalty and, for trained thresholds, the spread of its rows."""
     parameters, threshold, l0 = state.parameters, state.threshold, settings.l0
+    if state.l1_coefficient is not None and l0 is not None:
+        if state.step == 0:
+            state.l1_coefficient.copy_(settings.l1_coefficient * find_spread(parameters, inputs))
+        result = compute_gradients(parameters, inputs, state.l1_coefficient)
+        penalty = state.l1_coefficient * result.l1
+        steer_penalty(state.l1_coefficient, result, len(inputs), l0, settings.steering_gain)
+        return result, penalty, None
     if threshold is None or l0 is None:
-        return compute_gradients(parameters, inputs, settings.l1_coefficient, settings.l0_per_row), 0.0, None
+        result = compute_gradients(parameters, inputs, settings.l1_coefficient, settings.l0_per_row)
+        return result, settings.l1_coefficient * result.l1, None
     if settings.activation == "batchtopk":
         cutoff = find_cutoff(parameters, inputs, l0)
         average_cutoff(threshold, cutoff, state.step + 1)

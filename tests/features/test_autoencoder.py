@@ -95,9 +95,10 @@ def test_score_of_constant_rows(sae, activations):
     assert sae.score(np.tile(activations[:1], (5, 1))) == 0
 
 
-def sparsity(activation):
-    """Return parameters for an activation in place of the paper's."""
-    return {} if activation == "relu" else {"activation": activation, "l0": 4, "l1_coefficient": "auto"}
+def sparsity(kind):
+    """Return parameters for an activation in place of the paper's, or for the paper's with a target."""
+    activation, _, target = kind.partition(" ")
+    return {"activation": activation, "l0": 4, "l1_coefficient": "auto"} if target or kind != "relu" else {}
 
 
 def assert_same_weights(a, b):
@@ -137,9 +138,9 @@ def test_partial_fit_is_fit_on_a_stream(activations, sae, long_streams):
     assert_same_weights(by_parts, clone(sae).fit(iter(np.split(activations, 6))))
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_partial_fit_goes_on_after_pickling(activations, sae, tmp_path, activation):
-    sae.set_params(**sparsity(activation))
+@pytest.mark.parametrize("kind", [*ACTIVATIONS, "relu with l0"])
+def test_partial_fit_goes_on_after_pickling(activations, sae, tmp_path, kind):
+    sae.set_params(**sparsity(kind))
     straight = clone(sae).partial_fit(activations[:300]).partial_fit(activations[300:])
     joblib.dump(clone(sae).partial_fit(activations[:300]), tmp_path / "sae.joblib")
     restored = joblib.load(tmp_path / "sae.joblib")
@@ -151,9 +152,9 @@ class StoppedError(Exception):
 
 
 @pytest.mark.parametrize("steps", [1, 4, 13, 29])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_a_stopped_fit_resumes_to_the_same_bits(activations, sae, tmp_path, monkeypatch, activation, steps):
-    settings = {"resample_every": 700, "decay_fraction": 0.2, "warmup_steps": 3, **sparsity(activation)}
+@pytest.mark.parametrize("kind", [*ACTIVATIONS, "relu with l0"])
+def test_a_stopped_fit_resumes_to_the_same_bits(activations, sae, tmp_path, monkeypatch, kind, steps):
+    settings = {"resample_every": 700, "decay_fraction": 0.2, "warmup_steps": 3, **sparsity(kind)}
     never_stopped = clone(sae).set_params(**settings).fit(activations)
     stopped = clone(sae).set_params(**settings, checkpoint_path=tmp_path / "checkpoint", checkpoint_every=3)
     step = _trainer.take_step
@@ -278,7 +279,11 @@ def test_default_size_and_names_of_the_codes(activations):
             "l1_coefficient=0.1 has no effect with activation='batchtopk'",
         ),
         ({"activation": "batchtopk", "n_latents": 24, "l0": 25}, "l0=25 is above the number of latents, 24"),
-        ({"activation": "relu", "l0": 3}, "l0=3 has no effect with activation='relu'"),
+        (
+            {"activation": "relu", "l0": 3, "l1_coefficient": 0.1},
+            "l0=3 and l1_coefficient=0.1 both give the sparsity of activation='relu'",
+        ),
+        ({"activation": "relu", "n_latents": 24, "l0": 25}, "l0=25 is above the number of latents, 24"),
         ({"n_latents": 24, "expansion": 2}, "n_latents=24 and expansion=2 both"),
         ({"n_latents": 24, "l0": 25}, "l0=25 is above the number of latents, 24"),
         ({"normalization": "unit"}, "normalization='unit' is unknown"),

@@ -52,7 +52,7 @@ def test_each_reason_to_doubt_a_fit_has_its_remedy(changes, reason):
         (26.0, "rows have 26 codes on average, not l0=30; lower l0 or raise n_latents"),
     ],
 )
-@pytest.mark.parametrize("activation", ["batchtopk", "jumprelu"])
+@pytest.mark.parametrize("activation", ["batchtopk", "jumprelu", "relu"])
 def test_codes_off_the_target_are_a_reason_to_doubt(activation, l0, message):
     settings = resolve_settings(SparseAutoencoder(1000, activation=activation, l0=30), None, 64)
     for changed in ({"l0": l0}, {"row": {"l0": l0}}):  # of held-out rows, or without them of the last batches

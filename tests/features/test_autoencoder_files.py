@@ -113,7 +113,7 @@ def test_thresholds_are_checked_when_they_are_read(activations, tmp_path):
     sae = SparseAutoencoder(24, activation="batchtopk", l0=3, n_epochs=1, random_state=0).fit(activations)
     sae.threshold_ = -sae.threshold_
     sae.save(tmp_path / "saved")
-    with pytest.raises(ValueError, match="a threshold is negative"):
+    with pytest.raises(ValueError, match="a number of the tensor threshold is negative"):
         SparseAutoencoder.load(tmp_path / "saved")
     sae.threshold_ = None
     sae.save(tmp_path / "saved")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from geofloor.features import _sparse_step, _thresholds
+from geofloor.features import _sparse_step, _sparsity
 from geofloor.features._sparse_step import Parameters, compute_gradients, decode, encode, reset_latents
 
 
@@ -105,11 +105,11 @@ def test_gradients_of_jumprelu_are_the_straight_through_ones(monkeypatch, codes_
     codes = Jump.apply(p, threshold, 0.7)
     reconstruction = (centered - codes @ parameters.decoder_weight).square().sum(1).mean()
     l0 = Count.apply(p, threshold, 0.7).sum(1).mean()
-    penalty = _thresholds._PENALTY * reconstruction.detach() * (l0 / 5 - 1).square()
+    penalty = _sparsity._PENALTY * reconstruction.detach() * (l0 / 5 - 1).square()
     expected = torch.autograd.grad(reconstruction + penalty, [*parameters, threshold])
     with torch.no_grad():
         result = compute_gradients(parameters, inputs, 0.0, threshold=threshold, bandwidth=bandwidth)
-        value, on_threshold = _thresholds.penalize_l0(result, 50, 5)
+        value, on_threshold = _sparsity.penalize_l0(result, 50, 5)
     torch.testing.assert_close(value, penalty.detach())
     torch.testing.assert_close(result.reconstruction, reconstruction.detach())
     for gradient, reference in zip([*result.gradients, on_threshold], expected, strict=True):

@@ -1,4 +1,4 @@
-"""Choose codes by thresholds: a running mean of cutoffs for BatchTopK, and trained thresholds for JumpReLU."""
+"""Reach a mean number of codes per row: cutoffs for BatchTopK, thresholds for JumpReLU, the penalty for ReLU."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from geofloor.features._sparse_step import Parameters, StepResult, encode, rows_
 
 _MEMORY = 100  # steps that the running mean of cutoffs covers
 _BANDWIDTH = 0.3  # of the size of a code, if a row is the sum of l0 orthogonal codes of equal size
+_LARGEST_EXCESS = 0.1  # of L0, so that the penalty grows slowly and few latents die
 _PENALTY = 50.0  # of the squared error; it holds L0 within about 2% of the target (measured)
 
 
@@ -53,3 +54,9 @@ def penalize_l0(result: StepResult, n_rows: int, l0: int) -> tuple[torch.Tensor,
     excess = result.firings.sum() / (n_rows * l0) - 1.0
     weight = _PENALTY * result.reconstruction
     return weight * excess.square(), result.on_threshold + (2.0 / l0) * weight * excess * result.l0_on_threshold
+
+
+def steer_penalty(l1_coefficient: torch.Tensor, result: StepResult, n_rows: int, l0: int, gain: float) -> None:
+    """Raise the penalty λ, in place, if a batch has more codes per row than `l0`, and lower it otherwise."""
+    excess = result.firings.sum() / (n_rows * l0) - 1.0
+    l1_coefficient.mul_((gain * excess.clamp(-_LARGEST_EXCESS, _LARGEST_EXCESS)).exp())

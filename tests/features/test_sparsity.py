@@ -8,7 +8,7 @@ from geofloor import SparseAutoencoder
 from geofloor.features import _sparse_step
 from geofloor.features._autoencoder_settings import THRESHOLDED, resolve_settings
 from geofloor.features._sparse_step import Parameters, compute_gradients, encode
-from geofloor.features._thresholds import average_cutoff, find_cutoff
+from geofloor.features._sparsity import average_cutoff, find_cutoff
 from geofloor.features._trainer import read_measurements, start_training, take_step
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # small fits warn
@@ -46,12 +46,26 @@ def test_the_threshold_is_a_mean_of_cutoffs():
 
 @pytest.mark.parametrize("scale", [0.1, 10.0])
 @pytest.mark.parametrize("l0", [2, 3, 5])
-@pytest.mark.parametrize("normalization", ["spread", None])
-@pytest.mark.parametrize("activation", THRESHOLDED)
-def test_held_out_rows_have_the_mean_number_of_codes_asked_for(rng, activation, l0, scale, normalization):
+@pytest.mark.parametrize(
+    ("activation", "normalization", "n_epochs"),
+    [
+        ("batchtopk", "spread", 12),
+        ("batchtopk", None, 12),
+        ("jumprelu", "spread", 12),
+        ("jumprelu", None, 12),
+        ("relu", "spread", 30),  # its penalty needs more steps to have its effect
+    ],
+)
+def test_held_out_rows_have_the_mean_number_of_codes_asked_for(rng, activation, normalization, n_epochs, l0, scale):
     X = np.float32(scale) * sparse_rows(rng, 8000)[0]
     sae = SparseAutoencoder(
-        64, activation=activation, l0=l0, normalization=normalization, n_epochs=12, batch_size=128, random_state=0
+        64,
+        activation=activation,
+        l0=l0,
+        normalization=normalization,
+        n_epochs=n_epochs,
+        batch_size=128,
+        random_state=0,
     ).fit(X[:6000])
     assert sae.transform(X[6000:]).nnz / 2000 == pytest.approx(l0, rel=0.05)
 
@@ -66,7 +80,7 @@ def test_codes_of_a_row_do_not_depend_on_the_other_rows(activations, activation)
     assert (codes[codes > 0] > np.broadcast_to(sae.threshold_, codes.shape)[codes > 0]).all()
 
 
-@pytest.mark.parametrize(("activation", "l0"), [("topk", 4), ("batchtopk", 4), ("jumprelu", 2)])
+@pytest.mark.parametrize(("activation", "l0"), [("topk", 4), ("batchtopk", 4), ("jumprelu", 2), ("relu", 4)])
 def test_features_are_found(rng, activation, l0):
     X, directions = sparse_rows(rng, 10_000)
     sae = SparseAutoencoder(64, activation=activation, l0=l0, n_epochs=20, random_state=0).fit(X)
@@ -96,13 +110,13 @@ def test_a_target_out_of_reach_warns(activations, activation):
         sae.fit(activations)
 
 
-@pytest.mark.parametrize("activation", THRESHOLDED)
+@pytest.mark.parametrize("activation", [*THRESHOLDED, "relu"])
 @pytest.mark.parametrize("rows_of_all", [np.zeros, np.ones])
 def test_equal_rows_are_learned(activation, rows_of_all):
     X = rows_of_all((50, 4), dtype=np.float32)
     sae = SparseAutoencoder(8, activation=activation, l0=2, n_epochs=1, random_state=0).fit(X)
     assert np.isfinite(sae.encoder_).all()
-    assert np.isfinite(sae.threshold_).all()
+    assert activation == "relu" or np.isfinite(sae.threshold_).all()
     assert sae.score(X) == 1.0
 
 
@@ -121,3 +135,19 @@ def test_a_reset_gives_latents_a_fifth_of_the_mean_threshold(activations):
     moments = state.optimizer.state[state.optimizer.param_groups[0]["params"][4]]
     assert (moments["exp_avg"][reset] == 0).all()
     assert (moments["exp_avg"][~reset] != 0).any()
+
+
+def test_the_steered_penalty_is_reported_and_kept(activations, tmp_path):
+    sae = SparseAutoencoder(24, activation="relu", l0=3, n_epochs=50, random_state=0).fit(activations)
+    last = sae.history_[-2:]
+    steered = [(row["loss"] - row["reconstruction"]) / row["l1"] for row in last]
+    excess = np.clip([row["l0"] / 3 - 1 for row in last], -0.1, 0.1)
+    gain = 0.015 * np.sqrt(3600 / sae.n_steps_)
+    assert steered[1] == pytest.approx(steered[0] * np.exp(gain * excess[0]), rel=1e-4)
+    assert sae.l1_coefficient_ == pytest.approx(steered[1] * np.exp(gain * excess[1]), rel=1e-4)
+    sae.save(tmp_path / "saved")
+    loaded = SparseAutoencoder.load(tmp_path / "saved")
+    assert (loaded.l0_, loaded.l1_coefficient_) == (3, sae.l1_coefficient_)
+    loaded.partial_fit(activations)
+    row = loaded.history_[sae.n_steps_]
+    assert (row["loss"] - row["reconstruction"]) / row["l1"] == pytest.approx(sae.l1_coefficient_, rel=1e-4)
