@@ -178,8 +178,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     threshold instead, so that the codes of a row do not depend on other rows. That threshold is the running mean, over
     about 100 steps, of the largest code that a batch leaves out.
     ``"jumprelu"`` adds :math:`50 \lVert x - \hat x \rVert^2 (L_0 / l_0 - 1)^2` to the loss, with the squared error as a
-    constant. The thresholds get straight-through gradients with a rectangular kernel. Its width is 0.3 √(n_inputs / l0)
-    times the spread, that is, the median distance of a row from the decoder bias over √n_inputs.
+    constant. The thresholds get straight-through gradients with a rectangular kernel, and a constant learning rate.
+    The width of the kernel is 0.3 √(n_inputs / l0) times the spread, that is, the median distance of a row from the
+    decoder bias over √n_inputs.
     ``"relu"`` with `l0` multiplies λ after each step by exp(g · (L0 / l0 − 1)), with the excess cut to ±0.1 and
     g = 0.015 √(3,600 / n_steps). λ starts at 0.8 times the spread.
     The reconstruction is :math:`\hat x = W_{dec}^\top z + b_{dec}`, and the loss is

@@ -114,11 +114,13 @@ def wrap_weights(
 
 
 def make_optimizer(parameters: Parameters, settings: Settings) -> torch.optim.Adam:
-    """Make the optimizer of the weights and of steps of thresholds; `take_step` sets its learning rate."""
-    trained = list(parameters)
+    """Make the optimizer of the weights and of steps of thresholds; `take_step` sets the weights' learning rate."""
+    optimizer = torch.optim.Adam(list(parameters), betas=settings.betas, fused=True)
     if settings.activation == "jumprelu":
-        trained.append(torch.zeros_like(parameters.encoder_bias))
-    return torch.optim.Adam(trained, betas=settings.betas, fused=True)
+        # At a constant rate, or thresholds would no longer follow the codes at the end of the decay.
+        steps = torch.zeros_like(parameters.encoder_bias)
+        optimizer.add_param_group({"params": [steps], "lr": settings.learning_rate})
+    return optimizer
 
 
 def train(
@@ -235,7 +237,7 @@ def _differentiate(
 
 def _threshold_steps(state: TrainingState) -> torch.Tensor:
     """Return the tensor in which the optimizer leaves its step of the thresholds of JumpReLU."""
-    steps: torch.Tensor = state.optimizer.param_groups[0]["params"][len(state.parameters)]
+    steps: torch.Tensor = state.optimizer.param_groups[1]["params"][0]
     return steps
 
 

@@ -132,7 +132,7 @@ def test_a_reset_gives_latents_a_fifth_of_the_mean_threshold(activations):
     assert reset[7]
     assert int(reset.sum()) == state.history[-1]["n_resampled"] < 48
     torch.testing.assert_close(threshold[3], 0.2 * threshold[~reset].mean())
-    moments = state.optimizer.state[state.optimizer.param_groups[0]["params"][4]]
+    moments = state.optimizer.state[state.optimizer.param_groups[1]["params"][0]]
     assert (moments["exp_avg"][reset] == 0).all()
     assert (moments["exp_avg"][~reset] != 0).any()
 
