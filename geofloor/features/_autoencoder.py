@@ -62,8 +62,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         ``"topk"`` keeps the `l0` largest codes of each row and needs no penalty [3]_. ``"batchtopk"`` keeps the
         largest codes of each training batch, `l0` per row on average, so that rows with more features get more
         codes [4]_. ``"jumprelu"`` keeps the codes above a threshold per latent, trained until rows have `l0` codes on
-        average [5]_. ``"relu"`` keeps all codes above zero and penalizes their sum, as in the paper;
-        with `l0`, the penalty is steered until rows have so many codes on average.
+        average [5]_. ``"relu"`` keeps all codes above zero and penalizes their sum, as in the paper.
+        If `l0` is given, the penalty is steered until rows have `l0` codes on average.
     l0 : int or "auto", default="auto"
         Codes per row: kept by ``"topk"``, kept on average by ``"batchtopk"``, the target of ``"jumprelu"``
         and ``"relu"``. ``"auto"`` is 4.5 √n_inputs, at most 128 and at most 4% of the latents; with ``"relu"`` it is
@@ -130,7 +130,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     activation_ : str
         Activation of the fit.
     l0_ : int or None
-        Codes kept per row, on average for ``"batchtopk"``; the target of ``"jumprelu"`` and ``"relu"``; None without.
+        Codes kept per row, on average for ``"batchtopk"``; the target of ``"jumprelu"`` and ``"relu"``. It is None if
+        ``"relu"`` has no target.
     l1_coefficient_ : float
         Penalty λ, after the last step if it was steered; 0 for all activations but ``"relu"``.
     batch_size_ : int

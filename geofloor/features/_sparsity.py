@@ -15,7 +15,7 @@ _PENALTY = 50.0  # of the squared error; it holds L0 within about 2% of the targ
 
 
 def find_cutoff(parameters: Parameters, inputs: torch.Tensor, l0: int) -> torch.Tensor:
-    """Find the number below the n_rows · `l0` largest codes of a batch; it is 0 if no more codes are above zero."""
+    """Find the largest code of a batch below the n_rows · `l0` largest; 0 if no further codes are above zero."""
     n_kept = l0 * len(inputs)
     largest = inputs.new_zeros(n_kept + 1)
     piece = rows_at_a_time(parameters)
@@ -28,7 +28,7 @@ def find_cutoff(parameters: Parameters, inputs: torch.Tensor, l0: int) -> torch.
 
 
 def average_cutoff(threshold: torch.Tensor, cutoff: torch.Tensor, step: int) -> None:
-    """Move a threshold, in place, toward the cutoff of a step counted from 1: a mean of about the last 100 steps."""
+    """Update a threshold, in place: the mean of the cutoffs of about the last 100 steps, with steps counted from 1."""
     threshold.lerp_(cutoff.expand_as(threshold), max(1.0 / step, 1.0 / _MEMORY))
 
 

@@ -259,14 +259,15 @@ def _reset_dead_latents(state: TrainingState, settings: Settings, inputs: torch.
     # A latent that fired since the last multiple has been idle for less than the distance of multiples.
     dead = state.idle_tokens >= every
     of_latents = list(state.parameters[:3])
-    if settings.activation == "jumprelu" and state.threshold is not None:
+    if settings.activation == "jumprelu":
         of_latents.append(_threshold_steps(state))
-        alive = state.threshold[~dead]
-        # A fifth of the mean, as reset_latents does with encoder weights.
-        state.threshold[dead] = 0.2 * alive.mean() if len(alive) else 0.0
     moments = [state.optimizer.state[parameter][name] for parameter in of_latents for name in ("exp_avg", "exp_avg_sq")]
     generator = torch_generator(int(step_generator(state.seed, state.step).integers(2**31)))
     reset_latents(state.parameters, moments, dead, inputs, generator, settings.l0_per_row, state.threshold)
+    if settings.activation == "jumprelu" and state.threshold is not None:
+        # A fifth of the mean, as reset_latents gives it to encoder weights.
+        alive = state.threshold[~dead]
+        state.threshold[dead] = 0.2 * alive.mean() if len(alive) else 0.0
     state.idle_tokens[dead] = 0
     return int(dead.sum())
 
