@@ -195,6 +195,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     The rules for ``"auto"`` were measured, not derived: on three blocks of the embedded teacher, one block of
     SmolLM2-135M and synthetic sparse features.
 
+    At equal steps on features of known directions, ``"topk"`` found 96% of them and ``"relu"`` 100%. ``"jumprelu"``
+    found 81% and ``"batchtopk"`` 69%, with over half of their latents dead (measured: ``benchmarks/dictionaries.py``).
+
     On a CPU the same seed, data and number of threads give the same bits.
 
     References
