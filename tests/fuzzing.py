@@ -249,6 +249,12 @@ def cases() -> dict[str, Case]:
         ),
         "ActivationStore.verify": Case(lambda: geofloor.ActivationStore(stored()).verify(), {}, ()),
         "SparseAutoencoder": of_class(geofloor.SparseAutoencoder, fit["SparseAutoencoder"], n_latents=8, **ENCODER),
+        "SparseAutoencoder(activation='jumprelu')": of_class(
+            geofloor.SparseAutoencoder, fit["SparseAutoencoder"], n_latents=8, activation="jumprelu", **ENCODER
+        ),
+        "SparseAutoencoder(activation='batchtopk')": of_class(
+            geofloor.SparseAutoencoder, fit["SparseAutoencoder"], n_latents=8, activation="batchtopk", **ENCODER
+        ),
         "SparseAutoencoder.paper": Case(
             lambda **given: geofloor.SparseAutoencoder.paper(**given, **ENCODER).fit(ROWS).transform(ROWS),
             {"n_latents": 8},

@@ -18,10 +18,15 @@ from geofloor import (
     SparseAutoencoder,
     ToyModel,
 )
+from geofloor.features._autoencoder_settings import ACTIVATIONS
 
 # FeatureStatistics and ActivationExtractor are checked in their own test files.
 ESTIMATORS = [
-    SparseAutoencoder(8, batch_size=16, n_epochs=2, random_state=0),
+    *(
+        SparseAutoencoder(8, activation=activation, batch_size=16, n_epochs=2, random_state=0)
+        for activation in ACTIVATIONS
+    ),
+    SparseAutoencoder(8, activation="relu", l0=1, batch_size=16, n_epochs=2, random_state=0),
     AffineCalibrator(),
     AffineCalibrator(baseline=0.0),
     ToyModel(1, n_steps=50, max_rounds=2, n_eval_samples=1024, random_state=0),

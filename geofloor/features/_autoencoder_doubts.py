@@ -14,6 +14,7 @@ _LOSS_FALLING = 0.01  # of the first loss, over the last tenth of the steps; goo
 _L0_FALLING = 0.1  # of the final L0
 _DENSE = 0.1  # of the latents
 _DEAD = 2 / 3  # of the latents
+_OFF_TARGET = 0.1  # of the mean number of codes asked for
 _LITTLE = 0.5  # explained variance
 _NO_BETTER = 0.9  # of the variance of noise that stays unexplained
 _OUTLYING = 0.1  # share of the variance
@@ -33,6 +34,8 @@ class Outcome(NamedTuple):
         Number of rows given; None if it is unknown.
     held_out : float or None
         Explained variance of held-out rows; None if there were none.
+    l0 : float or None
+        Codes per held-out row; None if there were no such rows, or if `activation` keeps `l0` codes of every row.
     noise : float or None
         Explained variance of as many rows of Gaussian noise with the same covariance.
     """
@@ -41,12 +44,13 @@ class Outcome(NamedTuple):
     settings: Settings
     n_rows: int | None
     held_out: float | None
+    l0: float | None
     noise: float | None
 
 
 def find_doubts(outcome: Outcome) -> list[str]:
     """List the reasons not to trust a fit, each with its remedy."""
-    history, settings, n_rows, held_out, noise = outcome
+    history, settings, n_rows, held_out, held_out_l0, noise = outcome
     last = history[-1]
     n_steps = int(last["step"])
     found = []
@@ -67,6 +71,11 @@ def find_doubts(outcome: Outcome) -> list[str]:
     if l0 > _DENSE * settings.n_latents:
         remedy = "lower l0" if settings.l0 else "raise l1_coefficient, or train longer"
         found.append(f"{l0:.0f} of {settings.n_latents:,} latents fire per token, which is not sparse; {remedy}")
+    if settings.l0 is not None and settings.l0_per_row is None:
+        reached = l0 if held_out_l0 is None else held_out_l0
+        if abs(reached - settings.l0) > _OFF_TARGET * settings.l0:
+            remedy = "lower l0 or raise n_latents" if reached < settings.l0 else "raise l0 or n_epochs"
+            found.append(f"rows have {reached:.3g} codes on average, not l0={settings.l0}; {remedy}")
     if last["dead"] > _DEAD:
         found.append(f"{last['dead']:.0%} of the latents are dead; lower learning_rate or n_latents")
     if held_out is not None and held_out < _LITTLE:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from geofloor._files.schema import fields, mapping, number, optional, refusing, table
+from geofloor._files.schema import choice, fields, mapping, number, optional, refusing, table
 from geofloor._training.checkpoints import (
     Shape,
     check_optimizer_tensors,
@@ -20,7 +21,7 @@ from geofloor._training.checkpoints import (
     write_tensors,
 )
 from geofloor._training.settings import read_checkpoint
-from geofloor.features._autoencoder_settings import Settings, find_scale
+from geofloor.features._autoencoder_settings import ACTIVATIONS, THRESHOLDED, Settings, find_scale
 from geofloor.features._sparse_step import Parameters
 from geofloor.features._trainer import TrainingState, wrap_weights
 
@@ -48,6 +49,13 @@ _STATE_TENSORS: dict[str, tuple[torch.dtype, Shape]] = {
         for name in ("step", "exp_avg", "exp_avg_sq")
     },
 }
+# Tensor of activations with thresholds, in both files.
+_THRESHOLD: dict[str, tuple[torch.dtype, Shape]] = {"threshold": (torch.float32, ("n_latents",))}
+# State of the optimizer for the steps of thresholds.
+_THRESHOLD_STEPS: dict[str, tuple[torch.dtype, Shape]] = {
+    f"optimizer.{len(_SHAPES)}.{name}": (torch.float32, () if name == "step" else ("n_latents",))
+    for name in ("step", "exp_avg", "exp_avg_sq")
+}
 _STEP = number(1, whole=True)
 _HISTORY = table(
     step=_STEP,
@@ -64,6 +72,7 @@ _FITTED = {
     "history_": _HISTORY,
     "n_steps_": _STEP,
     "n_tokens_seen_": _STEP,
+    "activation_": choice(*ACTIVATIONS),
     "l0_": optional(_STEP),
     "l1_coefficient_": number(0),
     "batch_size_": _STEP,
@@ -76,7 +85,7 @@ _STATE = {"scale": _FITTED["scale_"], "step": _STEP, "n_tokens": _STEP, "history
 
 def read_autoencoder(
     path: str | os.PathLike[str],
-) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, np.ndarray | None], dict[str, Any], dict[str, Any]]:
     """Read the weights, the parameters and the fitted attributes of a saved autoencoder.
 
     Raises
@@ -88,22 +97,25 @@ def read_autoencoder(
     """
     tensors, metadata = read_tensors(path, kind=AUTOENCODER)
     with refusing(path):
-        check_tensors(tensors, _FITTED_TENSORS)
-        _check_directions(tensors["decoder"])
         content = fields(parameters=mapping, fitted=fields(**_FITTED))("metadata", metadata)
         _check_history(content["fitted"]["history_"], content["fitted"]["n_steps_"])
-    weights = {f"{name}_": tensor.numpy() for name, tensor in tensors.items()}
+        thresholded = content["fitted"]["activation_"] in THRESHOLDED
+        check_tensors(tensors, _FITTED_TENSORS | (_THRESHOLD if thresholded else {}))
+        _check_directions(tensors["decoder"])
+        _check_signs(tensors)
+    weights: dict[str, Any] = {f"{name}_": tensor.numpy() for name, tensor in tensors.items()}
+    weights.setdefault("threshold_", None)
     return weights, content["parameters"], content["fitted"]
 
 
 def write_autoencoder(
     path: str | os.PathLike[str],
-    weights: dict[str, np.ndarray],
+    weights: dict[str, np.ndarray | None],
     parameters: dict[str, Any],
     fitted: dict[str, Any],
 ) -> None:
     """Write weights, parameters and fitted attributes for `read_autoencoder`."""
-    tensors = {name.removesuffix("_"): torch.from_numpy(array) for name, array in weights.items()}
+    tensors = {name.removesuffix("_"): torch.from_numpy(each) for name, each in weights.items() if each is not None}
     write_tensors(path, tensors, kind=AUTOENCODER, metadata={"parameters": parameters, "fitted": fitted})
 
 
@@ -155,8 +167,9 @@ class CheckpointFile:
             return None
         tensors, values = found
         with refusing(self.path):
-            sizes = check_tensors(tensors, _STATE_TENSORS)
+            sizes = check_tensors(tensors, _state_tensors(settings))
             _check_directions(tensors["parameters.decoder_weight"])
+            _check_signs(tensors)
             check_optimizer_tensors(tensors, values["step"])
             n_inputs = sample.shape[1]
             if (sizes["n_latents"], sizes["n_inputs"]) != (settings.n_latents, n_inputs):
@@ -173,6 +186,10 @@ def pack_state(state: TrainingState) -> tuple[dict[str, torch.Tensor], dict[str,
     """Turn a state into tensors on the CPU and values for JSON."""
     tensors = {f"parameters.{name}": value for name, value in state.parameters._asdict().items()}
     tensors |= {"idle_tokens": state.idle_tokens, **optimizer_tensors(state.optimizer)}
+    if state.threshold is not None:
+        tensors["threshold"] = state.threshold
+    if state.l1_coefficient is not None:
+        tensors["l1_coefficient"] = state.l1_coefficient
     values = {"scale": state.scale, "seed": state.seed, "step": state.step, "n_tokens": state.n_tokens}
     return {name: tensor.cpu() for name, tensor in tensors.items()}, {**values, "history": state.history}
 
@@ -182,17 +199,33 @@ def unpack_state(
 ) -> TrainingState:
     """Turn the result of `pack_state` into a state on a device."""
     parameters = Parameters(*(tensors[f"parameters.{name}"].to(device) for name in Parameters._fields))
-    state = wrap_weights(parameters, settings, scale=values["scale"], seed=values["seed"])
+    steered = {name: tensors[name].to(device) for name in ("threshold", "l1_coefficient") if name in tensors}
+    state = wrap_weights(parameters, settings, scale=values["scale"], seed=values["seed"], **steered)
     load_optimizer_tensors(state.optimizer, tensors)
     state.idle_tokens = tensors["idle_tokens"].to(device)
     state.step, state.n_tokens, state.history = values["step"], values["n_tokens"], list(values["history"])
     return state
 
 
+def _state_tensors(settings: Settings) -> dict[str, tuple[torch.dtype, Shape]]:
+    """Return the types and shapes of the tensors of a checkpoint."""
+    thresholds = _THRESHOLD if settings.activation in THRESHOLDED else {}
+    steps = _THRESHOLD_STEPS if settings.activation == "jumprelu" else {}
+    penalty = {"l1_coefficient": (torch.float32, ())} if settings.is_steered else {}
+    return {**_STATE_TENSORS, **thresholds, **steps, **penalty}
+
+
 def _check_history(history: list[dict[str, Any]], step: int) -> None:
     """Refuse a history without the last step at its end."""
     if not history or history[-1]["step"] != step:
         raise ValueError(f"its history does not end with step {step}")
+
+
+def _check_signs(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse thresholds below zero, because no code is, and negative penalties."""
+    for name in ("threshold", "l1_coefficient"):
+        if name in tensors and bool((tensors[name] < 0).any()):
+            raise ValueError(f"a number of the tensor {name} is negative")
 
 
 def _check_directions(decoder: torch.Tensor) -> None:

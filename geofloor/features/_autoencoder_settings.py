@@ -12,7 +12,8 @@ from geofloor._training.schedules import warmup_stable_decay
 from geofloor._training.settings import check_betas
 from geofloor._validation import check_choice, check_number
 
-ACTIVATIONS = ("topk", "relu")
+ACTIVATIONS = ("topk", "batchtopk", "jumprelu", "relu")
+THRESHOLDED = ("batchtopk", "jumprelu")  # activations that encode with thresholds
 NORMALIZATIONS = ("spread", "mean_norm", "mean_square", None)
 
 # The numbers of the rules for "auto" were chosen by measurement and not derived: see the notes of SparseAutoencoder.
@@ -22,6 +23,7 @@ _L0_PER_ROOT_INPUT = 4.5
 _MAX_L0 = 128
 _MAX_L0_SHARE = 0.04  # of the latents
 _L1_COEFFICIENT = 0.8  # for a spread of sqrt(n_inputs), a standard deviation of noise of about 1 along any direction
+_STEERING_GAIN = 0.015
 _N_STEPS = 3600
 _BATCH_SIZES = (128, 1024)
 _MAX_STEPS_PER_EPOCH = 20_000  # longer epochs get larger batches
@@ -42,12 +44,14 @@ class Settings:
 
     Attributes
     ----------
+    activation : str
+        Rule for choosing the codes to keep.
     n_latents : int
         Number of latents.
     l0 : int or None
-        Number of codes kept per row; None for ReLU.
+        Number of codes kept per row, on average for BatchTopK; a target for JumpReLU and ReLU; None without one.
     l1_coefficient : float
-        Penalty λ on the codes; 0 for TopK.
+        Penalty λ on the codes, 0 for all but ReLU. If `l0` steers it, its start on rows with a spread of √n_inputs.
     normalization : str or None
         Scale of training.
     batch_size : int
@@ -72,6 +76,7 @@ class Settings:
         Rows without firing after which the history counts a latent as dead.
     """
 
+    activation: str
     n_latents: int
     l0: int | None
     l1_coefficient: float
@@ -86,6 +91,21 @@ class Settings:
     decay_fraction: float
     resample_every: int | None
     dead_after: int
+
+    @property
+    def l0_per_row(self) -> int | None:
+        """Number of codes kept of every row; None for activations that keep a varying number."""
+        return self.l0 if self.activation == "topk" else None
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether the penalty of ReLU is steered toward `l0`."""
+        return self.activation == "relu" and self.l0 is not None
+
+    @property
+    def steering_gain(self) -> float:
+        """Change of the logarithm of a steered penalty per step, relative to the excess of L0; more in short fits."""
+        return _STEERING_GAIN * math.sqrt(_N_STEPS / (self.n_steps or _N_STEPS))
 
     def learning_rate_at(self, step: int) -> float:
         """Compute the learning rate of a step, counted from 0."""
@@ -113,15 +133,15 @@ def check_parameters(sae: Any) -> None:
     check_betas("betas", sae.betas)
     check_choice("normalization", sae.normalization, NORMALIZATIONS)
     check_choice("activation", sae.activation, ACTIVATIONS)
-    if sae.activation == "topk" and not _is_auto(sae.l1_coefficient):
+    if sae.activation != "relu" and not _is_auto(sae.l1_coefficient):
         raise ValueError(
-            f"l1_coefficient={sae.l1_coefficient!r} has no effect with activation='topk', whose sparsity is l0; "
-            "set l0, or activation='relu'."
+            f"l1_coefficient={sae.l1_coefficient!r} has no effect with activation={sae.activation!r}, whose sparsity "
+            "is l0; set l0, or activation='relu'."
         )
-    if sae.activation == "relu" and not _is_auto(sae.l0):
+    if sae.activation == "relu" and not _is_auto(sae.l0) and not _is_auto(sae.l1_coefficient):
         raise ValueError(
-            f"l0={sae.l0!r} has no effect with activation='relu', whose sparsity is l1_coefficient; set "
-            "l1_coefficient, or activation='topk'."
+            f"l0={sae.l0!r} and l1_coefficient={sae.l1_coefficient!r} both give the sparsity of activation='relu'; "
+            "leave one at 'auto'."
         )
     if sae.n_latents is not None and not _is_auto(sae.expansion):
         raise ValueError(
@@ -196,17 +216,20 @@ def resolve_settings(sae: Any, rows: Any, n_inputs: int) -> Settings:
     if learning_rate is None:
         longer = max((n_steps or _N_STEPS) / _N_STEPS, 1.0)
         learning_rate = _LEARNING_RATE / math.sqrt(n_inputs * longer)
-    l0, l1_coefficient = None, _check_auto("l1_coefficient", sae.l1_coefficient, 0)
-    if sae.activation == "topk":
-        l0, l1_coefficient = _check_auto("l0", sae.l0, 1, whole=True), 0.0
+    l0 = _check_auto("l0", sae.l0, 1, whole=True)
+    if l0 is not None and l0 > n_latents:
+        raise ValueError(f"l0={l0} is above the number of latents, {n_latents}; lower it, or raise n_latents.")
+    if sae.activation == "relu":
+        l1_coefficient = _check_auto("l1_coefficient", sae.l1_coefficient, 0)
+        if l1_coefficient is None:
+            l1_coefficient = _L1_COEFFICIENT
+    else:
+        l1_coefficient = 0.0
         if l0 is None:
             wanted = min(round(_L0_PER_ROOT_INPUT * math.sqrt(n_inputs)), _MAX_L0, int(_MAX_L0_SHARE * n_latents))
             l0 = max(wanted, 1)
-        elif l0 > n_latents:
-            raise ValueError(f"l0={l0} is above the number of latents, {n_latents}; lower it, or raise n_latents.")
-    elif l1_coefficient is None:
-        l1_coefficient = _L1_COEFFICIENT
     return Settings(
+        activation=sae.activation,
         n_latents=n_latents,
         l0=l0,
         l1_coefficient=l1_coefficient,

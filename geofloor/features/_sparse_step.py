@@ -51,12 +51,18 @@ class StepResult(NamedTuple):
         Sum of the codes per row, averaged over the batch.
     firings : Tensor of shape (n_latents,), int64
         Number of rows on which each latent fired.
+    on_threshold : Tensor of shape (n_latents,) or None
+        Gradient of the loss on the thresholds, if a bandwidth was given.
+    l0_on_threshold : Tensor of shape (n_latents,) or None
+        Gradient of the mean number of codes per row on the thresholds, if a bandwidth was given.
     """
 
     gradients: Parameters
     reconstruction: torch.Tensor
     l1: torch.Tensor
     firings: torch.Tensor
+    on_threshold: torch.Tensor | None = None
+    l0_on_threshold: torch.Tensor | None = None
 
 
 def initialize_parameters(n_latents: int, decoder_bias: torch.Tensor, generator: torch.Generator) -> Parameters:
@@ -72,13 +78,22 @@ def initialize_parameters(n_latents: int, decoder_bias: torch.Tensor, generator:
     return Parameters(scale * directions, torch.zeros(n_latents), directions, decoder_bias)
 
 
-def encode(parameters: Parameters, inputs: torch.Tensor, l0: int | None = None) -> torch.Tensor:
-    """Compute codes, (n_rows, n_latents): ReLU((x − b_dec) W_encᵀ + b_enc), reduced to the `l0` largest per row."""
-    return _encode_centered(parameters, inputs - parameters.decoder_bias, l0)
+def encode(
+    parameters: Parameters, inputs: torch.Tensor, l0: int | None = None, threshold: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Compute codes, (n_rows, n_latents): ReLU((x − b_dec) W_encᵀ + b_enc), reduced by `l0` or `threshold`.
+
+    Of each row, `l0` keeps the largest codes. `threshold`, one number or one per latent, keeps the codes above it.
+    """
+    return _encode_centered(parameters, inputs - parameters.decoder_bias, l0, threshold)
 
 
-def _encode_centered(parameters: Parameters, centered: torch.Tensor, l0: int | None) -> torch.Tensor:
+def _encode_centered(
+    parameters: Parameters, centered: torch.Tensor, l0: int | None, threshold: torch.Tensor | None
+) -> torch.Tensor:
     codes = linear(centered, parameters.encoder_weight, parameters.encoder_bias).relu_()
+    if threshold is not None:
+        return codes.mul_(codes > threshold)
     if l0 is None or l0 >= codes.shape[1]:
         return codes
     largest = codes.topk(l0, dim=1, sorted=False)
@@ -90,26 +105,48 @@ def decode(parameters: Parameters, codes: torch.Tensor) -> torch.Tensor:
     return product(codes, parameters.decoder_weight).add_(parameters.decoder_bias)
 
 
+def rows_at_a_time(parameters: Parameters) -> int:
+    """Choose the number of rows with codes in memory at a time."""
+    on_cpu = parameters.encoder_bias.device.type == "cpu"
+    return max((_CODES_AT_A_TIME_ON_CPU if on_cpu else _CODES_AT_A_TIME) // len(parameters.encoder_bias), 1)
+
+
 def compute_gradients(
-    parameters: Parameters, inputs: torch.Tensor, l1_coefficient: float, l0: int | None = None
+    parameters: Parameters,
+    inputs: torch.Tensor,
+    l1_coefficient: float | torch.Tensor,
+    l0: int | None = None,
+    threshold: torch.Tensor | None = None,
+    bandwidth: torch.Tensor | None = None,
 ) -> StepResult:
-    """Compute the loss ‖x − x̂‖² + λ Σ_j z_j, averaged over the batch, and its gradients.
+    """Compute the loss ‖x − x̂‖² + λ Σ_j z_j, averaged over the batch, and its gradients; see `encode` for the codes.
 
     Written by hand, the gradients take five dense products instead of the six of automatic differentiation, because
     the gradient of the decoder bias needs only the sum over the batch of the gradients of the pre-activations.
+
+    With a bandwidth ε, the thresholds θ ≥ 0 have gradients too. A code z = p · 1[p > θ] jumps where its pre-activation
+    p passes θ. The straight-through estimate of Rajamanoharan et al. (2024) replaces the jump's derivative by a
+    rectangle of width ε: ∂z/∂θ = −(θ/ε) 1[|p − θ| < ε/2], and for the number of codes −(1/ε) 1[|p − θ| < ε/2].
     """
     n_rows, n_latents = len(inputs), len(parameters.encoder_bias)
-    codes_at_a_time = _CODES_AT_A_TIME_ON_CPU if inputs.device.type == "cpu" else _CODES_AT_A_TIME
-    piece = max(codes_at_a_time // n_latents, 1)
+    piece = rows_at_a_time(parameters)
     on_encoder, on_decoder = zero_sum(parameters.encoder_weight), zero_sum(parameters.decoder_weight)
     on_encoder_bias = torch.zeros_like(parameters.encoder_bias)
     on_decoder_bias = torch.zeros_like(parameters.decoder_bias)
     reconstruction = inputs.new_zeros(())
     l1 = inputs.new_zeros(())
     firings = torch.zeros(n_latents, dtype=torch.int64, device=inputs.device)
+    on_threshold = torch.zeros_like(parameters.encoder_bias)
+    n_near = torch.zeros_like(firings)
     for start in range(0, n_rows, piece):
         centered = inputs[start : start + piece] - parameters.decoder_bias
-        codes = _encode_centered(parameters, centered, l0)
+        if threshold is not None and bandwidth is not None:
+            codes = linear(centered, parameters.encoder_weight, parameters.encoder_bias)
+            near = (codes - threshold).abs_() < bandwidth / 2
+            codes.mul_(codes > threshold)
+        else:
+            near = None
+            codes = _encode_centered(parameters, centered, l0, threshold)
         error = product(codes, parameters.decoder_weight).sub_(centered)
         reconstruction += error.square().sum()
         l1 += codes.sum()
@@ -120,13 +157,20 @@ def compute_gradients(
         active = codes > 0
         firings += active.sum(dim=0)
         on_codes = product(error, parameters.decoder_weight.T, spare=codes)
+        if near is not None:
+            on_threshold += (on_codes * near).sum(dim=0)
+            n_near += near.sum(dim=0)
         on_codes.add_(l1_coefficient / n_rows).mul_(active)
         total = on_codes.sum(dim=0)
         add_product(on_encoder, on_codes, centered)
         on_encoder_bias.add_(total)
         on_decoder_bias.addmv_(parameters.encoder_weight.T, total, alpha=-1.0)
     gradients = Parameters(on_encoder.contiguous(), on_encoder_bias, on_decoder.contiguous(), on_decoder_bias)
-    return StepResult(gradients, reconstruction / n_rows, l1 / n_rows, firings)
+    if threshold is None or bandwidth is None:
+        return StepResult(gradients, reconstruction / n_rows, l1 / n_rows, firings)
+    on_threshold.mul_(-threshold / bandwidth)
+    l0_on_threshold = n_near / (-n_rows * bandwidth)
+    return StepResult(gradients, reconstruction / n_rows, l1 / n_rows, firings, on_threshold, l0_on_threshold)
 
 
 def project_decoder_gradient(parameters: Parameters, gradients: Parameters) -> None:
@@ -142,7 +186,7 @@ def normalize_decoder(parameters: Parameters) -> None:
 
 def reset_latents(
     parameters: Parameters, moments: list[torch.Tensor], dead: torch.Tensor, inputs: torch.Tensor,
-    generator: torch.Generator, l0: int | None = None,
+    generator: torch.Generator, l0: int | None = None, threshold: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
     """Point dead latents, in place, at badly reconstructed inputs.
 
@@ -164,14 +208,16 @@ def reset_latents(
     generator : torch.Generator
         Random generator on the CPU.
     l0 : int or None, default=None
-        Number of codes to keep per row; None for ReLU.
+        Number of codes to keep per row; None to keep all.
+    threshold : Tensor or None, default=None
+        Keep the codes above it; None to keep all.
     """
     indices = dead.nonzero().squeeze(1)
     if not len(indices):
         return
     piece = max(_CODES_AT_A_TIME // len(dead), 1)
     inputs = inputs[:piece]
-    residual = inputs - decode(parameters, encode(parameters, inputs, l0))
+    residual = inputs - decode(parameters, encode(parameters, inputs, l0, threshold))
     weights = residual.square().sum(dim=1).square().double().cpu()
     if not weights.sum() > 0:
         return  # every row is reconstructed exactly, so that no residual gives a direction

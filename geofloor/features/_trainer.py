@@ -15,14 +15,23 @@ import torch
 from geofloor._training.devices import keep_freed_memory, memory_advice, to_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.seeds import step_generator, torch_generator
-from geofloor.features._autoencoder_settings import Settings, find_scale
+from geofloor.features._autoencoder_settings import THRESHOLDED, Settings, find_scale
 from geofloor.features._sparse_step import (
     Parameters,
+    StepResult,
     compute_gradients,
     initialize_parameters,
     normalize_decoder,
     project_decoder_gradient,
     reset_latents,
+)
+from geofloor.features._sparsity import (
+    average_cutoff,
+    find_bandwidth,
+    find_cutoff,
+    find_spread,
+    penalize_l0,
+    steer_penalty,
 )
 
 _READ_EVERY = 20  # steps between readings of the loss, because each reading waits for the device
@@ -44,6 +53,11 @@ class TrainingState:
         Factor on the data during training.
     seed : int
         Seed of the order of the rows and of resets.
+    threshold : Tensor of shape (n_latents,) or None
+        Number above which a code is kept when single rows are encoded, on the scale of training; None for activations
+        without thresholds.
+    l1_coefficient : Tensor, scalar, or None
+        Penalty λ that is steered toward the L0 asked for, on the scale of training; None if the settings fix it.
     step : int
         Steps taken.
     n_tokens : int
@@ -59,6 +73,8 @@ class TrainingState:
     idle_tokens: torch.Tensor
     scale: float
     seed: int
+    threshold: torch.Tensor | None = None
+    l1_coefficient: torch.Tensor | None = None
     step: int = 0
     n_tokens: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -78,15 +94,33 @@ def start_training(sample: np.ndarray, settings: Settings, seed: int, device: to
     return wrap_weights(Parameters(*(each.to(device) for each in parameters)), settings, scale=scale, seed=seed)
 
 
-def wrap_weights(parameters: Parameters, settings: Settings, *, scale: float, seed: int) -> TrainingState:
+def wrap_weights(
+    parameters: Parameters,
+    settings: Settings,
+    *,
+    scale: float,
+    seed: int,
+    threshold: torch.Tensor | None = None,
+    l1_coefficient: torch.Tensor | None = None,
+) -> TrainingState:
     """Wrap weights with a new optimizer and without counted steps or idle latents."""
     idle_tokens = torch.zeros_like(parameters.encoder_bias, dtype=torch.int64)
-    return TrainingState(parameters, make_optimizer(parameters, settings), idle_tokens, scale, seed)
+    if threshold is None and settings.activation in THRESHOLDED:
+        threshold = torch.zeros_like(parameters.encoder_bias)
+    if l1_coefficient is None and settings.is_steered:
+        l1_coefficient = torch.zeros_like(idle_tokens[0], dtype=torch.float32)
+    optimizer = make_optimizer(parameters, settings)
+    return TrainingState(parameters, optimizer, idle_tokens, scale, seed, threshold, l1_coefficient)
 
 
 def make_optimizer(parameters: Parameters, settings: Settings) -> torch.optim.Adam:
-    """Make the optimizer of the weights; `take_step` sets its learning rate."""
-    return torch.optim.Adam(list(parameters), betas=settings.betas, fused=True)
+    """Make the optimizer of the weights and of steps of thresholds; `take_step` sets the weights' learning rate."""
+    optimizer = torch.optim.Adam(list(parameters), betas=settings.betas, fused=True)
+    if settings.activation == "jumprelu":
+        # At a constant rate, or thresholds would no longer follow the codes at the end of the decay.
+        steps = torch.zeros_like(parameters.encoder_bias)
+        optimizer.add_param_group({"params": [steps], "lr": settings.learning_rate})
+    return optimizer
 
 
 def train(
@@ -143,7 +177,7 @@ def take_step(state: TrainingState, settings: Settings, batch: np.ndarray) -> No
     inputs = to_device(batch, state.device)
     if state.scale != 1.0:
         inputs = inputs * state.scale
-    result = compute_gradients(parameters, inputs, settings.l1_coefficient, settings.l0)
+    result, penalty, spread = _differentiate(state, settings, inputs)
     project_decoder_gradient(parameters, result.gradients)
     for parameter, gradient in zip(parameters, result.gradients, strict=True):
         parameter.grad = gradient
@@ -152,6 +186,8 @@ def take_step(state: TrainingState, settings: Settings, batch: np.ndarray) -> No
     optimizer.param_groups[0]["lr"] = settings.learning_rate_at(state.step)
     optimizer.step()
     normalize_decoder(parameters)
+    if spread is not None:
+        _move_thresholds(state, spread)
 
     state.step += 1
     n_tokens_before = state.n_tokens
@@ -160,7 +196,7 @@ def take_step(state: TrainingState, settings: Settings, batch: np.ndarray) -> No
     state.idle_tokens.masked_fill_(result.firings > 0, 0)
     measured = torch.stack(
         [
-            result.reconstruction + settings.l1_coefficient * result.l1,
+            result.reconstruction + penalty,
             result.reconstruction,
             result.l1,
             result.firings.sum() / len(batch),
@@ -169,6 +205,48 @@ def take_step(state: TrainingState, settings: Settings, batch: np.ndarray) -> No
     )
     n_reset = _reset_dead_latents(state, settings, inputs, n_tokens_before)
     state.unread.append((state.step, state.n_tokens, measured, n_reset))
+
+
+def _differentiate(
+    state: TrainingState, settings: Settings, inputs: torch.Tensor
+) -> tuple[StepResult, torch.Tensor | float, torch.Tensor | None]:
+    """Compute loss and gradients of a batch, its penalty and, for trained thresholds, the spread of its rows."""
+    parameters, threshold, l0 = state.parameters, state.threshold, settings.l0
+    if state.l1_coefficient is not None and l0 is not None:
+        if state.step == 0:
+            state.l1_coefficient.copy_(settings.l1_coefficient * find_spread(parameters, inputs))
+        result = compute_gradients(parameters, inputs, state.l1_coefficient)
+        penalty = state.l1_coefficient * result.l1
+        steer_penalty(state.l1_coefficient, result, len(inputs), l0, settings.steering_gain)
+        return result, penalty, None
+    if threshold is None or l0 is None:
+        result = compute_gradients(parameters, inputs, settings.l1_coefficient, settings.l0_per_row)
+        return result, settings.l1_coefficient * result.l1, None
+    if settings.activation == "batchtopk":
+        cutoff = find_cutoff(parameters, inputs, l0)
+        average_cutoff(threshold, cutoff, state.step + 1)
+        return compute_gradients(parameters, inputs, 0.0, threshold=cutoff), 0.0, None
+    if state.step == 0:
+        threshold.copy_(find_cutoff(parameters, inputs, l0))
+    spread = find_spread(parameters, inputs)
+    bandwidth = find_bandwidth(spread, inputs.shape[1], l0)
+    result = compute_gradients(parameters, inputs, 0.0, threshold=threshold, bandwidth=bandwidth)
+    penalty, _threshold_steps(state).grad = penalize_l0(result, len(inputs), l0)
+    return result, penalty, spread
+
+
+def _threshold_steps(state: TrainingState) -> torch.Tensor:
+    """Return the tensor in which the optimizer leaves its step of the thresholds of JumpReLU."""
+    steps: torch.Tensor = state.optimizer.param_groups[1]["params"][0]
+    return steps
+
+
+def _move_thresholds(state: TrainingState, spread: torch.Tensor) -> None:
+    """Add the optimizer's step to the thresholds, in units of the spread, because they have the scale of the data."""
+    if state.threshold is not None:
+        steps = _threshold_steps(state)
+        state.threshold.addcmul_(steps, spread).clamp_min_(0.0)
+        steps.zero_()
 
 
 def _reset_dead_latents(state: TrainingState, settings: Settings, inputs: torch.Tensor, n_tokens_before: int) -> int:
@@ -180,13 +258,16 @@ def _reset_dead_latents(state: TrainingState, settings: Settings, inputs: torch.
         return 0  # too few rows are left to train them
     # A latent that fired since the last multiple has been idle for less than the distance of multiples.
     dead = state.idle_tokens >= every
-    moments = [
-        state.optimizer.state[parameter][name]
-        for parameter in state.parameters[:3]
-        for name in ("exp_avg", "exp_avg_sq")
-    ]
+    of_latents = list(state.parameters[:3])
+    if settings.activation == "jumprelu":
+        of_latents.append(_threshold_steps(state))
+    moments = [state.optimizer.state[parameter][name] for parameter in of_latents for name in ("exp_avg", "exp_avg_sq")]
     generator = torch_generator(int(step_generator(state.seed, state.step).integers(2**31)))
-    reset_latents(state.parameters, moments, dead, inputs, generator, settings.l0)
+    reset_latents(state.parameters, moments, dead, inputs, generator, settings.l0_per_row, state.threshold)
+    if settings.activation == "jumprelu" and state.threshold is not None:
+        # A fifth of the mean, as reset_latents gives it to encoder weights.
+        alive = state.threshold[~dead]
+        state.threshold[dead] = 0.2 * alive.mean() if len(alive) else 0.0
     state.idle_tokens[dead] = 0
     return int(dead.sum())
 

@@ -18,10 +18,10 @@ from sklearn.pipeline import make_pipeline
 from geofloor import FeatureStatistics, FloorPredictor, SparseAutoencoder
 from geofloor._training import rows
 from geofloor.features import OutlierRowsWarning, _trainer
-from geofloor.features._autoencoder_settings import find_scale
+from geofloor.features._autoencoder_settings import ACTIVATIONS, find_scale
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # small fits warn
-WEIGHTS = ("encoder_", "encoder_bias_", "decoder_", "decoder_bias_")
+WEIGHTS = ("encoder_", "encoder_bias_", "decoder_", "decoder_bias_", "threshold_")
 
 
 def test_directions_keep_unit_norm_and_the_callers_data_is_left_alone(activations, sae):
@@ -95,6 +95,12 @@ def test_score_of_constant_rows(sae, activations):
     assert sae.score(np.tile(activations[:1], (5, 1))) == 0
 
 
+def sparsity(kind):
+    """Return parameters for an activation in place of the paper's, or for the paper's with a target."""
+    activation, _, target = kind.partition(" ")
+    return {"activation": activation, "l0": 4, "l1_coefficient": "auto"} if target or kind != "relu" else {}
+
+
 def assert_same_weights(a, b):
     for name in WEIGHTS:
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
@@ -132,7 +138,9 @@ def test_partial_fit_is_fit_on_a_stream(activations, sae, long_streams):
     assert_same_weights(by_parts, clone(sae).fit(iter(np.split(activations, 6))))
 
 
-def test_partial_fit_goes_on_after_pickling(activations, sae, tmp_path):
+@pytest.mark.parametrize("kind", [*ACTIVATIONS, "relu with l0"])
+def test_partial_fit_goes_on_after_pickling(activations, sae, tmp_path, kind):
+    sae.set_params(**sparsity(kind))
     straight = clone(sae).partial_fit(activations[:300]).partial_fit(activations[300:])
     joblib.dump(clone(sae).partial_fit(activations[:300]), tmp_path / "sae.joblib")
     restored = joblib.load(tmp_path / "sae.joblib")
@@ -144,8 +152,9 @@ class StoppedError(Exception):
 
 
 @pytest.mark.parametrize("steps", [1, 4, 13, 29])
-def test_a_stopped_fit_resumes_to_the_same_bits(activations, sae, tmp_path, monkeypatch, steps):
-    settings = {"resample_every": 700, "decay_fraction": 0.2, "warmup_steps": 3}
+@pytest.mark.parametrize("kind", [*ACTIVATIONS, "relu with l0"])
+def test_a_stopped_fit_resumes_to_the_same_bits(activations, sae, tmp_path, monkeypatch, kind, steps):
+    settings = {"resample_every": 700, "decay_fraction": 0.2, "warmup_steps": 3, **sparsity(kind)}
     never_stopped = clone(sae).set_params(**settings).fit(activations)
     stopped = clone(sae).set_params(**settings, checkpoint_path=tmp_path / "checkpoint", checkpoint_every=3)
     step = _trainer.take_step
@@ -265,7 +274,16 @@ def test_default_size_and_names_of_the_codes(activations):
         ({"validation_fraction": 1.0}, "validation_fraction=1.0"),
         ({"activation": "gelu"}, "activation='gelu' is unknown"),
         ({"l1_coefficient": 0.1}, "l1_coefficient=0.1 has no effect with activation='topk'"),
-        ({"activation": "relu", "l0": 3}, "l0=3 has no effect with activation='relu'"),
+        (
+            {"activation": "batchtopk", "l1_coefficient": 0.1},
+            "l1_coefficient=0.1 has no effect with activation='batchtopk'",
+        ),
+        ({"activation": "batchtopk", "n_latents": 24, "l0": 25}, "l0=25 is above the number of latents, 24"),
+        (
+            {"activation": "relu", "l0": 3, "l1_coefficient": 0.1},
+            "l0=3 and l1_coefficient=0.1 both give the sparsity of activation='relu'",
+        ),
+        ({"activation": "relu", "n_latents": 24, "l0": 25}, "l0=25 is above the number of latents, 24"),
         ({"n_latents": 24, "expansion": 2}, "n_latents=24 and expansion=2 both"),
         ({"n_latents": 24, "l0": 25}, "l0=25 is above the number of latents, 24"),
         ({"normalization": "unit"}, "normalization='unit' is unknown"),

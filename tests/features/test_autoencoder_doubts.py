@@ -16,7 +16,12 @@ def outcome(**changes):
         each["loss"] -= changes.get("slope", 0.0) * step
         each["l0"] += changes.get("l0_slope", 0.0) * (len(history) - step)
     return Outcome(
-        history, settings, changes.get("n_rows", 50_000), changes.get("held_out", 0.9), changes.get("noise", 0.7)
+        history,
+        settings,
+        n_rows=changes.get("n_rows", 50_000),
+        held_out=changes.get("held_out", 0.9),
+        l0=changes.get("l0"),
+        noise=changes.get("noise", 0.7),
     )
 
 
@@ -37,3 +42,19 @@ def test_each_reason_to_doubt_a_fit_has_its_remedy(changes, reason):
     assert find_doubts(outcome()) == []
     (found,) = find_doubts(outcome(**changes))
     assert re.search(reason, found)
+
+
+@pytest.mark.parametrize(
+    ("l0", "message"),
+    [
+        (30.0, None),
+        (34.0, "rows have 34 codes on average, not l0=30; raise l0 or n_epochs"),
+        (26.0, "rows have 26 codes on average, not l0=30; lower l0 or raise n_latents"),
+    ],
+)
+@pytest.mark.parametrize("activation", ["batchtopk", "jumprelu", "relu"])
+def test_codes_off_the_target_are_a_reason_to_doubt(activation, l0, message):
+    settings = resolve_settings(SparseAutoencoder(1000, activation=activation, l0=30), None, 64)
+    for changed in ({"l0": l0}, {"row": {"l0": l0}}):  # of held-out rows, or without them of the last batches
+        found = find_doubts(outcome(**changed)._replace(settings=settings))
+        assert found == ([] if message is None else [message])

@@ -10,9 +10,10 @@ from sklearn.base import clone
 from geofloor import SparseAutoencoder
 from geofloor._training.checkpoints import write_tensors
 from geofloor.features import _autoencoder, _autoencoder_files
+from geofloor.features._autoencoder_settings import ACTIVATIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # small fits warn
-WEIGHTS = ("encoder_", "encoder_bias_", "decoder_", "decoder_bias_")
+WEIGHTS = ("encoder_", "encoder_bias_", "decoder_", "decoder_bias_", "threshold_")
 
 
 def assert_same_weights(a, b):
@@ -86,7 +87,10 @@ def test_a_checkpoint_of_something_else_is_refused(activations, sae, tmp_path):
         clone(sae).fit(activations)
 
 
-def test_save_and_load(activations, sae, tmp_path):
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_save_and_load(activations, sae, tmp_path, activation):
+    if activation != "relu":
+        sae.set_params(activation=activation, l0=4, l1_coefficient="auto")
     sae.fit(activations).save(tmp_path / "sae.safetensors")
     loaded = SparseAutoencoder.load(tmp_path / "sae.safetensors")
     assert_same_weights(loaded, sae)
@@ -103,6 +107,18 @@ def test_partial_fit_after_load_starts_from_the_loaded_weights(activations, sae,
     assert len(loaded.history_) == len(sae.history_) + 6
     np.testing.assert_allclose(loaded.encoder_, sae.encoder_, atol=1e-4)
     assert loaded.score(activations) == pytest.approx(sae.score(activations), abs=1e-3)
+
+
+def test_thresholds_are_checked_when_they_are_read(activations, tmp_path):
+    sae = SparseAutoencoder(24, activation="batchtopk", l0=3, n_epochs=1, random_state=0).fit(activations)
+    sae.threshold_ = -sae.threshold_
+    sae.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match="a number of the tensor threshold is negative"):
+        SparseAutoencoder.load(tmp_path / "saved")
+    sae.threshold_ = None
+    sae.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"lacks \['threshold'\]"):
+        SparseAutoencoder.load(tmp_path / "saved")
 
 
 def test_damaged_and_foreign_files_are_refused_by_name(activations, sae, tmp_path):

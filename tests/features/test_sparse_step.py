@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from geofloor.features import _sparse_step
+from geofloor.features import _sparse_step, _sparsity
 from geofloor.features._sparse_step import Parameters, compute_gradients, decode, encode, reset_latents
 
 
@@ -41,6 +41,79 @@ def test_gradients_of_topk_are_those_of_automatic_differentiation():
     for gradient, reference in zip(result.gradients, expected, strict=True):
         torch.testing.assert_close(gradient, reference)
     assert int(result.firings.sum()) == 5 * 50
+
+
+def test_codes_above_a_threshold_have_the_gradients_of_automatic_differentiation():
+    parameters = Parameters(*(parameter.requires_grad_() for parameter in random_parameters()))
+    inputs = torch.randn(50, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    threshold = torch.rand(40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    centered = inputs - parameters.decoder_bias
+    codes = torch.relu(centered @ parameters.encoder_weight.T + parameters.encoder_bias)
+    kept = codes * (codes > threshold)
+    assert 0 < (kept > 0).sum() < (codes > 0).sum()
+    loss = (centered - kept @ parameters.decoder_weight).square().sum(1).mean()
+    expected = torch.autograd.grad(loss, list(parameters))
+    with torch.no_grad():
+        result = compute_gradients(parameters, inputs, 0.0, threshold=threshold)
+        torch.testing.assert_close(encode(parameters, inputs, threshold=threshold), kept.detach())
+    for gradient, reference in zip(result.gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, reference)
+
+
+class Jump(torch.autograd.Function):
+    """Codes p · 1[p > θ], with the straight-through gradients of Rajamanoharan et al. (2024), as they are written."""
+
+    @staticmethod
+    def forward(ctx, p, threshold, bandwidth):
+        ctx.save_for_backward(p, threshold)
+        ctx.bandwidth = bandwidth
+        return p * (p > threshold)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        p, threshold = ctx.saved_tensors
+        rectangle = (((p - threshold) / ctx.bandwidth).abs() < 0.5).double()
+        on_threshold = -threshold / ctx.bandwidth * rectangle * gradient
+        return gradient * (p > threshold), on_threshold.sum(0), None
+
+
+class Count(torch.autograd.Function):
+    """Number of codes 1[p > θ], of which only the threshold has a gradient."""
+
+    @staticmethod
+    def forward(ctx, p, threshold, bandwidth):
+        ctx.save_for_backward(p, threshold)
+        ctx.bandwidth = bandwidth
+        return (p > threshold).double()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        p, threshold = ctx.saved_tensors
+        rectangle = (((p - threshold) / ctx.bandwidth).abs() < 0.5).double()
+        return None, (-rectangle / ctx.bandwidth * gradient).sum(0), None
+
+
+@pytest.mark.parametrize("codes_at_a_time", [2**25, 7 * 40])
+def test_gradients_of_jumprelu_are_the_straight_through_ones(monkeypatch, codes_at_a_time):
+    monkeypatch.setattr(_sparse_step, "_CODES_AT_A_TIME_ON_CPU", codes_at_a_time)  # 7 rows per piece, or all at once
+    parameters = Parameters(*(parameter.requires_grad_() for parameter in random_parameters()))
+    inputs = torch.randn(50, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    threshold = torch.rand(40, generator=torch.Generator().manual_seed(2), dtype=torch.float64).requires_grad_()
+    bandwidth = torch.tensor(0.7, dtype=torch.float64)
+    centered = inputs - parameters.decoder_bias
+    p = centered @ parameters.encoder_weight.T + parameters.encoder_bias
+    codes = Jump.apply(p, threshold, 0.7)
+    reconstruction = (centered - codes @ parameters.decoder_weight).square().sum(1).mean()
+    l0 = Count.apply(p, threshold, 0.7).sum(1).mean()
+    penalty = _sparsity._PENALTY * reconstruction.detach() * (l0 / 5 - 1).square()
+    expected = torch.autograd.grad(reconstruction + penalty, [*parameters, threshold])
+    with torch.no_grad():
+        result = compute_gradients(parameters, inputs, 0.0, threshold=threshold, bandwidth=bandwidth)
+        value, on_threshold = _sparsity.penalize_l0(result, 50, 5)
+    torch.testing.assert_close(value, penalty.detach())
+    torch.testing.assert_close(result.reconstruction, reconstruction.detach())
+    for gradient, reference in zip([*result.gradients, on_threshold], expected, strict=True):
+        torch.testing.assert_close(gradient, reference)
 
 
 def test_reset_latents_points_dead_ones_at_residuals(activations):
