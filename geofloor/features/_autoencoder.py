@@ -175,7 +175,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     The rules for ``"auto"`` were measured, not derived: on three blocks of the embedded teacher, one block of
     SmolLM2-135M and synthetic sparse features.
 
-    On a CPU the same seed, data and number of threads give the same bits.
+    On a CPU the same seed, data and number of threads give the same bits. If `l0` is at most a quarter of the latents,
+    ``"topk"`` trains on CPUs by compiled kernels. Only the encoder's product is dense then, and the result is that of
+    dense products up to rounding. The first fit compiles the kernels in seconds, and later processes find them cached.
 
     References
     ----------
