@@ -199,7 +199,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     At equal steps on features of known directions, ``"topk"`` found 96% of them and ``"relu"`` 100%. ``"jumprelu"``
     found 81% and ``"batchtopk"`` 69%, with over half of their latents dead (measured: ``benchmarks/dictionaries.py``).
 
-    On a CPU the same seed, data and number of threads give the same bits.
+    On a CPU the same seed, data and number of threads give the same bits. If `l0` is at most a quarter of the latents,
+    ``"topk"`` trains on CPUs by compiled kernels. Only the encoder's product is dense then, and the result is that of
+    dense products up to rounding. The first fit compiles the kernels in seconds, and later processes find them cached.
 
     References
     ----------

@@ -1,7 +1,7 @@
 """Codes, loss and gradients of one training step of a sparse autoencoder, as functions of tensors.
 
-`geofloor.features._trainer` decides which rows a step sees and applies the gradients. A faster step, or one of another
-architecture, replaces the functions here and nothing there.
+`geofloor.features._trainer` decides which rows a step sees and applies the gradients. TopK on a CPU takes
+`geofloor.features._cpu_step` instead, whose gradients are the same up to rounding.
 """
 
 from __future__ import annotations

@@ -6,8 +6,10 @@ come from `geofloor.features._sparse_step`; the order of the rows comes from `ge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from geofloor._training.devices import keep_freed_memory, memory_advice, to_devi
 from geofloor._training.progress import progress_bar
 from geofloor._training.seeds import step_generator, torch_generator
 from geofloor.features._autoencoder_settings import THRESHOLDED, Settings, find_scale
+from geofloor.features._cpu_step import SparseStep, compile_kernels, takes_sparse_step
 from geofloor.features._sparse_step import (
     Parameters,
     StepResult,
@@ -33,6 +36,9 @@ from geofloor.features._sparsity import (
     penalize_l0,
     steer_penalty,
 )
+
+# Function of a batch that updates the weights and returns the loss terms and the penalty.
+_Update = Callable[[torch.Tensor], tuple[StepResult, torch.Tensor | float]]
 
 _READ_EVERY = 20  # steps between readings of the loss, because each reading waits for the device
 
@@ -158,9 +164,10 @@ def train(
     """
     keep_freed_memory(state.device)
     bar = progress_bar("sparse autoencoder", total=settings.n_steps, initial=state.step, verbose=verbose)
-    with bar, memory_advice(f"lower batch_size={settings.batch_size} or the latents, {settings.n_latents}"):
+    advice = memory_advice(f"lower batch_size={settings.batch_size} or the latents, {settings.n_latents}")
+    with bar, advice, _open_step(state, settings, bar) as update:
         for batch in batches:
-            take_step(state, settings, batch)
+            take_step(state, settings, batch, update)
             bar.update()
             if write_checkpoint is not None and checkpoint_every is not None and state.step % checkpoint_every == 0:
                 read_measurements(state, settings)
@@ -171,23 +178,45 @@ def train(
     read_measurements(state, settings)
 
 
-def take_step(state: TrainingState, settings: Settings, batch: np.ndarray) -> None:
-    """Take one step of Adam on a batch, in place, and leave its measurements on the device."""
+@contextmanager
+def _open_step(state: TrainingState, settings: Settings, bar: Any) -> Iterator[_Update]:
+    """Choose the step of a fit, dense or sparse, as a context that gives a function of a batch."""
+    if settings.l0 is None or not takes_sparse_step(settings, state.device):
+        yield lambda inputs: _update(state, settings, inputs)
+        return
+    bar.set_postfix_str("compiling")
+    compile_kernels()
+    bar.set_postfix_str("")
+    with SparseStep(state.parameters, state.optimizer, l0=settings.l0, clip_norm=settings.clip_norm) as take:
+        yield lambda inputs: (take(inputs), 0.0)
+
+
+def _update(state: TrainingState, settings: Settings, inputs: torch.Tensor) -> tuple[StepResult, torch.Tensor | float]:
+    """Update the weights by dense gradients, and return the loss terms and the penalty."""
     parameters, optimizer = state.parameters, state.optimizer
-    inputs = to_device(batch, state.device)
-    if state.scale != 1.0:
-        inputs = inputs * state.scale
     result, penalty, spread = _differentiate(state, settings, inputs)
     project_decoder_gradient(parameters, result.gradients)
     for parameter, gradient in zip(parameters, result.gradients, strict=True):
         parameter.grad = gradient
     if settings.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
-    optimizer.param_groups[0]["lr"] = settings.learning_rate_at(state.step)
     optimizer.step()
     normalize_decoder(parameters)
     if spread is not None:
         _move_thresholds(state, spread)
+    return result, penalty
+
+
+def take_step(state: TrainingState, settings: Settings, batch: np.ndarray, update: _Update | None = None) -> None:
+    """Take one step of Adam on a batch, in place, and leave its measurements on the device.
+
+    The step is dense if `update` is None.
+    """
+    inputs = to_device(batch, state.device)
+    if state.scale != 1.0:
+        inputs = inputs * state.scale
+    state.optimizer.param_groups[0]["lr"] = settings.learning_rate_at(state.step)
+    result, penalty = _update(state, settings, inputs) if update is None else update(inputs)
 
     state.step += 1
     n_tokens_before = state.n_tokens

@@ -1,0 +1,262 @@
+import multiprocessing
+import subprocess
+import sys
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+
+from geofloor import SparseAutoencoder
+from geofloor._training.devices import one_thread
+from geofloor.features import _cpu_step, _kernels, _trainer
+from geofloor.features._cpu_step import SparseStep
+from geofloor.features._sparse_step import Parameters
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # small fits warn
+WEIGHTS = ("encoder_", "encoder_bias_", "decoder_", "decoder_bias_")
+
+
+@pytest.fixture
+def topk():
+    return SparseAutoencoder(48, l0=4, batch_size=100, n_epochs=5, random_state=0, device="cpu")
+
+
+@pytest.fixture
+def many_threads(monkeypatch):
+    """Divide kernels of any size between three threads."""
+    monkeypatch.setattr(_cpu_step, "_WORTH_THREADS", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def random_parameters(n_latents=300, n_inputs=17, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(n_latents, n_inputs), (n_latents,), (n_latents, n_inputs), (n_inputs,)]
+    parameters = Parameters(*(torch.randn(*shape, generator=generator, dtype=dtype) for shape in shapes))
+    parameters.decoder_weight.div_(parameters.decoder_weight.norm(dim=1, keepdim=True))
+    return parameters
+
+
+def random_inputs(n_rows=50, n_inputs=17, seed=1, dtype=torch.float64):
+    return torch.randn(n_rows, n_inputs, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def loss_terms(parameters, inputs, l0):
+    """Compute the squared error and the sum of the codes per row, for automatic differentiation."""
+    centered = inputs - parameters.decoder_bias
+    codes = torch.relu(centered @ parameters.encoder_weight.T + parameters.encoder_bias)
+    kept = codes * (codes >= codes.sort(dim=1, descending=True).values[:, l0 - 1 : l0])
+    error = centered - kept @ parameters.decoder_weight
+    return error.square().sum(1).mean(), kept.sum(1).mean(), (kept > 0).sum(0)
+
+
+def project(gradient, decoder):
+    return gradient - (gradient * decoder).sum(1, keepdim=True) * decoder
+
+
+def sparse_step(parameters, l0, l1_coefficient=0.0, clip_norm=None):
+    optimizer = torch.optim.Adam(list(parameters), lr=3e-3, betas=(0.8, 0.99))
+    return SparseStep(parameters, optimizer, l0=l0, l1_coefficient=l1_coefficient, clip_norm=clip_norm)
+
+
+def assert_same_weights(one, other):
+    for name in WEIGHTS:
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
+@pytest.mark.parametrize("l0", [1, 6, 37])
+@pytest.mark.parametrize("l1_coefficient", [0.0, 0.3])
+def test_gradients_are_those_of_automatic_differentiation(monkeypatch, l0, l1_coefficient):
+    monkeypatch.setattr(_cpu_step, "_PREACTIVATIONS_AT_A_TIME", 7 * 300)  # rows come in pieces of 7
+    parameters = Parameters(*(parameter.requires_grad_() for parameter in random_parameters()))
+    reconstruction, l1, firings = loss_terms(parameters, random_inputs(), l0)
+    expected = list(torch.autograd.grad(reconstruction + l1_coefficient * l1, list(parameters)))
+    expected[2] = project(expected[2], parameters.decoder_weight.detach())
+    parameters = random_parameters()
+    with sparse_step(parameters, l0, l1_coefficient) as take:
+        take(random_inputs(seed=2))  # which leaves gradients to be overwritten
+        for parameter, initial in zip(parameters, random_parameters(), strict=True):
+            parameter.copy_(initial)
+        result = take(random_inputs())
+    assert (firings == 0).any()
+    assert torch.equal(result.firings, firings)
+    torch.testing.assert_close(result.reconstruction, reconstruction.detach())
+    torch.testing.assert_close(result.l1, l1.detach())
+    for gradient, reference in zip(result.gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, reference)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5, 1e6])
+def test_steps_are_those_of_the_textbook_loop(clip_norm, many_threads):
+    """Compare with autograd, projection, torch's clipping and Adam, and normalization: idle latents move, too."""
+    parameters = [parameter.requires_grad_() for parameter in random_parameters()]
+    decoder = parameters[2]
+    optimizer = torch.optim.Adam(parameters, lr=3e-3, betas=(0.8, 0.99))
+    trained = random_parameters()
+    step = sparse_step(trained, 3, clip_norm=clip_norm)
+    with step as take:
+        for seed in range(6):
+            optimizer.zero_grad()
+            loss_terms(Parameters(*parameters), random_inputs(seed=seed), 3)[0].backward()
+            decoder.grad = project(decoder.grad, decoder.detach())
+            if clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+            optimizer.step()
+            with torch.no_grad():
+                decoder /= decoder.norm(dim=1, keepdim=True)
+            take(random_inputs(seed=seed))
+    for ours, reference in zip(trained, parameters, strict=True):
+        torch.testing.assert_close(ours, reference.detach(), rtol=1e-9, atol=1e-9)
+        for name, moment in optimizer.state[reference].items():
+            torch.testing.assert_close(step._optimizer.state[ours][name], moment, rtol=1e-9, atol=1e-12)
+
+
+def test_a_fit_is_that_of_the_dense_step_up_to_rounding(activations, topk, monkeypatch):
+    topk.set_params(n_latents=200, resample_every=500, dead_after=200, learning_rate=1e-3, clip_norm=0.5)
+    sparse = clone(topk).fit(activations)
+    monkeypatch.setattr(_trainer, "takes_sparse_step", lambda settings, device: False)
+    dense = clone(topk).fit(activations)
+    assert any(row["n_resampled"] for row in dense.history_)
+    for ours, reference in zip(sparse.history_, dense.history_, strict=True):
+        assert ours == pytest.approx(reference, rel=1e-4)
+    for name in WEIGHTS:
+        np.testing.assert_allclose(getattr(sparse, name), getattr(dense, name), atol=1e-4, err_msg=name)
+
+
+def test_bits_do_not_depend_on_the_threads_of_the_kernels(monkeypatch, many_threads):
+    product = _cpu_step.linear
+
+    def on_one_thread(*tensors):
+        with one_thread():
+            return product(*tensors)
+
+    monkeypatch.setattr(_cpu_step, "linear", on_one_thread)
+    fits = []
+    for n_threads in (1, 2, 3):
+        torch.set_num_threads(n_threads)
+        parameters = random_parameters(dtype=torch.float32)
+        with sparse_step(parameters, 6, clip_norm=0.5) as take:
+            results = [take(random_inputs(100, seed=seed, dtype=torch.float32)) for seed in range(5)]
+        fits.append([*parameters, *(result.reconstruction for result in results)])
+    for fit in fits[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(fit, fits[0], strict=True))
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("steps", [1, 4, 23])
+def test_a_stopped_fit_resumes_to_the_same_bits(activations, topk, tmp_path, monkeypatch, steps):
+    topk.set_params(resample_every=700)
+    never_stopped = clone(topk).fit(activations)
+    topk.set_params(checkpoint_path=tmp_path / "checkpoint", checkpoint_every=3)
+    step = _trainer.take_step
+
+    def stop_after(state, *arguments):
+        if state.step == steps:
+            raise StoppedError
+        step(state, *arguments)
+
+    monkeypatch.setattr(_trainer, "take_step", stop_after)
+    with pytest.raises(StoppedError):
+        clone(topk).fit(activations)
+    monkeypatch.undo()
+    resumed = clone(topk).fit(activations)
+    assert_same_weights(resumed, never_stopped)
+    assert resumed.history_ == never_stopped.history_
+
+
+def test_the_moments_of_a_dense_step_are_continued(activations, topk, tmp_path, monkeypatch):
+    """Resume a checkpoint of the dense step, which earlier versions wrote."""
+    topk.set_params(checkpoint_path=tmp_path / "checkpoint", checkpoint_every=10)
+    with monkeypatch.context() as dense:
+        dense.setattr(_trainer, "takes_sparse_step", lambda settings, device: False)
+        reference = clone(topk).set_params(checkpoint_path=None).fit(activations)
+        step = _trainer.take_step
+
+        def stop_after(state, *arguments):
+            if state.step == 20:
+                raise StoppedError
+            step(state, *arguments)
+
+        dense.setattr(_trainer, "take_step", stop_after)
+        with pytest.raises(StoppedError):
+            clone(topk).fit(activations)
+    resumed = clone(topk).fit(activations)
+    for name in WEIGHTS:
+        np.testing.assert_allclose(getattr(resumed, name), getattr(reference, name), atol=1e-4, err_msg=name)
+
+
+def test_weights_that_overflow_stop_the_fit(activations, topk):
+    topk.set_params(clip_norm=None, normalization=None)
+    with pytest.raises(ValueError, match="loss became"):
+        topk.partial_fit(activations).partial_fit(np.full_like(activations, 1e30))
+
+
+def fit_on_threads(sae, activations, n_threads=2):
+    """Fit with kernels of any size divided between threads."""
+    torch.set_num_threads(n_threads)
+    _cpu_step._WORTH_THREADS = 0
+    return clone(sae).fit(activations)
+
+
+@pytest.mark.parametrize("backend", ["loky", "threading"])
+def test_fits_at_the_same_time_are_those_one_after_the_other(activations, topk, backend, many_threads):
+    alone = clone(topk).fit(activations)  # compiles, and starts threads
+    fits = joblib.Parallel(n_jobs=2, backend=backend)(
+        joblib.delayed(fit_on_threads)(topk, activations) for _ in range(4)
+    )
+    for fit in fits:
+        assert_same_weights(fit, alone)
+
+
+def fit_in_child(queue, sae, activations):
+    with one_thread():  # torch's own threads do not survive a fork
+        _cpu_step._WORTH_THREADS = 0
+        _cpu_step.torch.get_num_threads = lambda: 2
+        queue.put(clone(sae).fit(activations).encoder_)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="the system has no fork")
+def test_a_forked_process_fits_after_its_parent(activations, topk):
+    with one_thread():
+        alone = clone(topk).fit(activations)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=fit_in_child, args=(queue, topk, activations))
+    child.start()
+    encoder = queue.get(timeout=120)
+    child.join()
+    np.testing.assert_array_equal(encoder, alone.encoder_)
+
+
+def test_dense_codes_take_the_dense_step(topk):
+    settings = _trainer.Settings
+    for l0, n_latents, is_sparse in [(12, 48, True), (13, 48, False), (None, 48, False)]:
+        given = dict.fromkeys(settings.__dataclass_fields__)
+        given |= {"activation": "relu" if l0 is None else "topk", "l0": l0, "n_latents": n_latents}
+        assert _cpu_step.takes_sparse_step(settings(**given), torch.device("cpu")) == is_sparse
+    given |= {"activation": "batchtopk", "l0": 1}
+    assert not _cpu_step.takes_sparse_step(settings(**given), torch.device("cpu"))
+    given["activation"] = "topk"
+    assert not _cpu_step.takes_sparse_step(settings(**given), torch.device("cuda"))
+
+
+def test_kernels_are_compiled_before_the_first_step(activations, topk):
+    _cpu_step.compile_kernels()
+    compiled = [kernel for kernel in vars(_kernels).values() if hasattr(kernel, "signatures")]
+    before = [list(kernel.signatures) for kernel in compiled]
+    assert before
+    topk.fit(activations)
+    assert [list(kernel.signatures) for kernel in compiled] == before
+
+
+def test_numba_is_not_imported_before_a_fit():
+    code = "import sys, geofloor.features; geofloor.features.SparseAutoencoder(4); print('numba' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == "False"
