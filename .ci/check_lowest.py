@@ -1,4 +1,4 @@
-"""Compare the lower bounds of pyproject.toml with constraints-lowest.txt, which pins the versions that are tested.
+"""Compare the lower bounds of pyproject.toml with the tested versions, pinned in constraints-lowest.txt.
 
 python .ci/check_lowest.py
 """

@@ -1,4 +1,4 @@
-"""A call of everything that is public, the odd values its arguments are replaced by, and what may come of it."""
+"""Calls of all public names, odd values for their arguments, and the outcomes allowed."""
 
 import copy
 import importlib
@@ -35,7 +35,7 @@ N_TOKENS = 24
 
 
 class Case(NamedTuple):
-    """A call that works: `call(**arguments)`; `parameters` are those that get replaced."""
+    """A working call, `call(**arguments)`, and the `parameters` to replace in it."""
 
     call: Callable[..., Any]
     arguments: dict[str, Any]
@@ -780,7 +780,7 @@ class Outcome(NamedTuple):
 
 
 def outcome(name: str, kinds: Mapping[str, str]) -> Outcome:
-    """Call a case with some arguments replaced, and say what is wrong with what came of it."""
+    """Call a case with some arguments replaced, and describe a forbidden outcome."""
     case = cases()[name]
     replaced = {key: odd(kind, case.arguments.get(key)) for key, kind in kinds.items()}
     arguments = case.arguments | replaced

@@ -90,7 +90,7 @@ def check_history(history: Any, loss: Any) -> pd.DataFrame:
     TypeError
         If it is not a DataFrame.
     ValueError
-        If it is empty, lacks a column, has a step twice or a value that is not finite.
+        If it is empty, lacks a column, repeats a step or holds a non-finite value.
     """
     check_object("history", history, pd.DataFrame, "give a pandas DataFrame")
     unique = ["width", *(["seed"] if "seed" in history.columns else []), "step"]

@@ -103,7 +103,7 @@ class TrainingCurvesDisplay:
         Raises
         ------
         ValueError
-            If the history is empty, lacks a column, has a step of a configuration twice or a value that is not finite.
+            If the history is empty, lacks a column, repeats a step of a configuration or holds a non-finite value.
         """
         from matplotlib.ticker import NullFormatter
 
