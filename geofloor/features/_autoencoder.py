@@ -196,8 +196,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     The rules for ``"auto"`` were measured, not derived: on three blocks of the embedded teacher, one block of
     SmolLM2-135M and synthetic sparse features.
 
-    At equal steps on features of known directions, ``"topk"`` found 96% of them and ``"relu"`` 100%. ``"jumprelu"``
-    found 81% and ``"batchtopk"`` 69%, with over half of their latents dead (measured: ``benchmarks/dictionaries.py``).
+    At equal steps on features of known directions, ``"topk"`` found 96% of them with 4 codes per row, and ``"relu"``
+    100% with 16. With 4, ``"jumprelu"`` found 81% and ``"batchtopk"`` 69%, and over half of their latents were dead
+    (measured: ``benchmarks/results/dictionaries.txt``).
 
     On a CPU the same seed, data and number of threads give the same bits. If `l0` is at most a quarter of the latents,
     ``"topk"`` trains on CPUs by compiled kernels. Only the encoder's product is dense then, and the result is that of
