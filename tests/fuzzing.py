@@ -767,6 +767,8 @@ def global_state() -> dict[str, Any]:
 
 
 def is_finite(value: Any) -> bool:
+    if sp.issparse(value):  # some are malformed, and toarray would write outside of memory
+        value = value.data
     try:
         array = as_array(value) if as_array(value) is not None else np.asarray(value, dtype=float)
         return bool(np.isfinite(np.asarray(array).astype(float)).all())
