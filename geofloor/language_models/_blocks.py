@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ def find_blocks(model: Any) -> tuple[str, int]:
 def check_layers(layer: Any) -> dict[str, int]:
     """Return the indices in `layer` by their names in messages: ``layer``, or ``layer[0]`` and so on for a list."""
     is_list = isinstance(layer, Sequence) and not isinstance(layer, str | bytes)
-    if not is_list and not getattr(layer, "shape", ()):
+    is_array = isinstance(layer, Iterable) and bool(getattr(layer, "shape", ()))
+    if not is_list and not is_array:
         return {"layer": check_number("layer", layer, whole=True)}
     names = {f"layer[{i}]": check_number(f"layer[{i}]", index, whole=True) for i, index in enumerate(layer)}
     if not names:

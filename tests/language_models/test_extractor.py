@@ -1,4 +1,5 @@
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -141,6 +142,7 @@ def test_pooling_is_over_the_rows_of_each_sequence():
         ({"layer": -4}, "layer=-4 is not there"),
         ({"layer": 1.0}, "layer=1.0 must be a whole number"),
         ({"layer": []}, r"layer=\[\] names no block; give the index of at least one"),
+        ({"layer": SimpleNamespace(shape=(3,))}, r"layer"),
         ({"layer": [0, 3]}, r"layer\[1\]=3 is not there: the model has 3 blocks, 0 to 2 \(or -3 to -1\)"),
         ({"layer": [0, 1.0]}, r"layer\[1\]=1.0 must be a whole number"),
         ({"layer": [[0, 1]]}, r"layer\[0\]=\[0, 1\] must be a whole number"),
