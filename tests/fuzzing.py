@@ -846,6 +846,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "feature_probes": ("tokens",),  # too few for parts of the given sizes
 }
 NAN_DOCUMENTED: dict[str, str] = {
+    "PowerLawCalibrator.predict": "infinite at width 0",
     "forecast_table": "no forecast from two runs for laws of three parameters",
     "forecast_errors": "at the two widths that were fitted to",
     "probe_table": "the reference has no change",

@@ -436,7 +436,7 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         UserWarning
             As `predict`.
         """
-        number, target = check_number("width", width, 0), check_number("target", target, 0)
+        number, target = check_number("width", width, 0, 2**53), check_number("target", target, 0)
         width = int(number) if number.is_integer() else number
         losses, interval = self.predict([width], return_interval=True, level=level)
         level = float(level)
