@@ -96,8 +96,11 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         Tokens between resets of dead latents, that is, latents without firings since the last reset. A reset points
         them at badly reconstructed inputs [2]_. The last reset leaves at least as many tokens to train them. None, as
         in the paper, resets none.
+    auxk_coefficient : float or "auto", default="auto"
+        Weight α of the auxiliary loss that brings dead latents back: see Notes. ``"auto"`` is 1/32, and 0 means none.
+        ``"relu"`` has no such loss, and any number is an error with it.
     dead_after : int, default=100_000
-        Tokens without firing after which a latent counts as dead in `history_`.
+        Tokens without firing after which a latent counts as dead, in `history_` and for the auxiliary loss.
     validation_fraction : float, default=0.05
         Share of the rows held out by `fit` to score the result: the first rows, at most 2,048.
     checkpoint_path : str, path or None, default=None
@@ -245,6 +248,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         batch_size: int | str = "auto",
         n_epochs: int | str = "auto",
         resample_every: int | None = None,
+        auxk_coefficient: float | str = "auto",
         dead_after: int = 100_000,
         validation_fraction: float = 0.05,
         checkpoint_path: str | os.PathLike[str] | None = None,
@@ -267,6 +271,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.batch_size = batch_size
         self.n_epochs = n_epochs
         self.resample_every = resample_every
+        self.auxk_coefficient = auxk_coefficient
         self.dead_after = dead_after
         self.validation_fraction = validation_fraction
         self.checkpoint_path = checkpoint_path

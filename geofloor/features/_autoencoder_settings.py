@@ -24,6 +24,7 @@ _MAX_L0 = 128
 _MAX_L0_SHARE = 0.04  # of the latents
 _L1_COEFFICIENT = 0.8  # for a spread of sqrt(n_inputs), a standard deviation of noise of about 1 along any direction
 _STEERING_GAIN = 0.015
+_AUXK_COEFFICIENT = 1 / 32  # Gao et al. 2024, Appendix A.2
 _N_STEPS = 3600
 _BATCH_SIZES = (128, 1024)
 _MAX_STEPS_PER_EPOCH = 20_000  # longer epochs get larger batches
@@ -73,7 +74,9 @@ class Settings:
     resample_every : int or None
         Rows between resets of dead latents; None for no resets.
     dead_after : int
-        Rows without firing after which the history counts a latent as dead.
+        Rows without firing after which a latent counts as dead.
+    auxk_coefficient : float
+        Weight of the auxiliary loss of dead latents; 0 for none.
     """
 
     activation: str
@@ -91,6 +94,7 @@ class Settings:
     decay_fraction: float
     resample_every: int | None
     dead_after: int
+    auxk_coefficient: float
 
     @property
     def l0_per_row(self) -> int | None:
@@ -126,7 +130,8 @@ def check_parameters(sae: Any) -> None:
     _check_auto("warmup_steps", sae.warmup_steps, 0, whole=True)
     _check_auto("decay_fraction", sae.decay_fraction, 0, 1)
     _check_auto("learning_rate", sae.learning_rate, 0)
-    _check_auto("l1_coefficient", sae.l1_coefficient, 0)
+    for name in ("l1_coefficient", "auxk_coefficient"):
+        _check_auto(name, getattr(sae, name), 0)
     check_number("validation_fraction", sae.validation_fraction, 0, 1, open_high=True)
     if sae.clip_norm is not None:
         check_number("clip_norm", sae.clip_norm, 0)
@@ -137,6 +142,11 @@ def check_parameters(sae: Any) -> None:
         raise ValueError(
             f"l1_coefficient={sae.l1_coefficient!r} has no effect with activation={sae.activation!r}, whose sparsity "
             "is l0; set l0, or activation='relu'."
+        )
+    if sae.activation == "relu" and not _is_auto(sae.auxk_coefficient):
+        raise ValueError(
+            f"auxk_coefficient={sae.auxk_coefficient!r} has no effect with activation='relu', which has no auxiliary "
+            "loss; leave it at 'auto', or set resample_every."
         )
     if sae.activation == "relu" and not _is_auto(sae.l0) and not _is_auto(sae.l1_coefficient):
         raise ValueError(
@@ -228,6 +238,9 @@ def resolve_settings(sae: Any, rows: Any, n_inputs: int) -> Settings:
         if l0 is None:
             wanted = min(round(_L0_PER_ROOT_INPUT * math.sqrt(n_inputs)), _MAX_L0, int(_MAX_L0_SHARE * n_latents))
             l0 = max(wanted, 1)
+    auxk_coefficient = _check_auto("auxk_coefficient", sae.auxk_coefficient, 0)
+    if auxk_coefficient is None:
+        auxk_coefficient = 0.0 if sae.activation == "relu" else _AUXK_COEFFICIENT
     return Settings(
         activation=sae.activation,
         n_latents=n_latents,
@@ -244,6 +257,7 @@ def resolve_settings(sae: Any, rows: Any, n_inputs: int) -> Settings:
         decay_fraction=decay_fraction,
         resample_every=_check_count("resample_every", sae.resample_every),
         dead_after=check_number("dead_after", sae.dead_after, 1, whole=True),
+        auxk_coefficient=auxk_coefficient,
     )
 
 

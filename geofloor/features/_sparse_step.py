@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from geofloor._training.products import add_product, linear, product, zero_sum
+from geofloor.features._auxiliary_loss import AuxiliaryLoss
 
 # Codes held at a time. A larger batch is cut into pieces, and their gradients are summed. On a CPU a piece fits the
 # cache.
@@ -118,6 +119,7 @@ def compute_gradients(
     l0: int | None = None,
     threshold: torch.Tensor | None = None,
     bandwidth: torch.Tensor | None = None,
+    auxiliary: AuxiliaryLoss | None = None,
 ) -> StepResult:
     """Compute the loss ‖x − x̂‖² + λ Σ_j z_j, averaged over the batch, and its gradients; see `encode` for the codes.
 
@@ -127,6 +129,8 @@ def compute_gradients(
     With a bandwidth ε, the thresholds θ ≥ 0 have gradients too. A code z = p · 1[p > θ] jumps where its pre-activation
     p passes θ. The straight-through estimate of Rajamanoharan et al. (2024) replaces the jump's derivative by a
     rectangle of width ε: ∂z/∂θ = −(θ/ε) 1[|p − θ| < ε/2], and for the number of codes −(1/ε) 1[|p − θ| < ε/2].
+
+    The gradients include those of an auxiliary loss, if it is given. Its value is not part of the result.
     """
     n_rows, n_latents = len(inputs), len(parameters.encoder_bias)
     piece = rows_at_a_time(parameters)
@@ -150,6 +154,8 @@ def compute_gradients(
         error = product(codes, parameters.decoder_weight).sub_(centered)
         reconstruction += error.square().sum()
         l1 += codes.sum()
+        if auxiliary is not None:
+            auxiliary.add(centered, error, n_rows)
         error *= 2.0 / n_rows
         add_product(on_decoder, codes, error)
         on_decoder_bias.add_(error.sum(dim=0))
@@ -166,6 +172,8 @@ def compute_gradients(
         on_encoder_bias.add_(total)
         on_decoder_bias.addmv_(parameters.encoder_weight.T, total, alpha=-1.0)
     gradients = Parameters(on_encoder.contiguous(), on_encoder_bias, on_decoder.contiguous(), on_decoder_bias)
+    if auxiliary is not None:
+        auxiliary.add_to(gradients)
     if threshold is None or bandwidth is None:
         return StepResult(gradients, reconstruction / n_rows, l1 / n_rows, firings)
     on_threshold.mul_(-threshold / bandwidth)
