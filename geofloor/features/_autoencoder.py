@@ -188,6 +188,10 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     decoder bias over √n_inputs.
     ``"relu"`` with `l0` multiplies λ after each step by exp(g · (L0 / l0 − 1)), with the excess cut to ±0.1 and
     g = 0.015 √(3,600 / n_steps). λ starts at 0.8 times the spread.
+    All but ``"relu"`` train dead latents by an auxiliary loss, :math:`\alpha \lVert e - \hat e \rVert^2` ([3]_,
+    Appendix A.2). Of each row, the n_inputs // 2 dead latents with the largest pre-activations reconstruct the error
+    :math:`e = x - \hat x`, as a constant: :math:`\hat e = W_{dec}^\top z`, without the decoder bias. This loss gives
+    gradients only to the dead latents, and none to the decoder bias. `history_` leaves it out.
     The reconstruction is :math:`\hat x = W_{dec}^\top z + b_{dec}`, and the loss is
 
     .. math:: \lVert x - \hat x \rVert^2 + \lambda \sum_j |z_j|,
