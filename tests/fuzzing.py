@@ -255,6 +255,9 @@ def cases() -> dict[str, Case]:
         "SparseAutoencoder(activation='batchtopk')": of_class(
             geofloor.SparseAutoencoder, fit["SparseAutoencoder"], n_latents=8, activation="batchtopk", **ENCODER
         ),
+        "SparseAutoencoder(groups=(4, 8))": of_class(
+            geofloor.SparseAutoencoder, fit["SparseAutoencoder"], n_latents=8, groups=(4, 8), **ENCODER
+        ),
         "SparseAutoencoder.paper": Case(
             lambda **given: geofloor.SparseAutoencoder.paper(**given, **ENCODER).fit(ROWS).transform(ROWS),
             {"n_latents": 8},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,11 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     auxk_coefficient : float or "auto", default="auto"
         Weight α of the auxiliary loss that brings dead latents back: see Notes. ``"auto"`` is 1/32, and 0 means none.
         ``"relu"`` has no such loss, and any number is an error with it.
+    groups : sequence of int or None, default=None
+        Numbers of latents of nested prefixes of the dictionary, increasing and ending with `n_latents`, such as
+        ``(256, 1024, 4096)``. Each prefix is trained to reconstruct alone, so that early latents are the most
+        important [6]_. The loss is the sum of their squared errors. For ``"topk"`` and ``"batchtopk"``.
+        If it is given, it may replace `n_latents`.
     dead_after : int, default=100_000
         Tokens without firing after which a latent counts as dead, in `history_` and for the auxiliary loss.
     validation_fraction : float, default=0.05
@@ -219,6 +224,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     .. [4] Bussmann et al. (2024), "BatchTopK Sparse Autoencoders", arXiv:2412.06410.
     .. [5] Rajamanoharan et al. (2024), "Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse
        Autoencoders", arXiv:2407.14435.
+    .. [6] Bussmann et al. (2025), "Learning Multi-Level Features with Matryoshka Sparse Autoencoders",
+       arXiv:2503.17547.
 
     Examples
     --------
@@ -253,6 +260,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         n_epochs: int | str = "auto",
         resample_every: int | None = None,
         auxk_coefficient: float | str = "auto",
+        groups: Sequence[int] | None = None,
         dead_after: int = 100_000,
         validation_fraction: float = 0.05,
         checkpoint_path: str | os.PathLike[str] | None = None,
@@ -276,6 +284,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.n_epochs = n_epochs
         self.resample_every = resample_every
         self.auxk_coefficient = auxk_coefficient
+        self.groups = groups
         self.dead_after = dead_after
         self.validation_fraction = validation_fraction
         self.checkpoint_path = checkpoint_path

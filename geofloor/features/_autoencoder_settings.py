@@ -10,10 +10,12 @@ import numpy as np
 
 from geofloor._training.schedules import warmup_stable_decay
 from geofloor._training.settings import check_betas
-from geofloor._validation import check_choice, check_number
+from geofloor._validation import check_choice, check_number, shown
+from geofloor.features._nested_groups import check_groups, check_groups_fit
 
 ACTIVATIONS = ("topk", "batchtopk", "jumprelu", "relu")
 THRESHOLDED = ("batchtopk", "jumprelu")  # activations that encode with thresholds
+NESTED = ("topk", "batchtopk")  # activations that may have nested groups
 NORMALIZATIONS = ("spread", "mean_norm", "mean_square", None)
 
 # The numbers of the rules for "auto" were chosen by measurement and not derived: see the notes of SparseAutoencoder.
@@ -77,6 +79,8 @@ class Settings:
         Rows without firing after which a latent counts as dead.
     auxk_coefficient : float
         Weight of the auxiliary loss of dead latents; 0 for none.
+    groups : tuple of int or None
+        Numbers of latents of the prefixes that each reconstruct; None for the whole dictionary only.
     """
 
     activation: str
@@ -95,6 +99,7 @@ class Settings:
     resample_every: int | None
     dead_after: int
     auxk_coefficient: float
+    groups: tuple[int, ...] | None
 
     @property
     def l0_per_row(self) -> int | None:
@@ -153,6 +158,11 @@ def check_parameters(sae: Any) -> None:
             f"l0={sae.l0!r} and l1_coefficient={sae.l1_coefficient!r} both give the sparsity of activation='relu'; "
             "leave one at 'auto'."
         )
+    if check_groups(sae.groups) is not None and sae.activation not in NESTED:
+        raise ValueError(
+            f"groups={shown(sae.groups)} needs activation='topk' or 'batchtopk', not {sae.activation!r}; set one, or "
+            "leave groups at None."
+        )
     if sae.n_latents is not None and not _is_auto(sae.expansion):
         raise ValueError(
             f"n_latents={sae.n_latents!r} and expansion={sae.expansion!r} both give the number of latents; set one."
@@ -201,6 +211,9 @@ def resolve_settings(sae: Any, rows: Any, n_inputs: int) -> Settings:
     n_rows = None if rows is None else rows.n_rows
     n_latents = _check_count("n_latents", sae.n_latents)
     expansion = _check_auto("expansion", sae.expansion, 1, whole=True)
+    groups = check_groups(sae.groups)
+    if n_latents is None and expansion is None and groups is not None:
+        n_latents = groups[-1]
     if n_latents is None and expansion is not None:
         n_latents = expansion * n_inputs
     elif n_latents is None:
@@ -238,6 +251,8 @@ def resolve_settings(sae: Any, rows: Any, n_inputs: int) -> Settings:
         if l0 is None:
             wanted = min(round(_L0_PER_ROOT_INPUT * math.sqrt(n_inputs)), _MAX_L0, int(_MAX_L0_SHARE * n_latents))
             l0 = max(wanted, 1)
+    if groups is not None and l0 is not None:
+        check_groups_fit(groups, n_latents, l0, batch_size)
     auxk_coefficient = _check_auto("auxk_coefficient", sae.auxk_coefficient, 0)
     if auxk_coefficient is None:
         auxk_coefficient = 0.0 if sae.activation == "relu" else _AUXK_COEFFICIENT
@@ -258,6 +273,7 @@ def resolve_settings(sae: Any, rows: Any, n_inputs: int) -> Settings:
         resample_every=_check_count("resample_every", sae.resample_every),
         dead_after=check_number("dead_after", sae.dead_after, 1, whole=True),
         auxk_coefficient=auxk_coefficient,
+        groups=groups,
     )
 
 

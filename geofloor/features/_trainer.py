@@ -183,7 +183,7 @@ def train(
 @contextmanager
 def _open_step(state: TrainingState, settings: Settings, bar: Any) -> Iterator[_Update]:
     """Choose the step of a fit, dense or sparse, as a context that gives a function of a batch."""
-    if settings.l0 is None or not takes_sparse_step(settings, state.device):
+    if settings.l0 is None or settings.groups is not None or not takes_sparse_step(settings, state.device):
         yield lambda inputs, dead: _update(state, settings, inputs, dead)
         return
     bar.set_postfix_str("compiling")
@@ -265,13 +265,21 @@ def _differentiate(
         return result, penalty, None
     if threshold is None or l0 is None:
         result = compute_gradients(
-            parameters, inputs, settings.l1_coefficient, settings.l0_per_row, auxiliary=auxiliary
+            parameters,
+            inputs,
+            settings.l1_coefficient,
+            settings.l0_per_row,
+            auxiliary=auxiliary,
+            groups=settings.groups,
         )
-        return result, settings.l1_coefficient * result.l1, None
+        return result, settings.l1_coefficient * result.l1 + _of_prefixes(result), None
     if settings.activation == "batchtopk":
         cutoff = find_cutoff(parameters, inputs, l0)
         average_cutoff(threshold, cutoff, state.step + 1)
-        return compute_gradients(parameters, inputs, 0.0, threshold=cutoff, auxiliary=auxiliary), 0.0, None
+        result = compute_gradients(
+            parameters, inputs, 0.0, threshold=cutoff, auxiliary=auxiliary, groups=settings.groups
+        )
+        return result, _of_prefixes(result), None
     if state.step == 0:
         threshold.copy_(find_cutoff(parameters, inputs, l0))
     spread = find_spread(parameters, inputs)
@@ -279,6 +287,10 @@ def _differentiate(
     result = compute_gradients(parameters, inputs, 0.0, threshold=threshold, bandwidth=bandwidth, auxiliary=auxiliary)
     penalty, _threshold_steps(state).grad = penalize_l0(result, len(inputs), l0)
     return result, penalty, spread
+
+
+def _of_prefixes(result: StepResult) -> torch.Tensor | float:
+    return 0.0 if result.of_prefixes is None else result.of_prefixes
 
 
 def _threshold_steps(state: TrainingState) -> torch.Tensor:
