@@ -244,8 +244,8 @@ def take_step(state: TrainingState, settings: Settings, batch: np.ndarray, updat
 
 def _find_dead_latents(state: TrainingState, settings: Settings) -> torch.Tensor | None:
     """Return the mask of the latents that the auxiliary loss trains; None if there is none."""
-    if not settings.auxk_coefficient:
-        return None
+    if not settings.auxk_coefficient or state.n_tokens < settings.dead_after:
+        return None  # without waiting for the device
     dead = state.idle_tokens >= settings.dead_after
     return dead if bool(dead.any()) else None
 
