@@ -33,7 +33,7 @@ from geofloor.features._autoencoder_files import (
     unpack_state,
     write_autoencoder,
 )
-from geofloor.features._autoencoder_settings import Settings, check_parameters, resolve_settings
+from geofloor.features._autoencoder_settings import Settings, check_groups_fit, check_parameters, resolve_settings
 from geofloor.features._sparse_step import Parameters, decode, encode
 from geofloor.features._statistics import OutlierRowsWarning
 from geofloor.features._trainer import TrainingState, start_training, train, wrap_weights
@@ -430,6 +430,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             settings = dataclasses.replace(
                 settings, n_latents=self.n_latents_, l0=self.l0_, l1_coefficient=self.l1_coefficient_
             )
+            check_groups_fit(settings)
             state = self._last_state(settings)
         train(state, settings, (X[i : i + settings.batch_size] for i in range(0, len(X), settings.batch_size)))
         return self._publish(state, settings)

@@ -11,7 +11,7 @@ import numpy as np
 from geofloor._training.schedules import warmup_stable_decay
 from geofloor._training.settings import check_betas
 from geofloor._validation import check_choice, check_number, shown
-from geofloor.features._nested_groups import check_groups, check_groups_fit
+from geofloor.features._nested_groups import check_groups
 
 ACTIVATIONS = ("topk", "batchtopk", "jumprelu", "relu")
 THRESHOLDED = ("batchtopk", "jumprelu")  # activations that encode with thresholds
@@ -251,12 +251,10 @@ def resolve_settings(sae: Any, rows: Any, n_inputs: int) -> Settings:
         if l0 is None:
             wanted = min(round(_L0_PER_ROOT_INPUT * math.sqrt(n_inputs)), _MAX_L0, int(_MAX_L0_SHARE * n_latents))
             l0 = max(wanted, 1)
-    if groups is not None and l0 is not None:
-        check_groups_fit(groups, n_latents, l0, batch_size)
     auxk_coefficient = _check_auto("auxk_coefficient", sae.auxk_coefficient, 0)
     if auxk_coefficient is None:
         auxk_coefficient = 0.0 if sae.activation == "relu" else _AUXK_COEFFICIENT
-    return Settings(
+    settings = Settings(
         activation=sae.activation,
         n_latents=n_latents,
         l0=l0,
@@ -275,6 +273,33 @@ def resolve_settings(sae: Any, rows: Any, n_inputs: int) -> Settings:
         auxk_coefficient=auxk_coefficient,
         groups=groups,
     )
+    check_groups_fit(settings)
+    return settings
+
+
+def check_groups_fit(settings: Settings) -> None:
+    """Refuse groups that do not fit the dictionary, its sparsity or the batch.
+
+    Raises
+    ------
+    ValueError
+        If the last prefix is not the dictionary, the first has fewer latents than a row has codes, or a batch has fewer
+        rows than there are prefixes.
+    """
+    groups, l0 = settings.groups, settings.l0
+    if groups is None or l0 is None:
+        return
+    if groups[-1] != settings.n_latents:
+        raise ValueError(
+            f"groups={groups} must end with the number of latents, {settings.n_latents}; add it, or set n_latents."
+        )
+    if groups[0] < l0:
+        raise ValueError(f"groups={groups} starts with fewer latents than l0={l0}; lower l0 or raise the first number.")
+    if settings.batch_size < len(groups):
+        raise ValueError(
+            f"batch_size={settings.batch_size} is below the number of groups, {len(groups)}; raise it or give fewer "
+            "groups."
+        )
 
 
 def _choose_batch_size(n_rows: int | None) -> int:

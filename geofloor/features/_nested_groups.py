@@ -30,25 +30,6 @@ def check_groups(groups: Any) -> tuple[int, ...] | None:
     return tuple(int(length) for length in lengths)
 
 
-def check_groups_fit(groups: tuple[int, ...], n_latents: int, l0: int, batch_size: int) -> None:
-    """Refuse prefixes that do not fit the dictionary, its sparsity or the batch.
-
-    Raises
-    ------
-    ValueError
-        If the last prefix is not the dictionary, the first has fewer latents than a row has codes, or a batch has fewer
-        rows than there are prefixes.
-    """
-    if groups[-1] != n_latents:
-        raise ValueError(f"groups={groups} must end with the number of latents, {n_latents}; add it, or set n_latents.")
-    if groups[0] < l0:
-        raise ValueError(f"groups={groups} starts with fewer latents than l0={l0}; lower l0 or raise the first number.")
-    if batch_size < len(groups):
-        raise ValueError(
-            f"batch_size={batch_size} is below the number of groups, {len(groups)}; raise it or give fewer groups."
-        )
-
-
 def prefix_errors(
     codes: torch.Tensor, directions: torch.Tensor, centered: torch.Tensor, groups: tuple[int, ...]
 ) -> list[torch.Tensor]:

@@ -100,3 +100,9 @@ def test_groups_are_kept_in_files(activations, tmp_path):
 def test_groups_that_do_not_fit_are_refused(activations, parameters, message):
     with pytest.raises(ValueError, match=message):
         SparseAutoencoder(24, l0=3, random_state=0).set_params(**parameters).fit(activations)
+
+
+def test_groups_of_another_dictionary_are_refused_by_partial_fit(activations):
+    sae = SparseAutoencoder(24, l0=3, random_state=0).partial_fit(activations)
+    with pytest.raises(ValueError, match=r"groups=\(4, 20\) must end with the number of latents, 24"):
+        sae.set_params(n_latents=None, groups=(4, 20)).partial_fit(activations)
