@@ -75,7 +75,7 @@ SPARSE = toy.SparseFeatures(4, 0.7).sample(64, random_state=0)
 HERE = {"device": "cpu", "random_state": 0}
 TOY = {"n_steps": 3, "max_rounds": 1, "n_eval_samples": 64, "batch_size": 8, **HERE}
 STUDENT = {"n_steps": 2, "warmup_steps": 1, "batch_size": 4, "eval_every": 1, "eval_sequences": 2, **HERE}
-ENCODER = {"n_epochs": 1, "batch_size": 20, **HERE}
+ENCODER = {"n_epochs": 1, "batch_size": 20, "dead_after": 20, **HERE}
 SWEEP = {"n_features": 4, "widths": [1, 2], "alphas": 0.8, "teacher_widths": None, "n_seeds": 2, **TOY}
 PILE = [
     {"text": f"Row {number} holds plain text, one of a few. " * 9, "meta": {"pile_set_name": name}}
@@ -254,6 +254,9 @@ def cases() -> dict[str, Case]:
         ),
         "SparseAutoencoder(activation='batchtopk')": of_class(
             geofloor.SparseAutoencoder, fit["SparseAutoencoder"], n_latents=8, activation="batchtopk", **ENCODER
+        ),
+        "SparseAutoencoder(groups=(4, 8))": of_class(
+            geofloor.SparseAutoencoder, fit["SparseAutoencoder"], n_latents=8, groups=(4, 8), **ENCODER
         ),
         "SparseAutoencoder.paper": Case(
             lambda **given: geofloor.SparseAutoencoder.paper(**given, **ENCODER).fit(ROWS).transform(ROWS),

@@ -23,9 +23,10 @@ from geofloor.features._autoencoder_settings import ACTIVATIONS
 # FeatureStatistics and ActivationExtractor are checked in their own test files.
 ESTIMATORS = [
     *(
-        SparseAutoencoder(8, activation=activation, batch_size=16, n_epochs=2, random_state=0)
+        SparseAutoencoder(8, activation=activation, batch_size=16, n_epochs=2, dead_after=16, random_state=0)
         for activation in ACTIVATIONS
     ),
+    SparseAutoencoder(8, groups=(2, 8), l0=1, batch_size=16, n_epochs=2, random_state=0),
     SparseAutoencoder(8, activation="relu", l0=1, batch_size=16, n_epochs=2, random_state=0),
     AffineCalibrator(),
     AffineCalibrator(baseline=0.0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from geofloor.features._autoencoder_files import (
     unpack_state,
     write_autoencoder,
 )
-from geofloor.features._autoencoder_settings import Settings, check_parameters, resolve_settings
+from geofloor.features._autoencoder_settings import Settings, check_groups_fit, check_parameters, resolve_settings
 from geofloor.features._sparse_step import Parameters, decode, encode
 from geofloor.features._statistics import OutlierRowsWarning
 from geofloor.features._trainer import TrainingState, start_training, train, wrap_weights
@@ -96,8 +96,16 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         Tokens between resets of dead latents, that is, latents without firings since the last reset. A reset points
         them at badly reconstructed inputs [2]_. The last reset leaves at least as many tokens to train them. None, as
         in the paper, resets none.
+    auxk_coefficient : float or "auto", default="auto"
+        Weight α of the auxiliary loss that brings dead latents back: see Notes. ``"auto"`` is 1/32, and 0 means none.
+        ``"relu"`` has no such loss, and any number is an error with it.
+    groups : sequence of int or None, default=None
+        Numbers of latents of nested prefixes of the dictionary, increasing and ending with `n_latents`, such as
+        ``(256, 1024, 4096)``. Each prefix is trained to reconstruct alone, so that early latents are the most
+        important [6]_. The loss is the sum of their squared errors. For ``"topk"`` and ``"batchtopk"``.
+        If it is given, it may replace `n_latents`.
     dead_after : int, default=100_000
-        Tokens without firing after which a latent counts as dead in `history_`.
+        Tokens without firing after which a latent counts as dead, in `history_` and for the auxiliary loss.
     validation_fraction : float, default=0.05
         Share of the rows held out by `fit` to score the result: the first rows, at most 2,048.
     checkpoint_path : str, path or None, default=None
@@ -185,6 +193,10 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     decoder bias over √n_inputs.
     ``"relu"`` with `l0` multiplies λ after each step by exp(g · (L0 / l0 − 1)), with the excess cut to ±0.1 and
     g = 0.015 √(3,600 / n_steps). λ starts at 0.8 times the spread.
+    All but ``"relu"`` train dead latents by an auxiliary loss, :math:`\alpha \lVert e - \hat e \rVert^2` ([3]_,
+    Appendix A.2). Of each row, the n_inputs // 2 dead latents with the largest pre-activations reconstruct the error
+    :math:`e = x - \hat x`, as a constant: :math:`\hat e = W_{dec}^\top z`, without the decoder bias. This loss gives
+    gradients only to the dead latents, and none to the decoder bias. `history_` leaves it out.
     The reconstruction is :math:`\hat x = W_{dec}^\top z + b_{dec}`, and the loss is
 
     .. math:: \lVert x - \hat x \rVert^2 + \lambda \sum_j |z_j|,
@@ -212,6 +224,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     .. [4] Bussmann et al. (2024), "BatchTopK Sparse Autoencoders", arXiv:2412.06410.
     .. [5] Rajamanoharan et al. (2024), "Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse
        Autoencoders", arXiv:2407.14435.
+    .. [6] Bussmann et al. (2025), "Learning Multi-Level Features with Matryoshka Sparse Autoencoders",
+       arXiv:2503.17547.
 
     Examples
     --------
@@ -245,6 +259,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         batch_size: int | str = "auto",
         n_epochs: int | str = "auto",
         resample_every: int | None = None,
+        auxk_coefficient: float | str = "auto",
+        groups: Sequence[int] | None = None,
         dead_after: int = 100_000,
         validation_fraction: float = 0.05,
         checkpoint_path: str | os.PathLike[str] | None = None,
@@ -267,6 +283,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.batch_size = batch_size
         self.n_epochs = n_epochs
         self.resample_every = resample_every
+        self.auxk_coefficient = auxk_coefficient
+        self.groups = groups
         self.dead_after = dead_after
         self.validation_fraction = validation_fraction
         self.checkpoint_path = checkpoint_path
@@ -412,6 +430,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             settings = dataclasses.replace(
                 settings, n_latents=self.n_latents_, l0=self.l0_, l1_coefficient=self.l1_coefficient_
             )
+            check_groups_fit(settings)
             state = self._last_state(settings)
         train(state, settings, (X[i : i + settings.batch_size] for i in range(0, len(X), settings.batch_size)))
         return self._publish(state, settings)

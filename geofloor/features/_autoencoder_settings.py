@@ -10,10 +10,12 @@ import numpy as np
 
 from geofloor._training.schedules import warmup_stable_decay
 from geofloor._training.settings import check_betas
-from geofloor._validation import check_choice, check_number
+from geofloor._validation import check_choice, check_number, shown
+from geofloor.features._nested_groups import check_groups
 
 ACTIVATIONS = ("topk", "batchtopk", "jumprelu", "relu")
 THRESHOLDED = ("batchtopk", "jumprelu")  # activations that encode with thresholds
+NESTED = ("topk", "batchtopk")  # activations that may have nested groups
 NORMALIZATIONS = ("spread", "mean_norm", "mean_square", None)
 
 # The numbers of the rules for "auto" were chosen by measurement and not derived: see the notes of SparseAutoencoder.
@@ -24,6 +26,7 @@ _MAX_L0 = 128
 _MAX_L0_SHARE = 0.04  # of the latents
 _L1_COEFFICIENT = 0.8  # for a spread of sqrt(n_inputs), a standard deviation of noise of about 1 along any direction
 _STEERING_GAIN = 0.015
+_AUXK_COEFFICIENT = 1 / 32  # Gao et al. 2024, Appendix A.2
 _N_STEPS = 3600
 _BATCH_SIZES = (128, 1024)
 _MAX_STEPS_PER_EPOCH = 20_000  # longer epochs get larger batches
@@ -73,7 +76,11 @@ class Settings:
     resample_every : int or None
         Rows between resets of dead latents; None for no resets.
     dead_after : int
-        Rows without firing after which the history counts a latent as dead.
+        Rows without firing after which a latent counts as dead.
+    auxk_coefficient : float
+        Weight of the auxiliary loss of dead latents; 0 for none.
+    groups : tuple of int or None
+        Numbers of latents of the prefixes that each reconstruct; None for the whole dictionary only.
     """
 
     activation: str
@@ -91,6 +98,8 @@ class Settings:
     decay_fraction: float
     resample_every: int | None
     dead_after: int
+    auxk_coefficient: float
+    groups: tuple[int, ...] | None
 
     @property
     def l0_per_row(self) -> int | None:
@@ -126,7 +135,8 @@ def check_parameters(sae: Any) -> None:
     _check_auto("warmup_steps", sae.warmup_steps, 0, whole=True)
     _check_auto("decay_fraction", sae.decay_fraction, 0, 1)
     _check_auto("learning_rate", sae.learning_rate, 0)
-    _check_auto("l1_coefficient", sae.l1_coefficient, 0)
+    for name in ("l1_coefficient", "auxk_coefficient"):
+        _check_auto(name, getattr(sae, name), 0)
     check_number("validation_fraction", sae.validation_fraction, 0, 1, open_high=True)
     if sae.clip_norm is not None:
         check_number("clip_norm", sae.clip_norm, 0)
@@ -138,10 +148,20 @@ def check_parameters(sae: Any) -> None:
             f"l1_coefficient={sae.l1_coefficient!r} has no effect with activation={sae.activation!r}, whose sparsity "
             "is l0; set l0, or activation='relu'."
         )
+    if sae.activation == "relu" and not _is_auto(sae.auxk_coefficient):
+        raise ValueError(
+            f"auxk_coefficient={sae.auxk_coefficient!r} has no effect with activation='relu', which has no auxiliary "
+            "loss; leave it at 'auto', or set resample_every."
+        )
     if sae.activation == "relu" and not _is_auto(sae.l0) and not _is_auto(sae.l1_coefficient):
         raise ValueError(
             f"l0={sae.l0!r} and l1_coefficient={sae.l1_coefficient!r} both give the sparsity of activation='relu'; "
             "leave one at 'auto'."
+        )
+    if check_groups(sae.groups) is not None and sae.activation not in NESTED:
+        raise ValueError(
+            f"groups={shown(sae.groups)} needs activation='topk' or 'batchtopk', not {sae.activation!r}; set one, or "
+            "leave groups at None."
         )
     if sae.n_latents is not None and not _is_auto(sae.expansion):
         raise ValueError(
@@ -191,6 +211,9 @@ def resolve_settings(sae: Any, rows: Any, n_inputs: int) -> Settings:
     n_rows = None if rows is None else rows.n_rows
     n_latents = _check_count("n_latents", sae.n_latents)
     expansion = _check_auto("expansion", sae.expansion, 1, whole=True)
+    groups = check_groups(sae.groups)
+    if n_latents is None and expansion is None and groups is not None:
+        n_latents = groups[-1]
     if n_latents is None and expansion is not None:
         n_latents = expansion * n_inputs
     elif n_latents is None:
@@ -228,7 +251,10 @@ def resolve_settings(sae: Any, rows: Any, n_inputs: int) -> Settings:
         if l0 is None:
             wanted = min(round(_L0_PER_ROOT_INPUT * math.sqrt(n_inputs)), _MAX_L0, int(_MAX_L0_SHARE * n_latents))
             l0 = max(wanted, 1)
-    return Settings(
+    auxk_coefficient = _check_auto("auxk_coefficient", sae.auxk_coefficient, 0)
+    if auxk_coefficient is None:
+        auxk_coefficient = 0.0 if sae.activation == "relu" else _AUXK_COEFFICIENT
+    settings = Settings(
         activation=sae.activation,
         n_latents=n_latents,
         l0=l0,
@@ -244,7 +270,36 @@ def resolve_settings(sae: Any, rows: Any, n_inputs: int) -> Settings:
         decay_fraction=decay_fraction,
         resample_every=_check_count("resample_every", sae.resample_every),
         dead_after=check_number("dead_after", sae.dead_after, 1, whole=True),
+        auxk_coefficient=auxk_coefficient,
+        groups=groups,
     )
+    check_groups_fit(settings)
+    return settings
+
+
+def check_groups_fit(settings: Settings) -> None:
+    """Refuse groups that do not fit the dictionary, its sparsity or the batch.
+
+    Raises
+    ------
+    ValueError
+        If the last prefix is not the dictionary, the first has fewer latents than a row has codes, or a batch has fewer
+        rows than there are prefixes.
+    """
+    groups, l0 = settings.groups, settings.l0
+    if groups is None or l0 is None:
+        return
+    if groups[-1] != settings.n_latents:
+        raise ValueError(
+            f"groups={groups} must end with the number of latents, {settings.n_latents}; add it, or set n_latents."
+        )
+    if groups[0] < l0:
+        raise ValueError(f"groups={groups} starts with fewer latents than l0={l0}; lower l0 or raise the first number.")
+    if settings.batch_size < len(groups):
+        raise ValueError(
+            f"batch_size={settings.batch_size} is below the number of groups, {len(groups)}; raise it or give fewer "
+            "groups."
+        )
 
 
 def _choose_batch_size(n_rows: int | None) -> int:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 
 from geofloor._training.products import add_product, linear, product, zero_sum
+from geofloor.features._auxiliary_loss import AuxiliaryLoss
+from geofloor.features._nested_groups import differentiate_errors, prefix_errors
 
 # Codes held at a time. A larger batch is cut into pieces, and their gradients are summed. On a CPU a piece fits the
 # cache.
@@ -55,6 +57,8 @@ class StepResult(NamedTuple):
         Gradient of the loss on the thresholds, if a bandwidth was given.
     l0_on_threshold : Tensor of shape (n_latents,) or None
         Gradient of the mean number of codes per row on the thresholds, if a bandwidth was given.
+    of_prefixes : Tensor, scalar, or None
+        Squared errors per row of all prefixes of the latents but the last, summed, if groups were given.
     """
 
     gradients: Parameters
@@ -63,6 +67,7 @@ class StepResult(NamedTuple):
     firings: torch.Tensor
     on_threshold: torch.Tensor | None = None
     l0_on_threshold: torch.Tensor | None = None
+    of_prefixes: torch.Tensor | None = None
 
 
 def initialize_parameters(n_latents: int, decoder_bias: torch.Tensor, generator: torch.Generator) -> Parameters:
@@ -118,6 +123,8 @@ def compute_gradients(
     l0: int | None = None,
     threshold: torch.Tensor | None = None,
     bandwidth: torch.Tensor | None = None,
+    auxiliary: AuxiliaryLoss | None = None,
+    groups: tuple[int, ...] | None = None,
 ) -> StepResult:
     """Compute the loss ‖x − x̂‖² + λ Σ_j z_j, averaged over the batch, and its gradients; see `encode` for the codes.
 
@@ -127,6 +134,11 @@ def compute_gradients(
     With a bandwidth ε, the thresholds θ ≥ 0 have gradients too. A code z = p · 1[p > θ] jumps where its pre-activation
     p passes θ. The straight-through estimate of Rajamanoharan et al. (2024) replaces the jump's derivative by a
     rectangle of width ε: ∂z/∂θ = −(θ/ε) 1[|p − θ| < ε/2], and for the number of codes −(1/ε) 1[|p − θ| < ε/2].
+
+    The gradients include those of an auxiliary loss, if it is given. Its value is not part of the result.
+
+    With groups, the lengths of prefixes of the latents, the loss is the sum over prefixes of the squared error of the
+    reconstruction by the latents of the prefix alone. The auxiliary loss is about the error of the last.
     """
     n_rows, n_latents = len(inputs), len(parameters.encoder_bias)
     piece = rows_at_a_time(parameters)
@@ -138,6 +150,8 @@ def compute_gradients(
     firings = torch.zeros(n_latents, dtype=torch.int64, device=inputs.device)
     on_threshold = torch.zeros_like(parameters.encoder_bias)
     n_near = torch.zeros_like(firings)
+    ends = (n_latents,) if groups is None else groups
+    of_prefixes = inputs.new_zeros(())
     for start in range(0, n_rows, piece):
         centered = inputs[start : start + piece] - parameters.decoder_bias
         if threshold is not None and bandwidth is not None:
@@ -147,16 +161,20 @@ def compute_gradients(
         else:
             near = None
             codes = _encode_centered(parameters, centered, l0, threshold)
-        error = product(codes, parameters.decoder_weight).sub_(centered)
-        reconstruction += error.square().sum()
+        errors = prefix_errors(codes, parameters.decoder_weight, centered, ends)
+        reconstruction += errors[-1].square().sum()
+        for error in errors[:-1]:
+            of_prefixes += error.square().sum()
         l1 += codes.sum()
-        error *= 2.0 / n_rows
-        add_product(on_decoder, codes, error)
-        on_decoder_bias.add_(error.sum(dim=0))
+        if auxiliary is not None:
+            auxiliary.add(centered, errors[-1], n_rows)
         # The gradient of the pre-activations is zero where the code is.
         active = codes > 0
         firings += active.sum(dim=0)
-        on_codes = product(error, parameters.decoder_weight.T, spare=codes)
+        on_codes, on_reconstruction = differentiate_errors(
+            errors, codes, parameters.decoder_weight, ends, on_decoder, n_rows
+        )
+        on_decoder_bias.add_(on_reconstruction.sum(dim=0))
         if near is not None:
             on_threshold += (on_codes * near).sum(dim=0)
             n_near += near.sum(dim=0)
@@ -166,8 +184,16 @@ def compute_gradients(
         on_encoder_bias.add_(total)
         on_decoder_bias.addmv_(parameters.encoder_weight.T, total, alpha=-1.0)
     gradients = Parameters(on_encoder.contiguous(), on_encoder_bias, on_decoder.contiguous(), on_decoder_bias)
+    if auxiliary is not None:
+        auxiliary.add_to(gradients)
     if threshold is None or bandwidth is None:
-        return StepResult(gradients, reconstruction / n_rows, l1 / n_rows, firings)
+        return StepResult(
+            gradients,
+            reconstruction / n_rows,
+            l1 / n_rows,
+            firings,
+            of_prefixes=None if groups is None else of_prefixes / n_rows,
+        )
     on_threshold.mul_(-threshold / bandwidth)
     l0_on_threshold = n_near / (-n_rows * bandwidth)
     return StepResult(gradients, reconstruction / n_rows, l1 / n_rows, firings, on_threshold, l0_on_threshold)

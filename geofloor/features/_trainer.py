@@ -18,6 +18,7 @@ from geofloor._training.devices import keep_freed_memory, memory_advice, to_devi
 from geofloor._training.progress import progress_bar
 from geofloor._training.seeds import step_generator, torch_generator
 from geofloor.features._autoencoder_settings import THRESHOLDED, Settings, find_scale
+from geofloor.features._auxiliary_loss import AuxiliaryLoss
 from geofloor.features._cpu_step import SparseStep, compile_kernels, takes_sparse_step
 from geofloor.features._sparse_step import (
     Parameters,
@@ -37,8 +38,9 @@ from geofloor.features._sparsity import (
     steer_penalty,
 )
 
-# Function of a batch that updates the weights and returns the loss terms and the penalty.
-_Update = Callable[[torch.Tensor], tuple[StepResult, torch.Tensor | float]]
+# Function of a batch and of the mask of dead latents, or None, that updates the weights and returns the loss terms and
+# the penalty.
+_Update = Callable[[torch.Tensor, torch.Tensor | None], tuple[StepResult, torch.Tensor | float]]
 
 _READ_EVERY = 20  # steps between readings of the loss, because each reading waits for the device
 
@@ -181,20 +183,23 @@ def train(
 @contextmanager
 def _open_step(state: TrainingState, settings: Settings, bar: Any) -> Iterator[_Update]:
     """Choose the step of a fit, dense or sparse, as a context that gives a function of a batch."""
-    if settings.l0 is None or not takes_sparse_step(settings, state.device):
-        yield lambda inputs: _update(state, settings, inputs)
+    if settings.l0 is None or settings.groups is not None or not takes_sparse_step(settings, state.device):
+        yield lambda inputs, dead: _update(state, settings, inputs, dead)
         return
     bar.set_postfix_str("compiling")
     compile_kernels()
     bar.set_postfix_str("")
     with SparseStep(state.parameters, state.optimizer, l0=settings.l0, clip_norm=settings.clip_norm) as take:
-        yield lambda inputs: (take(inputs), 0.0)
+        # Steps with dead latents are dense, because the kernels have no auxiliary loss.
+        yield lambda inputs, dead: (take(inputs), 0.0) if dead is None else _update(state, settings, inputs, dead)
 
 
-def _update(state: TrainingState, settings: Settings, inputs: torch.Tensor) -> tuple[StepResult, torch.Tensor | float]:
+def _update(
+    state: TrainingState, settings: Settings, inputs: torch.Tensor, dead: torch.Tensor | None
+) -> tuple[StepResult, torch.Tensor | float]:
     """Update the weights by dense gradients, and return the loss terms and the penalty."""
     parameters, optimizer = state.parameters, state.optimizer
-    result, penalty, spread = _differentiate(state, settings, inputs)
+    result, penalty, spread = _differentiate(state, settings, inputs, dead)
     project_decoder_gradient(parameters, result.gradients)
     for parameter, gradient in zip(parameters, result.gradients, strict=True):
         parameter.grad = gradient
@@ -216,7 +221,8 @@ def take_step(state: TrainingState, settings: Settings, batch: np.ndarray, updat
     if state.scale != 1.0:
         inputs = inputs * state.scale
     state.optimizer.param_groups[0]["lr"] = settings.learning_rate_at(state.step)
-    result, penalty = _update(state, settings, inputs) if update is None else update(inputs)
+    dead = _find_dead_latents(state, settings)
+    result, penalty = _update(state, settings, inputs, dead) if update is None else update(inputs, dead)
 
     state.step += 1
     n_tokens_before = state.n_tokens
@@ -236,11 +242,20 @@ def take_step(state: TrainingState, settings: Settings, batch: np.ndarray, updat
     state.unread.append((state.step, state.n_tokens, measured, n_reset))
 
 
+def _find_dead_latents(state: TrainingState, settings: Settings) -> torch.Tensor | None:
+    """Return the mask of the latents that the auxiliary loss trains; None if there is none."""
+    if not settings.auxk_coefficient or state.n_tokens < settings.dead_after:
+        return None  # without waiting for the device
+    dead = state.idle_tokens >= settings.dead_after
+    return dead if bool(dead.any()) else None
+
+
 def _differentiate(
-    state: TrainingState, settings: Settings, inputs: torch.Tensor
+    state: TrainingState, settings: Settings, inputs: torch.Tensor, dead: torch.Tensor | None
 ) -> tuple[StepResult, torch.Tensor | float, torch.Tensor | None]:
     """Compute loss and gradients of a batch, its penalty and, for trained thresholds, the spread of its rows."""
     parameters, threshold, l0 = state.parameters, state.threshold, settings.l0
+    auxiliary = None if dead is None else AuxiliaryLoss(parameters, dead, settings.auxk_coefficient)
     if state.l1_coefficient is not None and l0 is not None:
         if state.step == 0:
             state.l1_coefficient.copy_(settings.l1_coefficient * find_spread(parameters, inputs))
@@ -249,19 +264,33 @@ def _differentiate(
         steer_penalty(state.l1_coefficient, result, len(inputs), l0, settings.steering_gain)
         return result, penalty, None
     if threshold is None or l0 is None:
-        result = compute_gradients(parameters, inputs, settings.l1_coefficient, settings.l0_per_row)
-        return result, settings.l1_coefficient * result.l1, None
+        result = compute_gradients(
+            parameters,
+            inputs,
+            settings.l1_coefficient,
+            settings.l0_per_row,
+            auxiliary=auxiliary,
+            groups=settings.groups,
+        )
+        return result, settings.l1_coefficient * result.l1 + _of_prefixes(result), None
     if settings.activation == "batchtopk":
         cutoff = find_cutoff(parameters, inputs, l0)
         average_cutoff(threshold, cutoff, state.step + 1)
-        return compute_gradients(parameters, inputs, 0.0, threshold=cutoff), 0.0, None
+        result = compute_gradients(
+            parameters, inputs, 0.0, threshold=cutoff, auxiliary=auxiliary, groups=settings.groups
+        )
+        return result, _of_prefixes(result), None
     if state.step == 0:
         threshold.copy_(find_cutoff(parameters, inputs, l0))
     spread = find_spread(parameters, inputs)
     bandwidth = find_bandwidth(spread, inputs.shape[1], l0)
-    result = compute_gradients(parameters, inputs, 0.0, threshold=threshold, bandwidth=bandwidth)
+    result = compute_gradients(parameters, inputs, 0.0, threshold=threshold, bandwidth=bandwidth, auxiliary=auxiliary)
     penalty, _threshold_steps(state).grad = penalize_l0(result, len(inputs), l0)
     return result, penalty, spread
+
+
+def _of_prefixes(result: StepResult) -> torch.Tensor | float:
+    return 0.0 if result.of_prefixes is None else result.of_prefixes
 
 
 def _threshold_steps(state: TrainingState) -> torch.Tensor:

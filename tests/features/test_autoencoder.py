@@ -154,7 +154,7 @@ class StoppedError(Exception):
 @pytest.mark.parametrize("steps", [1, 4, 13, 29])
 @pytest.mark.parametrize("kind", [*ACTIVATIONS, "relu with l0"])
 def test_a_stopped_fit_resumes_to_the_same_bits(activations, sae, tmp_path, monkeypatch, kind, steps):
-    settings = {"resample_every": 700, "decay_fraction": 0.2, "warmup_steps": 3, **sparsity(kind)}
+    settings = {"resample_every": 700, "decay_fraction": 0.2, "warmup_steps": 3, "dead_after": 100, **sparsity(kind)}
     never_stopped = clone(sae).set_params(**settings).fit(activations)
     stopped = clone(sae).set_params(**settings, checkpoint_path=tmp_path / "checkpoint", checkpoint_every=3)
     step = _trainer.take_step
@@ -222,7 +222,8 @@ def batches():
         yield np.random.default_rng(i).normal(size=(64, 16))
 
 SparseAutoencoder(
-    64, batch_size=64, resample_every=640, checkpoint_path=sys.argv[1], checkpoint_every=4, random_state=3
+    64, batch_size=64, resample_every=640, dead_after=64, checkpoint_path=sys.argv[1], checkpoint_every=4,
+    random_state=3,
 ).fit(batches()).save(sys.argv[2])
 """
 
@@ -277,6 +278,12 @@ def test_default_size_and_names_of_the_codes(activations):
         (
             {"activation": "batchtopk", "l1_coefficient": 0.1},
             "l1_coefficient=0.1 has no effect with activation='batchtopk'",
+        ),
+        ({"auxk_coefficient": -0.1}, "auxk_coefficient=-0.1 must be a finite number of at least 0"),
+        ({"auxk_coefficient": None}, "auxk_coefficient=None"),
+        (
+            {"activation": "relu", "auxk_coefficient": 0.1},
+            "auxk_coefficient=0.1 has no effect with activation='relu'",
         ),
         ({"activation": "batchtopk", "n_latents": 24, "l0": 25}, "l0=25 is above the number of latents, 24"),
         (
