@@ -54,6 +54,8 @@ class ArrayRows:
         Rows to train on.
     sample : ndarray of shape (n_sampled, n_inputs), float32
         Evenly spaced rows.
+    quick_fingerprint : str
+        Digest of the shape and of the sample.
     fingerprint : str
         Digest of the shape and of all rows, computed on first use.
     """
@@ -63,6 +65,10 @@ class ArrayRows:
         self._first = 0
         self.n_rows: int = len(X)
         self.sample = self._take(_evenly(len(X), _sample_rows(X.shape[1])))
+
+    @property
+    def quick_fingerprint(self) -> str:
+        return hashlib.sha256(f"{self._X.shape}".encode() + self.sample.tobytes()).hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -107,7 +113,7 @@ class StreamRows:
         The first rows.
     is_read : bool
         Whether the sample holds all rows.
-    fingerprint : str
+    fingerprint, quick_fingerprint : str
         Digest of the sample, because the other rows can be read only once.
     """
 
@@ -133,7 +139,7 @@ class StreamRows:
         if self._one_shot:  # the rows of the sample are trained on as well
             self._stream = itertools.chain([joined], iterator)
         self.n_rows: int | None = sum(map(len, stream)) if isinstance(stream, list | tuple) else None
-        self.fingerprint = hashlib.sha256(np.ascontiguousarray(self.sample).data).hexdigest()
+        self.fingerprint = self.quick_fingerprint = hashlib.sha256(np.ascontiguousarray(self.sample).data).hexdigest()
 
     def hold_out(self, n_rows: int) -> np.ndarray:
         """Return the first rows, and leave them out of training."""

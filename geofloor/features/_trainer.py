@@ -15,14 +15,15 @@ import numpy as np
 import torch
 
 from geofloor._training.devices import keep_freed_memory, memory_advice, to_device
+from geofloor._training.processes import ALONE, Processes
 from geofloor._training.progress import progress_bar
 from geofloor._training.seeds import step_generator, torch_generator
 from geofloor.features._autoencoder_settings import THRESHOLDED, Settings, find_scale
 from geofloor.features._cpu_step import SparseStep, compile_kernels, takes_sparse_step
+from geofloor.features._distributed import divide_cutoff, divide_gradients
 from geofloor.features._sparse_step import (
     Parameters,
     StepResult,
-    compute_gradients,
     initialize_parameters,
     normalize_decoder,
     project_decoder_gradient,
@@ -31,7 +32,6 @@ from geofloor.features._sparse_step import (
 from geofloor.features._sparsity import (
     average_cutoff,
     find_bandwidth,
-    find_cutoff,
     find_spread,
     penalize_l0,
     steer_penalty,
@@ -72,6 +72,8 @@ class TrainingState:
         Measurements of each step, read from the device.
     unread : list of tuple
         Step, rows trained on, measurements and number of reset latents of the steps since the last reading.
+    processes : Processes
+        Processes that divide each batch. Each has the whole batch and the same state.
     """
 
     parameters: Parameters
@@ -85,6 +87,7 @@ class TrainingState:
     n_tokens: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     unread: list[tuple[int, int, torch.Tensor, int]] = field(default_factory=list)
+    processes: Processes = ALONE
 
     @property
     def device(self) -> torch.device:
@@ -181,7 +184,8 @@ def train(
 @contextmanager
 def _open_step(state: TrainingState, settings: Settings, bar: Any) -> Iterator[_Update]:
     """Choose the step of a fit, dense or sparse, as a context that gives a function of a batch."""
-    if settings.l0 is None or not takes_sparse_step(settings, state.device):
+    # The compiled step takes no gradients of other processes.
+    if settings.l0 is None or state.processes.n > 1 or not takes_sparse_step(settings, state.device):
         yield lambda inputs: _update(state, settings, inputs)
         return
     bar.set_postfix_str("compiling")
@@ -240,26 +244,26 @@ def _differentiate(
     state: TrainingState, settings: Settings, inputs: torch.Tensor
 ) -> tuple[StepResult, torch.Tensor | float, torch.Tensor | None]:
     """Compute loss and gradients of a batch, its penalty and, for trained thresholds, the spread of its rows."""
-    parameters, threshold, l0 = state.parameters, state.threshold, settings.l0
+    parameters, threshold, l0, processes = state.parameters, state.threshold, settings.l0, state.processes
     if state.l1_coefficient is not None and l0 is not None:
         if state.step == 0:
             state.l1_coefficient.copy_(settings.l1_coefficient * find_spread(parameters, inputs))
-        result = compute_gradients(parameters, inputs, state.l1_coefficient)
+        result = divide_gradients(processes, parameters, inputs, state.l1_coefficient)
         penalty = state.l1_coefficient * result.l1
         steer_penalty(state.l1_coefficient, result, len(inputs), l0, settings.steering_gain)
         return result, penalty, None
     if threshold is None or l0 is None:
-        result = compute_gradients(parameters, inputs, settings.l1_coefficient, settings.l0_per_row)
+        result = divide_gradients(processes, parameters, inputs, settings.l1_coefficient, settings.l0_per_row)
         return result, settings.l1_coefficient * result.l1, None
     if settings.activation == "batchtopk":
-        cutoff = find_cutoff(parameters, inputs, l0)
+        cutoff = divide_cutoff(processes, parameters, inputs, l0)
         average_cutoff(threshold, cutoff, state.step + 1)
-        return compute_gradients(parameters, inputs, 0.0, threshold=cutoff), 0.0, None
+        return divide_gradients(processes, parameters, inputs, 0.0, threshold=cutoff), 0.0, None
     if state.step == 0:
-        threshold.copy_(find_cutoff(parameters, inputs, l0))
+        threshold.copy_(divide_cutoff(processes, parameters, inputs, l0))
     spread = find_spread(parameters, inputs)
     bandwidth = find_bandwidth(spread, inputs.shape[1], l0)
-    result = compute_gradients(parameters, inputs, 0.0, threshold=threshold, bandwidth=bandwidth)
+    result = divide_gradients(processes, parameters, inputs, 0.0, threshold=threshold, bandwidth=bandwidth)
     penalty, _threshold_steps(state).grad = penalize_l0(result, len(inputs), l0)
     return result, penalty, spread
 
@@ -297,6 +301,8 @@ def _reset_dead_latents(state: TrainingState, settings: Settings, inputs: torch.
         # A fifth of the mean, as reset_latents gives it to encoder weights.
         alive = state.threshold[~dead]
         state.threshold[dead] = 0.2 * alive.mean() if len(alive) else 0.0
+    # A GPU may round differently each time, and the draws depend on it.
+    state.processes.copy_from_main([*state.parameters, *([] if state.threshold is None else [state.threshold])])
     state.idle_tokens[dead] = 0
     return int(dead.sum())
 
