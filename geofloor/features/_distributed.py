@@ -6,7 +6,8 @@ and equal those of one process up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,29 +17,27 @@ from geofloor.features._sparse_step import Parameters, StepResult, compute_gradi
 from geofloor.features._sparsity import find_cutoff, find_largest
 
 
-def divide_gradients(
-    processes: Processes, parameters: Parameters, inputs: torch.Tensor, *arguments: Any, **options: Any
-) -> StepResult:
-    """Compute the loss and its gradients on a batch, each process on its rows.
+def divide(processes: Processes) -> tuple[Callable[..., StepResult], Callable[..., torch.Tensor]]:
+    """Return `compute_gradients` and `find_cutoff`, with the rows of a batch divided between processes.
 
     Parameters
     ----------
     processes : Processes
-        The processes; each gives the same batch.
-    parameters : Parameters
-        Weights, the same in each process.
-    inputs : Tensor of shape (n_rows, n_inputs)
-        The whole batch.
-    *arguments, **options : object
-        Further arguments of `compute_gradients`.
+        The processes. Each calls the functions with the same weights and the same whole batch.
 
     Returns
     -------
-    result : StepResult
-        Result for the whole batch.
+    compute_gradients, find_cutoff : callable
+        Functions with the arguments and the results of those of one process.
     """
     if processes.n == 1:
-        return compute_gradients(parameters, inputs, *arguments, **options)
+        return compute_gradients, find_cutoff
+    return partial(_divide_gradients, processes), partial(_divide_cutoff, processes)
+
+
+def _divide_gradients(
+    processes: Processes, parameters: Parameters, inputs: torch.Tensor, *arguments: Any, **options: Any
+) -> StepResult:
     rows = inputs[processes.share(len(inputs))]
     # A process without rows computes one row with the weight 0, to have tensors for the sums.
     result = compute_gradients(parameters, rows if len(rows) else inputs[:1], *arguments, **options)
@@ -50,12 +49,11 @@ def divide_gradients(
     return result
 
 
-def divide_cutoff(processes: Processes, parameters: Parameters, inputs: torch.Tensor, l0: int) -> torch.Tensor:
-    """Find the cutoff of a whole batch as `find_cutoff` does, with each process encoding its rows."""
-    if processes.n == 1:
-        return find_cutoff(parameters, inputs, l0)
+def _divide_cutoff(
+    processes: Processes, parameters: Parameters, inputs: torch.Tensor, l0: int, *arguments: Any
+) -> torch.Tensor:
     n = l0 * len(inputs) + 1
-    own = find_largest(parameters, inputs[processes.share(len(inputs))], n)
+    own = find_largest(parameters, inputs[processes.share(len(inputs))], n, *arguments)
     return processes.join(own).topk(n, sorted=False).values.min()
 
 

@@ -20,7 +20,7 @@ from geofloor._training.progress import progress_bar
 from geofloor._training.seeds import step_generator, torch_generator
 from geofloor.features._autoencoder_settings import THRESHOLDED, Settings, find_scale
 from geofloor.features._cpu_step import SparseStep, compile_kernels, takes_sparse_step
-from geofloor.features._distributed import divide_cutoff, divide_gradients
+from geofloor.features._distributed import divide
 from geofloor.features._sparse_step import (
     Parameters,
     StepResult,
@@ -244,26 +244,27 @@ def _differentiate(
     state: TrainingState, settings: Settings, inputs: torch.Tensor
 ) -> tuple[StepResult, torch.Tensor | float, torch.Tensor | None]:
     """Compute loss and gradients of a batch, its penalty and, for trained thresholds, the spread of its rows."""
-    parameters, threshold, l0, processes = state.parameters, state.threshold, settings.l0, state.processes
+    compute_gradients, find_cutoff = divide(state.processes)
+    parameters, threshold, l0 = state.parameters, state.threshold, settings.l0
     if state.l1_coefficient is not None and l0 is not None:
         if state.step == 0:
             state.l1_coefficient.copy_(settings.l1_coefficient * find_spread(parameters, inputs))
-        result = divide_gradients(processes, parameters, inputs, state.l1_coefficient)
+        result = compute_gradients(parameters, inputs, state.l1_coefficient)
         penalty = state.l1_coefficient * result.l1
         steer_penalty(state.l1_coefficient, result, len(inputs), l0, settings.steering_gain)
         return result, penalty, None
     if threshold is None or l0 is None:
-        result = divide_gradients(processes, parameters, inputs, settings.l1_coefficient, settings.l0_per_row)
+        result = compute_gradients(parameters, inputs, settings.l1_coefficient, settings.l0_per_row)
         return result, settings.l1_coefficient * result.l1, None
     if settings.activation == "batchtopk":
-        cutoff = divide_cutoff(processes, parameters, inputs, l0)
+        cutoff = find_cutoff(parameters, inputs, l0)
         average_cutoff(threshold, cutoff, state.step + 1)
-        return divide_gradients(processes, parameters, inputs, 0.0, threshold=cutoff), 0.0, None
+        return compute_gradients(parameters, inputs, 0.0, threshold=cutoff), 0.0, None
     if state.step == 0:
-        threshold.copy_(divide_cutoff(processes, parameters, inputs, l0))
+        threshold.copy_(find_cutoff(parameters, inputs, l0))
     spread = find_spread(parameters, inputs)
     bandwidth = find_bandwidth(spread, inputs.shape[1], l0)
-    result = divide_gradients(processes, parameters, inputs, 0.0, threshold=threshold, bandwidth=bandwidth)
+    result = compute_gradients(parameters, inputs, 0.0, threshold=threshold, bandwidth=bandwidth)
     penalty, _threshold_steps(state).grad = penalize_l0(result, len(inputs), l0)
     return result, penalty, spread
 
