@@ -40,6 +40,13 @@ def open_rows(X: Any, *, stream: bool) -> ArrayRows | StreamRows:
     return ArrayRows(rows.sample) if rows.is_read else rows
 
 
+def digest_sample(rows: Any) -> str:
+    """Compute a digest of the sample of rows and of their number, without reading all of them."""
+    digest = hashlib.sha256(f"{rows.n_rows} {rows.sample.shape}".encode())
+    digest.update(np.ascontiguousarray(rows.sample).data)
+    return digest.hexdigest()
+
+
 def checked_batch(batch: Any) -> np.ndarray:
     """Return a batch of a stream as finite float32 numbers in two dimensions."""
     return check_array(check_numeric(batch, "X"), dtype=np.float32, order="C", input_name="X")
@@ -54,8 +61,6 @@ class ArrayRows:
         Rows to train on.
     sample : ndarray of shape (n_sampled, n_inputs), float32
         Evenly spaced rows.
-    quick_fingerprint : str
-        Digest of the shape and of the sample.
     fingerprint : str
         Digest of the shape and of all rows, computed on first use.
     """
@@ -65,10 +70,6 @@ class ArrayRows:
         self._first = 0
         self.n_rows: int = len(X)
         self.sample = self._take(_evenly(len(X), _sample_rows(X.shape[1])))
-
-    @property
-    def quick_fingerprint(self) -> str:
-        return hashlib.sha256(f"{self._X.shape}".encode() + self.sample.tobytes()).hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -113,7 +114,7 @@ class StreamRows:
         The first rows.
     is_read : bool
         Whether the sample holds all rows.
-    fingerprint, quick_fingerprint : str
+    fingerprint : str
         Digest of the sample, because the other rows can be read only once.
     """
 
@@ -139,7 +140,7 @@ class StreamRows:
         if self._one_shot:  # the rows of the sample are trained on as well
             self._stream = itertools.chain([joined], iterator)
         self.n_rows: int | None = sum(map(len, stream)) if isinstance(stream, list | tuple) else None
-        self.fingerprint = self.quick_fingerprint = hashlib.sha256(np.ascontiguousarray(self.sample).data).hexdigest()
+        self.fingerprint = hashlib.sha256(np.ascontiguousarray(self.sample).data).hexdigest()
 
     def hold_out(self, n_rows: int) -> np.ndarray:
         """Return the first rows, and leave them out of training."""

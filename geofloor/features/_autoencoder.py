@@ -21,7 +21,7 @@ from geofloor._files.schema import refusing
 from geofloor._training.checkpoints import steps_done
 from geofloor._training.devices import resolve_device, to_device
 from geofloor._training.processes import ALONE, join_processes
-from geofloor._training.rows import ArrayRows, StreamRows, checked_batch, open_rows
+from geofloor._training.rows import ArrayRows, StreamRows, checked_batch, digest_sample, open_rows
 from geofloor._training.seeds import draw_seed, step_generator
 from geofloor._training.settings import NOT_SAVED, check_files, plain_parameters, saved_parameters
 from geofloor._validation import check_numeric, is_stream, warn_caller
@@ -366,7 +366,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         processes.agree(
             parameters=parameters,
             checkpoint_every=None if self.checkpoint_path is None else self.checkpoint_every,
-            X=rows.quick_fingerprint if processes.n > 1 else None,
+            X=digest_sample(rows) if processes.n > 1 else None,
         )
         checkpoint = state = None
         if self.checkpoint_path is not None:
