@@ -361,10 +361,33 @@ def test_finished_steps_are_skipped_and_other_arguments_refused(job, folder, fin
         run(job, folder / "new", "--steps", "probes")
 
 
-def test_several_processes_share_the_students_alone(folder):
+def test_a_finished_layer_leaves_the_checkpoint_of_the_next(job, tmp_path, monkeypatch):
+    import step2_autoencoders
+
+    class Unfinished:
+        steps_done = staticmethod(lambda path: int(path.stat().st_size))
+
+        @classmethod
+        def paper(cls, **_):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(step2_autoencoders, "SparseAutoencoder", Unfinished)
+    np.save(tmp_path / "tokens.npy", np.zeros((20, 8), dtype=np.uint16))
+    (tmp_path / "sae-layer-1.safetensors").touch()
+    checkpoint = tmp_path / "autoencoders" / "layer-2.safetensors"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"...")
+    options = job.parse_arguments(["--layers", "1", "2", "--sae-tokens", "70", "--sae-length", "8"], job.STEPS)
+    arguments = job.arguments_of(job.STEPS["sae"], {**vars(options), "eval_sequences": 1, "is_main": True})
+    with pytest.raises(KeyboardInterrupt):
+        step2_autoencoders.train_autoencoders(tmp_path, **arguments)
+    assert checkpoint.exists()
+
+
+def test_several_processes_share_autoencoders_and_students(folder):
     pytest.importorskip("accelerate")
     alone, together = folder / "alone", folder / "together"
-    few = ["--device", "auto", "--n-steps", "8", "--steps", "tokens", "students"]
+    few = ["--device", "auto", "--n-steps", "8", "--steps", "tokens", "sae", "students"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for place, launched in ((alone, []), (together, launch)):
         place.mkdir()
@@ -372,10 +395,13 @@ def test_several_processes_share_the_students_alone(folder):
         command = [sys.executable, *launched, str(JOB), *SMALL, *few]
         done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("students …") == 1
+        assert done.stdout.count("students …") == done.stdout.count("layer 1: ") == 1
     found = [pd.read_csv(place / OUTPUT / "students.csv") for place in (alone, together)]
     np.testing.assert_allclose(found[0]["kl"], found[1]["kl"], rtol=1e-4)
     assert (alone / OUTPUT / "tokens.npy").read_bytes() == (together / OUTPUT / "tokens.npy").read_bytes()
+    saes = [SparseAutoencoder.load(place / OUTPUT / "sae-layer-2.safetensors") for place in (alone, together)]
+    np.testing.assert_allclose(saes[0].encoder_, saes[1].encoder_, atol=1e-3)
+    assert not (together / OUTPUT / "autoencoders").exists()
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "folder"])

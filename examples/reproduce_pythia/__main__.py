@@ -37,7 +37,7 @@ class Step(NamedTuple):
 
 STEPS = {
     "tokens": Step(write_tokens),
-    "sae": Step(train_autoencoders, after=("tokens",)),
+    "sae": Step(train_autoencoders, after=("tokens",), in_all_processes=True),
     "statistics": Step(measure_features, after=("sae",)),
     "bottleneck": Step(fit_bottleneck, after=("tokens",)),
     "students": Step(distill_students, after=("tokens",), in_all_processes=True),
@@ -71,8 +71,8 @@ def check(record, chosen, arguments):
 # %%
 # The run
 # -------
-# Under ``accelerate launch`` all processes train the students. The first one does everything else while the others
-# wait, for days if need be.
+# Under ``accelerate launch`` all processes train the autoencoders and the students. The first one does everything else
+# while the others wait, for days if need be.
 
 
 def join_processes():

@@ -3,7 +3,7 @@ Step 2: tokens → sparse autoencoders
 ====================================
 
 Train one autoencoder per layer, on activations made on the fly. Save each as soon as it is trained, and then remove its
-checkpoint.
+checkpoint. Under ``accelerate launch``, all processes train, and the first one writes.
 """
 
 import shutil
@@ -38,6 +38,7 @@ def train_autoencoders(
     precision,
     seed,
     device,
+    is_main,
 ):
     """Write ``sae-layer-*.safetensors``."""
     n_sequences = n_sequences_of(sae_tokens, sae_length, skip_first)
@@ -56,7 +57,7 @@ def train_autoencoders(
         path = autoencoder_path(folder, layer)
         checkpoint = folder / "autoencoders" / f"layer-{layer}.safetensors"
         if not path.exists():
-            n_done = SparseAutoencoder.steps_done(checkpoint)
+            n_done = SparseAutoencoder.steps_done(checkpoint) if is_main else 0
             if n_done:
                 print(f"layer {layer}: resuming at step {n_done:,}", flush=True)
             autoencoder = SparseAutoencoder.paper(
@@ -70,7 +71,11 @@ def train_autoencoders(
                 device=device,
                 verbose=1,
             ).fit(Activations(extractor.set_params(layer=layer), chosen, order, sae_batch))
-            autoencoder.save(path)
-            last = autoencoder.history_[-1]
-            print(f"layer {layer}: {autoencoder.n_tokens_seen_:,} tokens, L0 {last['l0']:.1f}, {last['dead']:.1%} dead")
+            if is_main:
+                autoencoder.save(path)
+                last = autoencoder.history_[-1]
+                shares = f"L0 {last['l0']:.1f}, {last['dead']:.1%} dead"
+                print(f"layer {layer}: {autoencoder.n_tokens_seen_:,} tokens, {shares}")
+                checkpoint.unlink()
+    if is_main:
         shutil.rmtree(checkpoint.parent, ignore_errors=True)  # with leftovers of killed processes

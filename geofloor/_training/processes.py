@@ -1,4 +1,4 @@
-"""Processes that train together, started by ``accelerate launch`` or ``torchrun``; most often there is one.
+"""Processes that work together, started by ``accelerate launch`` or ``torchrun``; most often there is one.
 
 Every method is collective: all processes call the same methods in the same order.
 """
@@ -66,6 +66,15 @@ class Processes:
             for tensor, piece in zip(buffer, pieces, strict=True):
                 tensor.copy_(piece.view_as(tensor))
 
+    @torch.no_grad()
+    def join(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Concatenate a tensor, of the same shape in each process, along its first dimension in order of rank."""
+        if self.n == 1:
+            return tensor
+        from accelerate.utils import gather
+
+        return gather(tensor)
+
     def everyone(self, value: Any) -> list[Any]:
         """Gather a picklable value from each process, in order of rank."""
         if self.n == 1:
@@ -91,25 +100,45 @@ class Processes:
         if other:
             raise ValueError(
                 f"The {self.n} processes have different {', '.join(other)}; give all of them the same, and a "
-                "checkpoint_path that all of them see."
+                "file system that all of them see."
             )
 
-    def on_main(self, act: Callable[..., None], *arguments: Any) -> None:
-        """Call a function in the main process while the others wait; if it fails, all raise."""
+    def on_main(self, act: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function in the main process while the others wait, and return its result in all; an error too."""
         if self.n == 1:
-            act(*arguments)
-            return
-        error = None
+            return act(*arguments)
+        result = error = None
         if self.is_main:
             try:
-                act(*arguments)
+                result = act(*arguments)
             except Exception as caught:
                 error = caught
-        message = self.everyone(None if error is None else f"{type(error).__name__}: {error}")[0]
+        message, result = self.everyone((None if error is None else _describe(error), result))[0]
         if error is not None:
             raise error
         if message is not None:
             raise RuntimeError(f"The main process failed: {message}")
+        return result
+
+    def together(self, act: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function in each process, wait for all, and return its own result; if it fails in one, all raise.
+
+        The function must not wait for other processes.
+        """
+        if self.n == 1:
+            return act(*arguments)
+        result = error = None
+        try:
+            result = act(*arguments)
+        except Exception as caught:
+            error = caught
+        messages = self.everyone(None if error is None else _describe(error))
+        if error is not None:
+            raise error
+        for rank, message in enumerate(messages):
+            if message is not None:
+                raise RuntimeError(f"Process {rank} of {self.n}, counted from 0, failed: {message}")
+        return result
 
 
 ALONE = Processes()
@@ -136,7 +165,7 @@ def join_processes(device: str) -> Processes:
         return ALONE
     if multiprocessing.current_process().name.startswith("LokyProcess"):
         raise ValueError(
-            f"A worker of joblib can't train with {n} processes together (WORLD_SIZE={n}); set n_jobs=None under "
+            f"A worker of joblib can't work with {n} processes together (WORLD_SIZE={n}); set n_jobs=None under "
             "accelerate launch or torchrun, or search with n_jobs without them."
         )
     try:
@@ -144,7 +173,7 @@ def join_processes(device: str) -> Processes:
         from accelerate.utils import parse_flag_from_env
     except ImportError as error:
         raise ImportError(
-            f"WORLD_SIZE={n} says that {n} processes train together, for which accelerate is needed; install "
+            f"WORLD_SIZE={n} says that {n} processes work together, for which accelerate is needed; install "
             "geofloor[accelerate], or start one process without WORLD_SIZE."
         ) from error
     on_cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
@@ -163,6 +192,10 @@ def join_processes(device: str) -> Processes:
     if device != "auto" and str(resolve_device(device)) not in (own, own.split(":", maxsplit=1)[0]):
         raise ValueError(f"device={device!r} is not '{own}', which this one of {n} processes has; use device='auto'.")
     return processes
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _plain(device: torch.device) -> torch.device:

@@ -40,6 +40,13 @@ def open_rows(X: Any, *, stream: bool) -> ArrayRows | StreamRows:
     return ArrayRows(rows.sample) if rows.is_read else rows
 
 
+def digest_sample(rows: Any) -> str:
+    """Compute a digest of the sample of rows and of their number, without reading all of them."""
+    digest = hashlib.sha256(f"{rows.n_rows} {rows.sample.shape}".encode())
+    digest.update(np.ascontiguousarray(rows.sample).data)
+    return digest.hexdigest()
+
+
 def checked_batch(batch: Any) -> np.ndarray:
     """Return a batch of a stream as finite float32 numbers in two dimensions."""
     return check_array(check_numeric(batch, "X"), dtype=np.float32, order="C", input_name="X")

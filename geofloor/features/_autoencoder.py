@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from geofloor._files.schema import refusing
 from geofloor._training.checkpoints import steps_done
 from geofloor._training.devices import resolve_device, to_device
-from geofloor._training.rows import ArrayRows, StreamRows, checked_batch, open_rows
+from geofloor._training.processes import ALONE, join_processes
+from geofloor._training.rows import ArrayRows, StreamRows, checked_batch, digest_sample, open_rows
 from geofloor._training.seeds import draw_seed, step_generator
 from geofloor._training.settings import NOT_SAVED, check_files, plain_parameters, saved_parameters
 from geofloor._validation import check_numeric, is_stream, warn_caller
@@ -345,7 +347,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             order given, which should be random, and several epochs then need an iterable that can be read again.
             A resumed `fit` reads an iterable again from its start, and drops the rows already trained on. If
             ``n_epochs=1`` and the iterable has a method ``iter_from(row)``, it reads the first batches and then those
-            from the next row on.
+            from the next row on. Each of several processes reads all of `X`.
         y : None
             Ignored; here by convention.
 
@@ -358,44 +360,65 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         ------
         ValueError
             If data or parameters are out of range, if `checkpoint_path` holds other settings or other data or is
-            damaged, or if the loss becomes non-finite.
+            damaged, if the loss becomes non-finite, or if several processes have different data or parameters.
         MemoryError
             If a batch does not fit into memory.
+
+        Notes
+        -----
+        Under ``accelerate launch`` or ``torchrun`` all processes must call `fit` with the same data. Each computes its
+        share of every batch, and gradients are summed. The result is that of one process up to rounding, and the first
+        process writes the checkpoints and warns. On CPUs ``"topk"`` takes dense products then.
         """
         check_parameters(self)
-        check_files(self)
+        processes = join_processes(self.device)
+        processes.on_main(check_files, self)
         rows = self._open(X)
-        outliers = find_outliers(rows.sample)
+        outliers = find_outliers(rows.sample) if processes.is_main else None
         if outliers is not None:
             warn_caller(outliers, OutlierRowsWarning)
         held_out = rows.hold_out(self._n_held_out(rows))
         settings = resolve_settings(self, rows, rows.sample.shape[1])
-        device = resolve_device(self.device)
+        device = processes.device or resolve_device(self.device)
+        parameters = plain_parameters(self, without=_INCIDENTAL)
+        processes.agree(
+            parameters=parameters,
+            checkpoint_every=None if self.checkpoint_path is None else self.checkpoint_every,
+            X=digest_sample(rows) if processes.n > 1 else None,
+        )
         checkpoint = state = None
         if self.checkpoint_path is not None:
-            parameters = plain_parameters(self, without=_INCIDENTAL)
-            checkpoint = CheckpointFile(self.checkpoint_path, parameters, self.random_state, rows.fingerprint)
+            data = processes.on_main(lambda: rows.fingerprint)  # reads all rows
+            checkpoint = CheckpointFile(self.checkpoint_path, parameters, self.random_state, data)
             state = checkpoint.read(settings, rows.sample, device)
+            processes.agree(checkpoints=None if state is None else (state.seed, state.step))
         if state is None:
-            state = start_training(rows.sample, settings, draw_seed(self.random_state), device)
+            seed = processes.everyone(draw_seed(self.random_state))[0]
+            state = start_training(rows.sample, settings, seed, device)
+            processes.copy_from_main(state.parameters)
+        state.processes = processes
         train(
             state,
             settings,
             rows.batches(settings.batch_size, settings.n_epochs, state.step, state.seed),
             checkpoint_every=self.checkpoint_every,
-            write_checkpoint=None if checkpoint is None else checkpoint.write,
-            verbose=self.verbose,
+            write_checkpoint=None if checkpoint is None else partial(processes.on_main, checkpoint.write),
+            verbose=self.verbose if processes.is_main else 0,
         )
+        state.processes = ALONE  # for partial_fit
         self._publish(state, settings)
         if checkpoint is not None:
-            checkpoint.write(state)  # last, so that a full disk leaves the fitted attributes
-        self._judge(state, settings, rows, held_out)
+            # Last, so that a full disk leaves the fitted attributes.
+            processes.on_main(checkpoint.write, state)
+        found = self._judge(state, settings, rows, held_out)
+        if found and processes.is_main:
+            warn_caller(f"The sparse autoencoder is not to be trusted: {'; '.join(found)}.", ConvergenceWarning)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> SparseAutoencoder:
         """Train one pass over more activations, in the order given.
 
-        `n_epochs`, `validation_fraction` and checkpoints are for `fit`.
+        `n_epochs`, `validation_fraction`, checkpoints and several processes are for `fit`.
 
         Parameters
         ----------
@@ -642,8 +665,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def _judge(
         self, state: TrainingState, settings: Settings, rows: ArrayRows | StreamRows, held_out: np.ndarray
-    ) -> None:
-        """Score held-out rows and noise of the same covariance, and warn of each reason to doubt the fit."""
+    ) -> list[str]:
+        """Score held-out rows and noise of the same covariance, and list the reasons to doubt the fit."""
         explained: float | None = None
         l0 = noise = None
         if len(held_out) > 1:
@@ -653,9 +676,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             noise = self.score(noise_like(rows.sample, len(held_out), step_generator(state.seed, state.step)))
         self.explained_variance_: float | None = explained
         n_rows = None if rows.n_rows is None else rows.n_rows + len(held_out)
-        found = find_doubts(Outcome(state.history, settings, n_rows, explained, l0, noise))
-        if found:
-            warn_caller(f"The sparse autoencoder is not to be trusted: {'; '.join(found)}.", ConvergenceWarning)
+        return find_doubts(Outcome(state.history, settings, n_rows, explained, l0, noise))
 
     def _last_state(self, settings: Settings) -> TrainingState:
         """Return the state after the last step or, after `load`, the weights with a new optimizer."""

@@ -15,15 +15,16 @@ import numpy as np
 import torch
 
 from geofloor._training.devices import keep_freed_memory, memory_advice, to_device
+from geofloor._training.processes import ALONE, Processes
 from geofloor._training.progress import progress_bar
 from geofloor._training.seeds import step_generator, torch_generator
 from geofloor.features._autoencoder_settings import THRESHOLDED, Settings, find_scale
 from geofloor.features._auxiliary_loss import AuxiliaryLoss
 from geofloor.features._cpu_step import SparseStep, compile_kernels, takes_sparse_step
+from geofloor.features._distributed import divide
 from geofloor.features._sparse_step import (
     Parameters,
     StepResult,
-    compute_gradients,
     initialize_parameters,
     normalize_decoder,
     project_decoder_gradient,
@@ -32,7 +33,6 @@ from geofloor.features._sparse_step import (
 from geofloor.features._sparsity import (
     average_cutoff,
     find_bandwidth,
-    find_cutoff,
     find_spread,
     penalize_l0,
     steer_penalty,
@@ -74,6 +74,8 @@ class TrainingState:
         Measurements of each step, read from the device.
     unread : list of tuple
         Step, rows trained on, measurements and number of reset latents of the steps since the last reading.
+    processes : Processes
+        Processes that divide each batch. Each has the whole batch and the same state.
     """
 
     parameters: Parameters
@@ -87,6 +89,7 @@ class TrainingState:
     n_tokens: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     unread: list[tuple[int, int, torch.Tensor, int]] = field(default_factory=list)
+    processes: Processes = ALONE
 
     @property
     def device(self) -> torch.device:
@@ -183,7 +186,9 @@ def train(
 @contextmanager
 def _open_step(state: TrainingState, settings: Settings, bar: Any) -> Iterator[_Update]:
     """Choose the step of a fit, dense or sparse, as a context that gives a function of a batch."""
-    if settings.l0 is None or settings.groups is not None or not takes_sparse_step(settings, state.device):
+    # The compiled step takes no gradients of other processes.
+    is_compiled = takes_sparse_step(settings, state.device) and state.processes.n == 1 and settings.groups is None
+    if settings.l0 is None or not is_compiled:
         yield lambda inputs, dead: _update(state, settings, inputs, dead)
         return
     bar.set_postfix_str("compiling")
@@ -254,6 +259,7 @@ def _differentiate(
     state: TrainingState, settings: Settings, inputs: torch.Tensor, dead: torch.Tensor | None
 ) -> tuple[StepResult, torch.Tensor | float, torch.Tensor | None]:
     """Compute loss and gradients of a batch, its penalty and, for trained thresholds, the spread of its rows."""
+    compute_gradients, find_cutoff = divide(state.processes)
     parameters, threshold, l0 = state.parameters, state.threshold, settings.l0
     auxiliary = None if dead is None else AuxiliaryLoss(parameters, dead, settings.auxk_coefficient)
     if state.l1_coefficient is not None and l0 is not None:
@@ -326,6 +332,8 @@ def _reset_dead_latents(state: TrainingState, settings: Settings, inputs: torch.
         # A fifth of the mean, as reset_latents gives it to encoder weights.
         alive = state.threshold[~dead]
         state.threshold[dead] = 0.2 * alive.mean() if len(alive) else 0.0
+    # A GPU may round differently each time, and the draws depend on it.
+    state.processes.copy_from_main([*state.parameters, *([] if state.threshold is None else [state.threshold])])
     state.idle_tokens[dead] = 0
     return int(dead.sum())
 

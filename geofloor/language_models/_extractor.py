@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
 import sys
@@ -12,17 +11,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._set_output import _get_output_config
 from transformers import PreTrainedModel
 
 from geofloor._estimators import SharedParametersMixin, ShortReprMixin
 from geofloor._files.atomic import check_writable
-from geofloor._files.sealed import only_writer
 from geofloor._training.devices import memory_advice, resolve_device
+from geofloor._training.processes import join_processes
 from geofloor._training.weights import model_sha256
 from geofloor._validation import check_choice, check_number, check_object, check_path
 from geofloor.language_models._blocks import check_layers, find_blocks, resolve_layers
+from geofloor.language_models._extraction import write_stores
 from geofloor.language_models._inputs import InputReader, Window
 from geofloor.language_models._loading import (
     check_model_kwargs,
@@ -34,7 +35,7 @@ from geofloor.language_models._loading import (
 )
 from geofloor.language_models._pickles import PortablePickleMixin
 from geofloor.language_models._residual_stream import ResidualStream
-from geofloor.language_models._store import MANIFEST, STORE_DTYPES, ActivationStore, StoreWriter, check_folder
+from geofloor.language_models._store import MANIFEST, STORE_DTYPES, ActivationStore, check_folder
 from geofloor.language_models._token_rows import ending_ids
 
 _MODEL_DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -326,8 +327,11 @@ class ActivationExtractor(
         """Stream the rows of `transform` to a folder instead of into memory.
 
         After an interruption the same call continues after the last complete shard, to the bits of an uninterrupted
-        run. A finished store stays as it is. While one process writes to a folder, the same call in another process
-        waits.
+        run. A finished store stays as it is. While one job writes to a folder, the same call in another job waits.
+
+        Under ``accelerate launch`` or ``torchrun`` all processes must make the same call. Each computes its share of
+        the shards, and all return the same store. Its bytes are those of one process, on CPUs with the same number of
+        threads. Any number of processes can resume it.
 
         Parameters
         ----------
@@ -350,7 +354,9 @@ class ActivationExtractor(
         ------
         ValueError
             As in `transform`, and if `path` holds a store made with other settings, from another input or by another
-            model, or a damaged one.
+            model, or a damaged one. If several processes have different arguments, or don't see the same `path`.
+        RuntimeError
+            If another process failed; the message quotes its error.
 
         Notes
         -----
@@ -360,14 +366,18 @@ class ActivationExtractor(
         A block's store has the same bytes whether the block is extracted alone or with others. A call with a list
         therefore keeps finished stores in its subfolders and completes interrupted ones. A later call can resume one
         block alone.
+
+        Each of several processes reads all of `X`. A model given by name runs on the device of its process. Beside
+        each shard lies a file with its record until the store is finished.
         """
         shard_tokens = check_number("shard_tokens", shard_tokens, 1, 2**31 - 1, whole=True)
         check_choice("dtype", dtype, STORE_DTYPES)
+        processes = join_processes(self.device)
         folders = self._folders(path)
-        windows = self._windows(X)
+        self._move(processes.device)
+        windows = self._windows(X, quiet=not processes.is_main)
         name = self.model if self._by_name() else self.model.name_or_path
         weights = model_sha256(self.model_)
-        stream = self._residual_stream()
 
         def settings(layer: int) -> dict[str, Any]:
             return {
@@ -382,24 +392,9 @@ class ActivationExtractor(
                 "shard_tokens": shard_tokens,
             }
 
-        with contextlib.ExitStack() as locks:
-            for layer in sorted(folders):  # one order for all processes, lest two wait for each other
-                folder, finished = folders[layer]
-                if not finished:
-                    locks.enter_context(only_writer(folder / MANIFEST))
-            writers = {
-                layer: StoreWriter(
-                    folder, settings(layer), width=self._n_features_out, dtype=dtype, shard_tokens=shard_tokens
-                )
-                for layer, (folder, _) in folders.items()
-            }
-            for window in windows:
-                wanted = [layer for layer, writer in writers.items() if writer.wants(window)]
-                if wanted:
-                    for batch in stream.activations(window, wanted):
-                        for layer, rows in batch.items():
-                            writers[layer].add(rows)
-            stores = {layer: writer.finish() for layer, writer in writers.items()}
+        stores = write_stores(
+            folders, windows, self._residual_stream(), settings, processes, dtype=dtype, shard_tokens=shard_tokens
+        )
         return stores if isinstance(self.layer_, list) else stores[self.layer_]
 
     def _folders(self, path: Any) -> dict[int, tuple[Path, bool]]:
@@ -437,7 +432,14 @@ class ActivationExtractor(
                 )
         return self.model.base_model
 
-    def _windows(self, X: Any) -> Iterator[Window]:
+    def _move(self, device: torch.device | None) -> None:
+        """Move a model given by name to the device of this process, if there are several."""
+        by_map = "device_map" in model_options(self.model_kwargs, self.dtype)
+        if device is not None and self._by_name() and not by_map and self.device_ != str(device):
+            self.model_.to(device)
+            self.device_ = str(device)
+
+    def _windows(self, X: Any, *, quiet: bool = False) -> Iterator[Window]:
         """Check `X`, in memory to its end, and return an iterator over its windows."""
         return InputReader(
             tokenizer=self.tokenizer_,
@@ -449,8 +451,8 @@ class ActivationExtractor(
             pooled=self.pooling is not None,
             batch_size=self._batch_size,
             d_model=self._n_features_out,
-            suspects=self._suspects,
-            verbose=self.verbose,
+            suspects=set() if quiet else self._suspects,
+            verbose=0 if quiet else self.verbose,
         ).windows(X)
 
     def _residual_stream(self) -> ResidualStream:

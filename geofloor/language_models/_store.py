@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,15 @@ import numpy as np
 
 from geofloor._files.atomic import atomic_path, check_writable, remove_left_behind
 from geofloor._files.npy import map_npy, npy_header
-from geofloor._files.schema import choice, fields, number, optional, text
+from geofloor._files.schema import Field, choice, fields, number, optional, text
 from geofloor._files.sealed import count, lock_left, read_sealed, sha256, write_sealed
 from geofloor._validation import check_number, check_path
 from geofloor.language_models._inputs import Window
 
 STORE_DTYPES = ("float32", "float16")
-MANIFEST, _PARTIAL_MANIFEST = "manifest.json", "manifest.partial.json"
+MANIFEST, PARTIAL_MANIFEST = "manifest.json", "manifest.partial.json"
 _FORMAT, _VERSION = "geofloor activations", 2
-_EXTRACT_AGAIN = "remove the folder and extract the activations again"
+EXTRACT_AGAIN = "remove the folder and extract the activations again"
 _OPEN_SHARDS = 64  # each open memory map holds a file descriptor
 
 
@@ -84,7 +85,7 @@ class ActivationStore:
     def _open(self, path: Path, name: str) -> None:
         self.path = path
         if not (path / name).is_file():
-            begun = (path / _PARTIAL_MANIFEST).is_file()
+            begun = (path / PARTIAL_MANIFEST).is_file()
             hint = " Its extraction was interrupted; call transform_to_store again." if begun else ""
             raise FileNotFoundError(f"There is no finished activation store at '{path}'.{hint}")
         self.manifest = read_sealed(
@@ -99,19 +100,17 @@ class ActivationStore:
                 "input_sha256": sha256 if name == MANIFEST else optional(sha256),
                 "shards": _shards_entry,
             },
-            remedy=_EXTRACT_AGAIN,
+            remedy=EXTRACT_AGAIN,
         )
         self.shape: tuple[int, int] = (self.manifest["shape"][0], self.manifest["shape"][1])
         self.dtype = np.dtype(self.manifest["dtype"])
-        self._shards = [
-            (path / shard["file"], shard["rows"], shard["bytes"], shard["sha256"]) for shard in self.manifest["shards"]
-        ]
-        self._bounds = np.cumsum([0, *(rows for _, rows, _, _ in self._shards)])
+        self._bounds = np.cumsum([0, *(shard["rows"] for shard in self.manifest["shards"])])
         if self._bounds[-1] != self.shape[0]:
             raise ValueError(
-                f"'{path / name}' is inconsistent: its shards do not add up to {self.shape[0]} rows; {_EXTRACT_AGAIN}."
+                f"'{path / name}' is inconsistent: its shards do not add up to {self.shape[0]} rows; {EXTRACT_AGAIN}."
             )
-        for file, _, size, _ in self._shards:
+        for shard in self.manifest["shards"]:
+            file, size = path / shard["file"], shard["bytes"]
             if not file.is_file():
                 raise FileNotFoundError(f"The shard '{file}' is missing; extract the activations again.")
             if file.stat().st_size != size:
@@ -121,19 +120,11 @@ class ActivationStore:
     @classmethod
     def _partial(cls, path: Path) -> ActivationStore:
         store = cls.__new__(cls)
-        store._open(path, _PARTIAL_MANIFEST)
+        store._open(path, PARTIAL_MANIFEST)
         return store
 
     def _load(self, index: int, *, again: bool = False) -> np.ndarray:
-        file, rows, _, sha256 = self._shards[index]
-        return map_npy(
-            file,
-            shape=(rows, self.shape[1]),
-            dtype=self.dtype,
-            sha256=sha256,
-            refused=functools.partial(_refused_shard, file),
-            again=again,
-        )
+        return map_shard(self.path, self.manifest["shards"][index], self.shape[1], self.dtype, again=again)
 
     @property
     def ndim(self) -> int:
@@ -177,7 +168,7 @@ class ActivationStore:
 
     def _contiguous(self, start: int, stop: int) -> np.ndarray:
         rows = np.empty((max(stop - start, 0), self.shape[1]), dtype=self.dtype)
-        for shard in range(len(self._shards)):
+        for shard in range(len(self.manifest["shards"])):
             low, high = max(start, self._bounds[shard]), min(stop, self._bounds[shard + 1])
             if low < high:
                 offset = self._bounds[shard]
@@ -222,7 +213,7 @@ class ActivationStore:
         ValueError
             If a shard was altered; the message names it.
         """
-        for index in range(len(self._shards)):
+        for index in range(len(self.manifest["shards"])):
             self._load(index, again=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -232,8 +223,23 @@ class ActivationStore:
         return f"{type(self).__name__}('{self.path}', shape={self.shape}, dtype={self.dtype})"
 
 
+def map_shard(
+    path: Path, shard: Mapping[str, Any], width: int, dtype: np.dtype | str, *, again: bool = False
+) -> np.ndarray:
+    """Map a shard of the store at `path`, after comparing its content with its record."""
+    file = path / shard["file"]
+    return map_npy(
+        file,
+        shape=(shard["rows"], width),
+        dtype=np.dtype(dtype),
+        sha256=shard["sha256"],
+        refused=functools.partial(_refused_shard, file),
+        again=again,
+    )
+
+
 def _refused_shard(file: Path, reason: str) -> ValueError:
-    return ValueError(f"The shard '{file}' {reason}; {_EXTRACT_AGAIN}.")
+    return ValueError(f"The shard '{file}' {reason}; {EXTRACT_AGAIN}.")
 
 
 def _shape_entry(name: str, value: Any) -> list[int]:
@@ -245,16 +251,27 @@ def _shape_entry(name: str, value: Any) -> list[int]:
 def _shards_entry(name: str, value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list):
         raise ValueError(f"{name} is no list")
-    shards = [_SHARD(f"{name}[{index}]", shard) for index, shard in enumerate(value)]
-    for index, shard in enumerate(shards):
-        choice(_shard_name(index))(f"{name}[{index}].file", shard["file"])  # no file elsewhere, and none twice
-    return shards
+    return [shard_entry(index)(f"{name}[{index}]", shard) for index, shard in enumerate(value)]
 
 
-def _shard_name(index: int) -> str:
+def shard_entry(index: int) -> Field:
+    """Make the check of the record of a shard, by its number."""
+
+    def check(name: str, value: Any) -> dict[str, Any]:
+        shard = _SHARD(name, value)
+        choice(shard_name(index))(f"{name}.file", shard["file"])  # no file elsewhere, and none twice
+        return shard
+
+    return check
+
+
+def shard_name(index: int) -> str:
+    """Return the name of a shard's file."""
     return f"shard-{index:05d}.npy"
 
 
+_NOTE_NAME = re.compile(r"shard-(\d{5,})\.json")
+_LEFT_BEHIND = re.compile(r"\.(shard-\d{5,}\.(?:npy|json))\.\w{8}\.part")
 _SHARD = fields(file=text, rows=number(1, 2**31, whole=True), bytes=count, sha256=sha256, input_sha256=sha256)
 _SETTINGS = fields(
     model=text,
@@ -272,15 +289,114 @@ _SETTINGS = fields(
 def check_folder(path: Any) -> tuple[Path, bool]:
     """Check a folder for write permission; return it, and whether it holds a finished store."""
     folder = check_path("path", path)
-    finished = os.path.exists(folder / MANIFEST) and not os.path.exists(folder / _PARTIAL_MANIFEST)
+    finished = os.path.exists(folder / MANIFEST) and not os.path.exists(folder / PARTIAL_MANIFEST)
     finished = finished and not lock_left(folder / MANIFEST)
     if not finished:
         check_writable("path", folder / MANIFEST)
-        remove_left_behind(folder / _PARTIAL_MANIFEST)
+        remove_left_behind(folder / PARTIAL_MANIFEST)
     return folder, finished
 
 
-class StoreWriter:
+def note_name(index: int) -> str:
+    """Return the name of the file with the record of a shard, which stands for it until the manifest is written."""
+    return f"shard-{index:05d}.json"
+
+
+def noted_shards(path: Path) -> list[int]:
+    """List the numbers of the shards with such a file in a folder, which several processes have written."""
+    found = map(_NOTE_NAME.fullmatch, os.listdir(path))
+    return sorted(int(name[1]) for name in found if name is not None)
+
+
+def remove_progress(path: Path) -> None:
+    """Remove from the folder of a finished store what only an unfinished one needs."""
+    if not (path / PARTIAL_MANIFEST).exists():  # the folder may be read-only
+        return
+    remove_notes(path)
+    (path / PARTIAL_MANIFEST).unlink(missing_ok=True)  # last, because it marks the folder as unfinished
+
+
+def remove_notes(path: Path) -> None:
+    """Remove the records of single shards, and temporary folders of killed writers of shards and records."""
+    for name in os.listdir(path):
+        left = _LEFT_BEHIND.fullmatch(name)
+        if _NOTE_NAME.fullmatch(name):
+            (path / name).unlink()
+        elif left is not None:
+            remove_left_behind(path / left[1])
+
+
+class ShardWriter:
+    """Base of the writers of a store: the place in the input, and the shard that is being filled.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the store.
+    manifest : dict
+        Manifest without the shards to come.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]):
+        self.path = path
+        self.manifest = manifest
+        self.digest = hashlib.sha256()  # of all token ids so far
+        self.window_sha256 = ""  # of the token ids up to the end of the window that is being added
+        self.position = 0  # rows passed so far, stored or not
+        self.buffer = np.empty((manifest["settings"]["shard_tokens"], manifest["shape"][1]), dtype=manifest["dtype"])
+        self.filled = 0
+
+    def needs(self, n_rows: int) -> bool:
+        """Return whether to compute the next rows, within a window that is wanted; if not, `skip` them."""
+        return n_rows > 0
+
+    def skip(self, n_rows: int) -> None:
+        """Pass the next rows."""
+        self.position += n_rows
+
+    def _hash(self, window: Window) -> None:
+        """Add the token ids of a window to the digest."""
+        for ids in window.sequences:
+            self.digest.update(len(ids).to_bytes(8, "little") + ids.astype("<i8").tobytes())
+
+    def _refused(self, reason: str) -> ValueError:
+        return ValueError(f"The activation store at '{self.path}' {reason}; remove that folder or use another path.")
+
+    def _compare(self, rows: np.ndarray, stored: np.ndarray) -> None:
+        """Refuse to continue if stored rows differ from those computed again."""
+        known = stored.astype(np.float32)
+        # Threads and devices round differently. Medians are used since a few dimensions can dwarf the others.
+        if np.median(np.abs(rows - known)) > 0.01 * np.median(np.abs(known)):
+            raise self._refused("was made by a model that computes something else with the same weights")
+
+    def _hold(self, rows: np.ndarray, start: int) -> None:
+        """Put rows into the buffer."""
+        target = self.buffer[start : start + len(rows)]
+        with np.errstate(over="ignore"):
+            target[...] = rows
+        if target.dtype == np.float16 and not np.isfinite(target).all():
+            raise ValueError(
+                f"dtype='float16' cannot hold activations as large as {np.abs(rows).max():.3g}; use 'float32'."
+            )
+
+    def _write_shard(self, index: int) -> dict[str, Any]:
+        """Write the filled part of the buffer, and return the record of the shard."""
+        values = self.buffer[: self.filled]
+        header = npy_header(values.shape, values.dtype)
+        file = self.path / shard_name(index)
+        with atomic_path(file) as temporary, open(temporary, "wb") as stream:
+            stream.write(header)
+            stream.write(values.data)
+        return {
+            "file": file.name,
+            "rows": self.filled,
+            "bytes": len(header) + values.nbytes,
+            "sha256": hashlib.sha256(values.data).hexdigest(),
+            "input_sha256": self.window_sha256,
+        }
+
+
+class StoreWriter(ShardWriter):
     """Write rows to shards, and skip those stored by an interrupted run.
 
     Parameters
@@ -293,29 +409,16 @@ class StoreWriter:
         d_model.
     dtype : str
         Stored precision.
-    shard_tokens : int
-        Rows per shard.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], *, width: int, dtype: str, shard_tokens: int):
-        self.path = path
-        self.digest = hashlib.sha256()  # of all token ids so far
-        self.window_sha256 = ""  # of the token ids up to the end of the window that is being added
-        self.position = 0  # rows passed so far, stored or not
-        self.manifest: dict[str, Any] = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "shape": [0, width],
-            "dtype": dtype,
-            "settings": settings,
-            "input_sha256": None,
-            "shards": [],
-        }
+    def __init__(self, path: Path, settings: dict[str, Any], *, width: int, dtype: str):
+        start = {"format": _FORMAT, "version": _VERSION, "shape": [0, width], "dtype": dtype, "settings": settings}
+        super().__init__(path, {**start, "input_sha256": None, "shards": []})
         self.complete = (path / MANIFEST).exists()
         self.stored: ActivationStore | None = None
         if self.complete:
             self.stored = ActivationStore(path)
-        elif (path / _PARTIAL_MANIFEST).exists():
+        elif (path / PARTIAL_MANIFEST).exists():
             self.stored = ActivationStore._partial(path)
         if self.stored is not None:
             there = {
@@ -335,11 +438,6 @@ class StoreWriter:
                 self.stored._load(index)  # verifies it
             self.manifest = self.stored.manifest
         self.n_stored = 0 if self.stored is None else len(self.stored)
-        self.buffer = np.empty((shard_tokens, width), dtype=dtype)
-        self.filled = 0
-
-    def _refused(self, reason: str) -> ValueError:
-        return ValueError(f"The activation store at '{self.path}' {reason}; remove that folder or use another path.")
 
     def wants(self, window: Window) -> bool:
         """Return whether to compute the rows of this window.
@@ -347,8 +445,7 @@ class StoreWriter:
         A window is skipped if all its rows are stored and more stored rows follow. The last stored rows are computed
         again, to notice a changed input or model.
         """
-        for ids in window.sequences:
-            self.digest.update(len(ids).to_bytes(8, "little") + ids.astype("<i8").tobytes())
+        self._hash(window)
         end = self.position + window.n_rows
         if not window.n_rows or end < self.n_stored:
             self.position = end
@@ -362,23 +459,14 @@ class StoreWriter:
         """Compare rows with those stored before, and store the rest."""
         n_known = min(max(self.n_stored - self.position, 0), len(rows))
         if n_known and self.stored is not None:
-            known = self.stored[self.position : self.position + n_known].astype(np.float32)
-            # Threads and devices round differently. Medians are used since a few dimensions can dwarf the others.
-            if np.median(np.abs(rows[:n_known] - known)) > 0.01 * np.median(np.abs(known)):
-                raise self._refused("was made by a model that computes something else with the same weights")
+            self._compare(rows[:n_known], self.stored[self.position : self.position + n_known])
         self.position += len(rows)
         rows = rows[n_known:]
         if len(rows) and self.complete:
             raise self._refused("was made from another, shorter input")
         while len(rows):
             fitting = rows[: len(self.buffer) - self.filled]
-            target = self.buffer[self.filled : self.filled + len(fitting)]
-            with np.errstate(over="ignore"):
-                target[...] = fitting
-            if target.dtype == np.float16 and not np.isfinite(target).all():
-                raise ValueError(
-                    f"dtype='float16' cannot hold activations as large as {np.abs(fitting).max():.3g}; use 'float32'."
-                )
+            self._hold(fitting, self.filled)
             self.filled += len(fitting)
             rows = rows[len(fitting) :]
             if self.filled == len(self.buffer):
@@ -386,27 +474,13 @@ class StoreWriter:
 
     def _write(self) -> None:
         shards = self.manifest["shards"]
-        values = self.buffer[: self.filled]
-        header = npy_header(values.shape, values.dtype)
-        file = self.path / _shard_name(len(shards))
-        with atomic_path(file) as temporary, open(temporary, "wb") as stream:
-            stream.write(header)
-            stream.write(values.data)
-        shards.append(
-            {
-                "file": file.name,
-                "rows": self.filled,
-                "bytes": len(header) + values.nbytes,
-                "sha256": hashlib.sha256(values.data).hexdigest(),
-                "input_sha256": self.window_sha256,
-            }
-        )
+        shards.append(self._write_shard(len(shards)))
         self.manifest["shape"][0] += self.filled
         self.filled = 0
-        write_sealed(self.path / _PARTIAL_MANIFEST, self.manifest)
+        write_sealed(self.path / PARTIAL_MANIFEST, self.manifest)
 
-    def finish(self) -> ActivationStore:
-        """Write the last shard and the manifest, and open the store."""
+    def finish(self) -> None:
+        """Write the last shard and the manifest."""
         if self.position < self.n_stored:
             raise self._refused("was made from another, longer input")
         if self.complete:
@@ -417,6 +491,4 @@ class StoreWriter:
                 self._write()
             self.manifest["input_sha256"] = self.digest.hexdigest()
             write_sealed(self.path / MANIFEST, self.manifest)
-        if (self.path / _PARTIAL_MANIFEST).exists():  # the folder of a finished store may be read-only
-            (self.path / _PARTIAL_MANIFEST).unlink(missing_ok=True)
-        return ActivationStore(self.path)
+        remove_progress(self.path)

@@ -3,8 +3,6 @@
 import atexit
 import contextlib
 import os
-import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from joblib import Parallel, delayed
+from small_processes import describe_failure, launch, read_results, write_result
 from transformers import ByT5Tokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from geofloor import DistilledStudent
@@ -210,12 +209,8 @@ def run_all(folder):
     blocks = token_blocks(TEXTS, ByT5Tokenizer(), length=8, path=folder / "tokens.npy")  # all of them write it
     results = {"tokens": np.array(blocks)} | {name: learnt(fit(folder)) for name, fit in FITS.items()}
     for fail in FAILURES:
-        try:
-            fail(rank, folder)
-            results[fail.__name__] = "nothing was raised"
-        except Exception as error:
-            results[fail.__name__] = f"{type(error).__name__}: {error}"
-    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(results))
+        results[fail.__name__] = describe_failure(fail, rank, folder)
+    write_result(folder, results)
 
 
 @pytest.fixture(scope="module")
@@ -223,15 +218,8 @@ def both(tmp_path_factory):
     """Launch two processes and return the results of each."""
     pytest.importorskip("accelerate")
     folder = tmp_path_factory.mktemp("processes")
-    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    subprocess.run(
-        [sys.executable, "-m", *launch, __file__, str(folder)],
-        check=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    results = [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
+    assert launch(__file__, folder) == 0
+    results = read_results(folder)
     return [result | {"joined": (folder / f"{rank}.joined").read_text()} for rank, result in enumerate(results)]
 
 
