@@ -187,8 +187,8 @@ def _open_step(state: TrainingState, settings: Settings, bar: Any) -> Iterator[_
     bar.set_postfix_str("compiling")
     compile_kernels()
     bar.set_postfix_str("")
-    with SparseStep(state.parameters, state.optimizer, l0=settings.l0, clip_norm=settings.clip_norm) as take:
-        yield lambda inputs: (take(inputs), 0.0)
+    with SparseStep(state.parameters, state.optimizer, l0=settings.l0, clip_norm=settings.clip_norm) as step:
+        yield lambda inputs: (step.take(inputs), 0.0)
 
 
 def _update(state: TrainingState, settings: Settings, inputs: torch.Tensor) -> tuple[StepResult, torch.Tensor | float]:

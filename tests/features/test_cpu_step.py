@@ -10,7 +10,7 @@ from sklearn.base import clone
 
 from geofloor import SparseAutoencoder
 from geofloor._training.devices import one_thread
-from geofloor.features import _cpu_step, _kernels, _trainer
+from geofloor.features import _cpu_step, _kernels, _selection_kernels, _threads, _trainer
 from geofloor.features._cpu_step import SparseStep
 from geofloor.features._sparse_step import Parameters
 
@@ -26,7 +26,7 @@ def topk():
 @pytest.fixture
 def many_threads(monkeypatch):
     """Divide kernels of any size between three threads."""
-    monkeypatch.setattr(_cpu_step, "_WORTH_THREADS", 0)
+    monkeypatch.setattr(_threads, "_WORTH_THREADS", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
@@ -58,9 +58,9 @@ def project(gradient, decoder):
     return gradient - (gradient * decoder).sum(1, keepdim=True) * decoder
 
 
-def sparse_step(parameters, l0, l1_coefficient=0.0, clip_norm=None):
+def sparse_step(parameters, l0, l1_coefficient=0.0, **given):
     optimizer = torch.optim.Adam(list(parameters), lr=3e-3, betas=(0.8, 0.99))
-    return SparseStep(parameters, optimizer, l0=l0, l1_coefficient=l1_coefficient, clip_norm=clip_norm)
+    return SparseStep(parameters, optimizer, l0=l0, l1_coefficient=l1_coefficient, **given)
 
 
 def assert_same_weights(one, other):
@@ -77,17 +77,66 @@ def test_gradients_are_those_of_automatic_differentiation(monkeypatch, l0, l1_co
     expected = list(torch.autograd.grad(reconstruction + l1_coefficient * l1, list(parameters)))
     expected[2] = project(expected[2], parameters.decoder_weight.detach())
     parameters = random_parameters()
-    with sparse_step(parameters, l0, l1_coefficient) as take:
-        take(random_inputs(seed=2))  # which leaves gradients to be overwritten
+    with sparse_step(parameters, l0, l1_coefficient) as step:
+        step.take(random_inputs(seed=2))  # which leaves gradients to be overwritten
         for parameter, initial in zip(parameters, random_parameters(), strict=True):
             parameter.copy_(initial)
-        result = take(random_inputs())
+        result = step.take(random_inputs())
     assert (firings == 0).any()
     assert torch.equal(result.firings, firings)
     torch.testing.assert_close(result.reconstruction, reconstruction.detach())
     torch.testing.assert_close(result.l1, l1.detach())
     for gradient, reference in zip(result.gradients, expected, strict=True):
         torch.testing.assert_close(gradient, reference)
+
+
+def auxiliary_loss(parameters, inputs, l0, dead):
+    """Compute the auxiliary loss without its weight, for automatic differentiation."""
+    with torch.no_grad():
+        centered = inputs - parameters.decoder_bias
+        codes = torch.relu(centered @ parameters.encoder_weight.T + parameters.encoder_bias)
+        largest = codes.topk(l0, dim=1)
+        kept = torch.zeros_like(codes).scatter_(1, largest.indices, largest.values)
+        error = centered - kept @ parameters.decoder_weight
+    codes = torch.relu(centered @ parameters.encoder_weight[dead].T + parameters.encoder_bias[dead])
+    largest = codes.topk(min(codes.shape[1], inputs.shape[1] // 2), dim=1)
+    kept = torch.zeros_like(codes).scatter(1, largest.indices, largest.values)
+    return (error - kept @ parameters.decoder_weight[dead]).square().sum(1).mean()
+
+
+@pytest.mark.parametrize("n_dead", [1, 5, 120])
+def test_gradients_of_dead_latents_are_those_of_automatic_differentiation(monkeypatch, many_threads, n_dead):
+    """Some dead latents fire in this very batch, so that both losses have gradients on them."""
+    monkeypatch.setattr(_cpu_step, "_PREACTIVATIONS_AT_A_TIME", 7 * 300)
+    dead = torch.zeros(300, dtype=torch.bool)
+    dead[torch.randperm(300, generator=torch.Generator().manual_seed(3))[:n_dead]] = True
+    parameters = Parameters(*(parameter.requires_grad_() for parameter in random_parameters()))
+    reconstruction, l1, firings = loss_terms(parameters, random_inputs(), 6)
+    loss = reconstruction + 0.7 * auxiliary_loss(parameters, random_inputs(), 6, dead)
+    expected = list(torch.autograd.grad(loss, list(parameters)))
+    expected[2] = project(expected[2], parameters.decoder_weight.detach())
+    parameters = random_parameters()
+    with sparse_step(parameters, 6, auxk_coefficient=0.7) as step:
+        step.take(random_inputs(seed=2), ~dead)
+        for parameter, initial in zip(parameters, random_parameters(), strict=True):
+            parameter.copy_(initial)
+        result = step.take(random_inputs(), dead)
+    assert n_dead < 120 or (firings[dead] > 0).any()
+    assert torch.equal(result.firings, firings)
+    torch.testing.assert_close(result.reconstruction, reconstruction.detach())
+    torch.testing.assert_close(result.l1, l1.detach())
+    for gradient, reference in zip(result.gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, reference)
+
+
+def test_without_dead_latents_the_auxiliary_loss_changes_no_bit():
+    trained = []
+    for given, dead in [({}, None), ({"auxk_coefficient": 1.0}, torch.zeros(300, dtype=torch.bool))]:
+        trained.append(random_parameters())
+        with sparse_step(trained[-1], 6, clip_norm=0.5, **given) as step:
+            for seed in range(3):
+                step.take(random_inputs(seed=seed), dead)
+    assert all(torch.equal(one, other) for one, other in zip(*trained, strict=True))
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.5, 1e6])
@@ -98,7 +147,7 @@ def test_steps_are_those_of_the_textbook_loop(clip_norm, many_threads):
     optimizer = torch.optim.Adam(parameters, lr=3e-3, betas=(0.8, 0.99))
     trained = random_parameters()
     step = sparse_step(trained, 3, clip_norm=clip_norm)
-    with step as take:
+    with step:
         for seed in range(6):
             optimizer.zero_grad()
             loss_terms(Parameters(*parameters), random_inputs(seed=seed), 3)[0].backward()
@@ -108,7 +157,7 @@ def test_steps_are_those_of_the_textbook_loop(clip_norm, many_threads):
             optimizer.step()
             with torch.no_grad():
                 decoder /= decoder.norm(dim=1, keepdim=True)
-            take(random_inputs(seed=seed))
+            step.take(random_inputs(seed=seed))
     for ours, reference in zip(trained, parameters, strict=True):
         torch.testing.assert_close(ours, reference.detach(), rtol=1e-9, atol=1e-9)
         for name, moment in optimizer.state[reference].items():
@@ -136,11 +185,12 @@ def test_bits_do_not_depend_on_the_threads_of_the_kernels(monkeypatch, many_thre
 
     monkeypatch.setattr(_cpu_step, "linear", on_one_thread)
     fits = []
+    dead = torch.arange(300) % 3 == 0
     for n_threads in (1, 2, 3):
         torch.set_num_threads(n_threads)
         parameters = random_parameters(dtype=torch.float32)
-        with sparse_step(parameters, 6, clip_norm=0.5) as take:
-            results = [take(random_inputs(100, seed=seed, dtype=torch.float32)) for seed in range(5)]
+        with sparse_step(parameters, 6, clip_norm=0.5, auxk_coefficient=0.5) as step:
+            results = [step.take(random_inputs(100, seed=seed, dtype=torch.float32), dead) for seed in range(5)]
         fits.append([*parameters, *(result.reconstruction for result in results)])
     for fit in fits[1:]:
         assert all(torch.equal(one, other) for one, other in zip(fit, fits[0], strict=True))
@@ -201,7 +251,7 @@ def test_weights_that_overflow_stop_the_fit(activations, topk):
 def fit_on_threads(sae, activations, n_threads=2):
     """Fit with kernels of any size divided between threads."""
     torch.set_num_threads(n_threads)
-    _cpu_step._WORTH_THREADS = 0
+    _threads._WORTH_THREADS = 0
     return clone(sae).fit(activations)
 
 
@@ -217,8 +267,8 @@ def test_fits_at_the_same_time_are_those_one_after_the_other(activations, topk, 
 
 def fit_in_child(queue, sae, activations):
     with one_thread():  # torch's own threads do not survive a fork
-        _cpu_step._WORTH_THREADS = 0
-        _cpu_step.torch.get_num_threads = lambda: 2
+        _threads._WORTH_THREADS = 0
+        _threads.torch.get_num_threads = lambda: 2
         queue.put(clone(sae).fit(activations).encoder_)
 
 
@@ -249,7 +299,8 @@ def test_dense_codes_take_the_dense_step(topk):
 
 def test_kernels_are_compiled_before_the_first_step(activations, topk):
     _cpu_step.compile_kernels()
-    compiled = [kernel for kernel in vars(_kernels).values() if hasattr(kernel, "signatures")]
+    modules = (_kernels, _selection_kernels)
+    compiled = [each for module in modules for each in vars(module).values() if hasattr(each, "signatures")]
     before = [list(kernel.signatures) for kernel in compiled]
     assert before
     topk.fit(activations)
