@@ -1,4 +1,4 @@
-"""Training step of TopK on CPUs: only the encoder's product is dense.
+"""Training step on CPUs with few codes: only the encoder's product is dense.
 
 Selection, decoding, gradients and Adam run over the chosen latents in the kernels of `geofloor.features._kernels`.
 Gradients and weights equal those of the dense step of `geofloor.features._trainer` up to rounding.
@@ -8,41 +8,44 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 
-from geofloor._training.products import linear
 from geofloor.features._autoencoder_settings import Settings
-from geofloor.features._selection import KeptCodes, LargestPerRow, join
+from geofloor.features._kept_codes import KeptCodes, join
+from geofloor.features._selection import Selection
 from geofloor.features._sparse_step import Parameters, StepResult, initialize_parameters
 from geofloor.features._threads import KernelThreads
 
-_PREACTIVATIONS_AT_A_TIME = 2**22  # 16 MiB in float32: smaller products are slower, larger pieces leave the cache
 _WORTH = 4  # latents per kept code; with fewer, dense products are about as fast
 
 
 def takes_sparse_step(settings: Settings, device: torch.device) -> bool:
-    """Tell whether `SparseStep` trains fits of these settings.
+    """Tell whether `SparseStep` trains fits of these settings, though ReLU only while its codes are few.
 
     The answer is the same throughout a fit, so that a resumed one has the same bits.
     """
-    kept = settings.l0_per_row
-    return kept is not None and device.type == "cpu" and _WORTH * kept <= settings.n_latents
+    if device.type != "cpu" or settings.activation == "jumprelu":  # whose kernel reads codes below the threshold
+        return False
+    if settings.activation == "relu":
+        return True
+    return settings.l0 is not None and _WORTH * settings.l0 <= settings.n_latents
 
 
 @functools.cache
-def compile_kernels() -> None:
-    """Compile the kernels for float32, or load them from numba's cache, by a step of a small autoencoder."""
+def compile_kernels(activation: str) -> None:
+    """Compile the kernels for float32, or load them from numba's cache, by steps of a small autoencoder."""
     generator = torch.Generator().manual_seed(0)
     parameters = initialize_parameters(16, torch.zeros(2), generator)
+    if activation == "relu":
+        parameters.encoder_bias.fill_(-1.0)  # or it would have too many codes
     optimizer = torch.optim.Adam(list(parameters))
-    dead = torch.arange(16) < 4
-    with SparseStep(parameters, optimizer, l0=2, auxk_coefficient=1.0) as step:
-        step.take(torch.randn(4, 2, generator=generator), dead)
+    dead = None if activation == "relu" else torch.arange(16) < 4
+    with SparseStep(parameters, optimizer, activation=activation, l0=2, auxk_coefficient=1.0) as step:
+        step.take(0.1 * torch.randn(4, 2, generator=generator), dead)
 
 
 class SparseStep:
@@ -56,10 +59,10 @@ class SparseStep:
         Weights on a CPU, changed in place by each step.
     optimizer : torch.optim.Adam
         Optimizer of the weights. Its moments are used and changed as by its own step.
-    l0 : int
-        Number of codes to keep per row.
-    l1_coefficient : float
-        Penalty λ on the codes.
+    activation : {"topk", "batchtopk", "relu"}
+        Rule for choosing the codes to keep.
+    l0 : int or None
+        Number of codes to keep per row, on average for BatchTopK; without effect on ReLU.
     clip_norm : float or None
         Largest joint norm of the gradients; None for no clipping.
     auxk_coefficient : float
@@ -78,20 +81,19 @@ class SparseStep:
         parameters: Parameters,
         optimizer: torch.optim.Adam,
         *,
-        l0: int,
-        l1_coefficient: float = 0.0,
+        activation: str = "topk",
+        l0: int | None = None,
         clip_norm: float | None = None,
         auxk_coefficient: float = 0.0,
     ) -> None:
         self._parameters = parameters
         self._optimizer = optimizer
-        self._l0 = l0
-        self._l1_coefficient = l1_coefficient
         self._clip_norm = clip_norm
         self._auxk_coefficient = auxk_coefficient
         self._gradients = Parameters(*(torch.zeros_like(parameter) for parameter in parameters))
         self._is_written = np.zeros(len(parameters.encoder_bias), dtype=bool)
         self._threads = KernelThreads()
+        self._selection = Selection(parameters, self._threads, activation=activation, l0=l0 or 0)
 
     def __enter__(self) -> SparseStep:
         return self
@@ -101,7 +103,14 @@ class SparseStep:
     ) -> None:
         self._threads.close()
 
-    def take(self, inputs: torch.Tensor, dead: torch.Tensor | None = None) -> StepResult:
+    @property
+    def cutoff(self) -> torch.Tensor:
+        """Largest code that the last step of BatchTopK left out, a scalar; 0 if it left out none."""
+        return torch.tensor(self._selection.cutoff, dtype=self._parameters.encoder_bias.dtype)
+
+    def take(
+        self, inputs: torch.Tensor, dead: torch.Tensor | None = None, l1_coefficient: float = 0.0
+    ) -> StepResult | None:
         """Take a step of Adam on a batch, (n_rows, n_inputs), at the optimizer's learning rate.
 
         Parameters
@@ -110,24 +119,31 @@ class SparseStep:
             The batch.
         dead : Tensor of shape (n_latents,), bool, or None
             Mask of the latents that the auxiliary loss trains; None for none of them.
+        l1_coefficient : float
+            Penalty λ on the codes.
 
         Returns
         -------
-        result : StepResult
+        result : StepResult or None
             Loss terms without the auxiliary loss, and gradients before clipping, with the decoder's projected. The
-            gradients are valid until the next step.
+            gradients are valid until the next step. None, before any change, if ReLU has so many codes on this batch
+            that a dense step is faster. This depends on weights and batch alone.
         """
         from geofloor.features import _kernels as kernels
 
         n_rows, n_inputs = inputs.shape
         n_latents = len(self._is_written)
         centered = inputs - self._parameters.decoder_bias
-        kept, of_dead = self._select(centered, dead)
+        has_auxiliary = self._auxk_coefficient and dead is not None and bool(dead.any())
+        selected = self._selection.select(centered, dead if has_auxiliary else None)
+        if selected is None:
+            return None
+        kept, of_dead = selected
 
         encoder, _, decoder, _ = (parameter.numpy() for parameter in self._parameters)
         on_encoder, on_encoder_bias, on_decoder, on_decoder_bias = (each.numpy() for each in self._gradients)
         x, scalar = centered.numpy(), encoder.dtype.type
-        on_error, on_l1 = scalar(2.0 / n_rows), scalar(self._l1_coefficient / n_rows)
+        on_error, on_l1 = scalar(2.0 / n_rows), scalar(l1_coefficient / n_rows)
         n_parts = 1 if of_dead is None else 2
         error = np.empty((n_parts * n_rows, n_inputs), x.dtype)
         on_codes, squares, totals, error_sums = self._decode(kernels, x, kept, on_error, on_l1, error[:n_rows])
@@ -160,29 +176,6 @@ class SparseStep:
             torch.from_numpy(totals).sum() / n_rows,
             torch.from_numpy(firings),
         )
-
-    def _select(self, centered: torch.Tensor, dead: torch.Tensor | None) -> tuple[KeptCodes, KeptCodes | None]:
-        """Encode, and keep the largest codes of each row; of its dead latents, too, for the auxiliary loss."""
-        n_rows, n_inputs = centered.shape
-        dtype = self._parameters.encoder_bias.numpy().dtype
-        kept = LargestPerRow(n_rows, self._l0, dtype, self._threads)
-        of_dead = None
-        if self._auxk_coefficient and dead is not None and bool(dead.any()):
-            chosen = np.flatnonzero(dead.numpy()).astype(np.int32)
-            k = min(len(chosen), max(n_inputs // 2, 1))
-            of_dead = LargestPerRow(n_rows, k, dtype, self._threads, chosen)
-        for first_row, preactivations in self._encode(centered):
-            kept.add(first_row, preactivations)
-            if of_dead is not None:
-                of_dead.add(first_row, preactivations)
-        return kept.finish(), None if of_dead is None else of_dead.finish()
-
-    def _encode(self, centered: torch.Tensor) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield pieces of the pre-activations, each with its first row."""
-        weight, bias = self._parameters.encoder_weight, self._parameters.encoder_bias
-        piece = max(_PREACTIVATIONS_AT_A_TIME // len(bias), 1)
-        for first_row in range(0, len(centered), piece):
-            yield first_row, linear(centered[first_row : first_row + piece], weight, bias).numpy()
 
     def _decode(
         self, kernels: Any, targets: np.ndarray, kept: KeptCodes, on_error: Any, on_l1: Any, error: np.ndarray

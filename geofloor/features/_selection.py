@@ -1,89 +1,128 @@
-"""Choose the codes to keep of a batch, from pieces of its pre-activations."""
+"""Encode a batch and choose the codes to keep, a piece of the pre-activations at a time."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import numpy as np
+import torch
 
+from geofloor._training.products import linear
+from geofloor.features._kept_codes import AbovePerBatch, KeptCodes, LargestPerRow, drop_to, nth_largest
+from geofloor.features._sparse_step import Parameters
 from geofloor.features._threads import KernelThreads
 
-_COLUMNS_PER_CODE = 8  # of the table that a row is seen as; more columns hold fewer codes that are searched in vain
+_PREACTIVATIONS_AT_A_TIME = 2**22  # 16 MiB in float32: smaller products are slower, larger pieces leave the cache
+_GUESS = 0.8  # of the last cutoff, safely below the next one
+_PROBED = 32  # a batch over this is the number of rows on which ReLU's codes are counted first
+_LATENTS_PER_CODE = 8  # of ReLU; with more codes, dense products are about as fast on some CPUs
 
 
-class KeptCodes(NamedTuple):
-    """Codes of the rows of a batch.
-
-    Attributes
-    ----------
-    latents : ndarray of shape (n_codes,), int32
-        Latent of each code. Some entries may belong to no row.
-    values : ndarray of shape (n_codes,)
-        The codes, above zero.
-    firsts : ndarray of shape (n_rows,), int64
-        Position of the first code of each row.
-    counts : ndarray of shape (n_rows,), int32
-        Number of codes of each row.
-    """
-
-    latents: np.ndarray
-    values: np.ndarray
-    firsts: np.ndarray
-    counts: np.ndarray
-
-
-def join(one: KeptCodes, other: KeptCodes) -> KeptCodes:
-    """Append the rows of another batch."""
-    return KeptCodes(
-        np.concatenate([one.latents, other.latents]),
-        np.concatenate([one.values, other.values]),
-        np.concatenate([one.firsts, other.firsts + len(one.values)]),
-        np.concatenate([one.counts, other.counts]),
-    )
-
-
-class LargestPerRow:
-    """The k largest pre-activations of each row that are above zero.
+class Selection:
+    """Rule for the codes to keep.
 
     Parameters
     ----------
-    n_rows : int
-        Rows of the batch.
-    k : int
-        Codes to keep per row.
-    dtype : dtype
-        Type of the pre-activations.
+    parameters : Parameters
+        Weights on a CPU.
     threads : KernelThreads
         Threads to use.
-    chosen : ndarray of shape (n_chosen,) or None
-        Latents to choose from, at least k; None for all of them.
+    activation : {"topk", "batchtopk", "relu"}
+        The `l0` largest codes of each row, the largest of a batch, `l0` per row on average, or all above zero.
+    l0 : int
+        Number of codes per row, without effect on ReLU.
+
+    Attributes
+    ----------
+    cutoff : float
+        Largest code that the last selection of BatchTopK left out; 0 if it left out none.
     """
 
-    def __init__(
-        self, n_rows: int, k: int, dtype: np.dtype, threads: KernelThreads, chosen: np.ndarray | None = None
-    ) -> None:
-        self._k = k
+    def __init__(self, parameters: Parameters, threads: KernelThreads, *, activation: str, l0: int) -> None:
+        self._parameters = parameters
         self._threads = threads
-        self._chosen = chosen
-        self._latents = np.empty((n_rows, k), np.int32)
-        self._values = np.empty((n_rows, k), dtype)
-        self._counts = np.empty(n_rows, np.int32)
+        self._activation = activation
+        self._l0 = l0
+        self._dtype = parameters.encoder_bias.numpy().dtype
+        self.cutoff = 0.0
 
-    def add(self, first_row: int, preactivations: np.ndarray) -> None:
-        """Select from a piece of the batch, (n_in_piece, n_latents), that begins at `first_row`."""
-        from geofloor.features import _selection_kernels as kernels
+    def select(self, centered: torch.Tensor, dead: torch.Tensor | None) -> tuple[KeptCodes, KeptCodes | None] | None:
+        """Choose the codes to keep of inputs less the decoder bias, and those of the auxiliary loss.
 
-        n_choices = preactivations.shape[1] if self._chosen is None else len(self._chosen)
-        n_columns = min(16 * -(-_COLUMNS_PER_CODE * self._k // 16), n_choices)
-        written = (first_row, self._k, n_columns, self._latents, self._values, self._counts)
-        n_rows, work = len(preactivations), len(preactivations) * n_choices
-        if self._chosen is None:
-            self._threads.divide(kernels.select_largest, (preactivations, *written), n_rows, work)
-        else:
-            arguments = (preactivations, self._chosen, *written)
-            self._threads.divide(kernels.select_largest_among, arguments, n_rows, work)
+        Parameters
+        ----------
+        centered : Tensor of shape (n_rows, n_inputs)
+            Inputs less the decoder bias.
+        dead : Tensor of shape (n_latents,), bool, or None
+            Mask of the latents of the auxiliary loss, at least one; None for no loss.
 
-    def finish(self) -> KeptCodes:
-        """Return the codes of all rows."""
-        firsts = np.arange(0, self._latents.size, self._k)
-        return KeptCodes(self._latents.ravel(), self._values.ravel(), firsts, self._counts)
+        Returns
+        -------
+        kept : KeptCodes
+            Codes of the rows.
+        of_dead : KeptCodes or None
+            For each row, the n_inputs // 2 largest codes of dead latents; None if `dead` is None.
+
+        The result is None if ReLU has so many codes that dense products are faster. Only weights and inputs decide.
+        """
+        n_rows, n_inputs = centered.shape
+        of_dead = None
+        if dead is not None:
+            latents = np.flatnonzero(dead.numpy()).astype(np.int32)
+            k = min(len(latents), max(n_inputs // 2, 1))
+            of_dead = LargestPerRow(n_rows, k, self._dtype, self._threads, latents)
+        choose = {"topk": self._of_rows, "batchtopk": self._of_batch, "relu": self._positive}[self._activation]
+        kept = choose(centered, of_dead)
+        if kept is None:
+            return None
+        return kept, None if of_dead is None else of_dead.finish()
+
+    def _of_rows(self, centered: torch.Tensor, of_dead: LargestPerRow | None) -> KeptCodes:
+        """Choose the largest codes of each row."""
+        kept = LargestPerRow(len(centered), self._l0, self._dtype, self._threads)
+        for piece in self._encode(centered, of_dead):
+            kept.add(*piece)
+        return kept.finish()
+
+    def _of_batch(self, centered: torch.Tensor, of_dead: LargestPerRow | None) -> KeptCodes:
+        """Choose the largest codes of the batch: those above the largest of the others."""
+        n_wanted = self._l0 * len(centered) + 1
+        guess = self._dtype.type(_GUESS * self.cutoff)
+        kept = AbovePerBatch(self._threads, guess, n_wanted)
+        for piece in self._encode(centered, of_dead):
+            kept.add(*piece)
+        if guess > 0 and kept.n_codes < n_wanted:  # the guess was too high
+            kept = AbovePerBatch(self._threads, self._dtype.type(0), n_wanted)
+            for piece in self._encode(centered, None):
+                kept.add(*piece)
+        codes = kept.finish()
+        cutoff = nth_largest(codes, n_wanted) if len(codes.values) >= n_wanted else self._dtype.type(0)
+        self.cutoff = float(cutoff)
+        return drop_to(codes, cutoff)
+
+    def _positive(self, centered: torch.Tensor, of_dead: LargestPerRow | None) -> KeptCodes | None:
+        """Choose the codes above zero; None if they are too many."""
+        n_rows, n_latents = len(centered), len(self._parameters.encoder_bias)
+        n_probed = -(-n_rows // _PROBED)
+        kept = AbovePerBatch(self._threads, self._dtype.type(0))
+        for piece in self._encode(centered, of_dead, n_probed):
+            kept.add(*piece)
+            # Rows that fire more often than the first ones are let pass, so that few products are done in vain.
+            n_compared = n_probed if piece[0] == 0 else 2 * n_rows
+            if _LATENTS_PER_CODE * kept.n_codes > n_latents * n_compared:
+                return None
+        return kept.finish()
+
+    def _encode(
+        self, centered: torch.Tensor, of_dead: LargestPerRow | None, n_in_first: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield pieces of the pre-activations, each with its first row, and add them to the codes of dead latents."""
+        weight, bias = self._parameters.encoder_weight, self._parameters.encoder_bias
+        piece = max(_PREACTIVATIONS_AT_A_TIME // len(bias), 1)
+        first, last = 0, min(n_in_first or piece, piece)
+        while first < len(centered):
+            preactivations = linear(centered[first:last], weight, bias).numpy()
+            if of_dead is not None:
+                of_dead.add(first, preactivations)
+            yield first, preactivations
+            first, last = last, last + piece

@@ -160,3 +160,86 @@ def select_largest_among(preactivations, chosen, first_row, k, n_columns, latent
         counts[to] = _select_from_row(values, k, tops, found, found_values, ranked, kept, codes[to])
         for p in range(counts[to]):
             kept[p] = chosen[kept[p]]
+
+
+@compiled
+def count_above(preactivations, bound, counts, start, stop):
+    """Count, for each row of pre-activations, (n_rows, n_latents), the values above a bound.
+
+    Parameters
+    ----------
+    preactivations : ndarray of shape (n_rows, n_latents)
+        Pre-activations of a piece of the batch.
+    bound : scalar
+        The bound, at least 0.
+    counts : ndarray of shape (n_rows,), int32
+        Number of values above it, written.
+    start, stop : int
+        Rows to do.
+    """
+    for row in range(start, stop):
+        values = preactivations[row]
+        count = np.int32(0)
+        for j in range(len(values)):
+            count += np.int32(values[j] > bound)
+        counts[row] = count
+
+
+@compiled
+def collect_above(preactivations, bound, firsts, latents, values, start, stop):
+    """Copy, for each row of pre-activations, the values above a bound, in the order of the latents.
+
+    Parameters
+    ----------
+    preactivations : ndarray of shape (n_rows, n_latents)
+        Pre-activations of a piece of the batch.
+    bound : scalar
+        The bound, at least 0.
+    firsts : ndarray of shape (n_rows,), int64
+        Position of the first value of each row.
+    latents, values : ndarrays of shape (n_codes,)
+        Latents and values, written.
+    start, stop : int
+        Rows to do.
+    """
+    n_latents = preactivations.shape[1]
+    for row in range(start, stop):
+        position = firsts[row]
+        for base in range(0, n_latents, _VALUES_PER_BLOCK):
+            block = preactivations[row, base : min(base + _VALUES_PER_BLOCK, n_latents)]
+            n_above = np.int32(0)
+            for j in range(len(block)):
+                n_above += np.int32(block[j] > bound)
+            if n_above == 0:
+                continue
+            for j in range(len(block)):
+                if block[j] > bound:
+                    latents[position] = base + j
+                    values[position] = block[j]
+                    position += 1
+
+
+@compiled
+def drop_to(bound, latents, values, firsts, counts):
+    """Drop the codes up to a bound, in place, move the others together, and return their number.
+
+    Parameters
+    ----------
+    bound : scalar
+        The bound.
+    latents, values : ndarrays of shape (n_codes,)
+        Latents and codes, changed.
+    firsts, counts : ndarrays of shape (n_rows,)
+        Position of the first code of each row, and number of its codes, changed.
+    """
+    n_kept = 0
+    for row in range(len(counts)):
+        first, last = firsts[row], firsts[row] + counts[row]
+        firsts[row] = n_kept
+        for p in range(first, last):
+            if values[p] > bound:
+                latents[n_kept] = latents[p]
+                values[n_kept] = values[p]
+                n_kept += 1
+        counts[row] = n_kept - firsts[row]
+    return n_kept
