@@ -215,8 +215,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     (measured: ``benchmarks/results/dictionaries.txt``).
 
     On a CPU the same seed, data and number of threads give the same bits. If `l0` is at most a quarter of the latents,
-    ``"topk"`` trains on CPUs by compiled kernels. Only the encoder's product is dense then, and the result is that of
-    dense products up to rounding. The first fit compiles the kernels in seconds, and later processes find them cached.
+    ``"topk"`` and ``"batchtopk"`` train on CPUs by compiled kernels, and so does ``"relu"`` on each batch with an L0
+    below an eighth of the latents. Only the encoder's product is dense then, and the result is that of dense products
+    up to rounding. The first fit compiles the kernels in seconds, and later processes find them cached.
 
     References
     ----------

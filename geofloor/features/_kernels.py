@@ -20,7 +20,7 @@ LATENTS_PER_BLOCK = 128  # of one partial sum over latents
 _REORDERED = {"reassoc", "contract", "nsz"}  # lets sums use vector instructions, and keeps NaN and infinities
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., Any]) -> Any:
     """Compile a kernel, cached on disk if there is a folder to write to."""
     options: dict[str, Any] = {"nogil": True, "fastmath": _REORDERED, "error_model": "numpy"}
     try:
@@ -29,149 +29,30 @@ def _compiled(function: Callable[..., Any]) -> Any:
         return njit(**options)(function)
 
 
-@_compiled
-def _kth_largest(values, n, k):
-    """Find the k-th largest of the first n values by quickselect, which reorders them."""
-    low, high, wanted = 0, n - 1, k - 1
-    while low < high:
-        pivot = values[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while values[i] > pivot:
-                i += 1
-            while values[j] < pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if wanted <= j:
-            high = j
-        elif wanted >= i:
-            low = i
-        else:
-            break
-    return values[wanted]
-
-
-@_compiled
-def _count_at_least(values, threshold):
-    count = np.int32(0)
-    for i in range(len(values)):
-        count += np.int32(values[i] >= threshold)
-    return count
-
-
-@_compiled
-def select_largest(preactivations, first_row, k, n_columns, latents, codes, counts, start, stop):
-    """Keep, for each row of pre-activations, the k largest that are above zero.
-
-    The row is seen as a table of `n_columns` columns. At least k values reach any threshold that is reached by the
-    largest values of k columns. Bisection finds such a threshold. Only the columns that reach it are searched.
-
-    Parameters
-    ----------
-    preactivations : ndarray of shape (n_rows, n_latents)
-        Pre-activations of a piece of the batch.
-    first_row : int
-        Position of the piece in the batch.
-    k : int
-        Codes to keep.
-    n_columns : int
-        Columns of the table, at least k unless there are fewer latents.
-    latents, codes : ndarrays of shape (n_batch, k)
-        Latents kept and their codes, written.
-    counts : ndarray of shape (n_batch,)
-        Number of codes kept, written.
-    start, stop : int
-        Rows of the piece to do.
-    """
-    n_latents = preactivations.shape[1]
-    tops = np.empty(n_columns, preactivations.dtype)
-    found = np.empty(n_latents, np.int32)
-    found_values = np.empty(n_latents, preactivations.dtype)
-    ranked = np.empty(n_latents, preactivations.dtype)
-    zero = preactivations.dtype.type(0)
-    half = preactivations.dtype.type(0.5)
-    for row in range(start, stop):
-        values = preactivations[row]
-        for j in range(n_columns):
-            tops[j] = values[j]
-        for base in range(n_columns, n_latents, n_columns):
-            line = values[base : min(base + n_columns, n_latents)]
-            for j in range(len(line)):
-                tops[j] = max(tops[j], line[j])
-        # The threshold stays one that at least k columns reach, or zero.
-        threshold = zero
-        highest = zero
-        for j in range(n_columns):
-            highest = max(highest, tops[j])
-        for _ in range(12):
-            middle = half * (threshold + highest)
-            n_reached = _count_at_least(tops, middle)
-            if n_reached >= k:
-                threshold = middle
-                if n_reached <= k + k // 8:
-                    break
-            else:
-                highest = middle
-        n_found = 0
-        for j in range(n_columns):
-            if tops[j] >= threshold:
-                for latent in range(j, n_latents, n_columns):
-                    value = values[latent]
-                    if value >= threshold and value > zero:
-                        found[n_found] = latent
-                        found_values[n_found] = value
-                        n_found += 1
-        target = first_row + row
-        if n_found <= k:
-            counts[target] = n_found
-            for p in range(n_found):
-                latents[target, p] = found[p]
-                codes[target, p] = found_values[p]
-            continue
-        for p in range(n_found):
-            ranked[p] = found_values[p]
-        least = _kth_largest(ranked, n_found, k)
-        n_ties = k
-        for p in range(n_found):
-            n_ties -= found_values[p] > least
-        kept = 0
-        for p in range(n_found):
-            tied = found_values[p] == least and n_ties > 0
-            if found_values[p] > least or tied:
-                n_ties -= tied
-                latents[target, kept] = found[p]
-                codes[target, kept] = found_values[p]
-                kept += 1
-        counts[target] = k
-
-
-@_compiled
+@compiled
 def decode_and_differentiate(
-    centered, decoder, latents, codes, counts, on_error, on_l1, error, on_codes, squares, totals, error_sums,
+    targets, decoder, latents, codes, firsts, counts, on_error, on_l1, error, on_codes, squares, totals, error_sums,
     start, stop,
 ):  # fmt: skip
     """Decode rows and compute the gradients of their errors and codes, for blocks of rows.
 
     Parameters
     ----------
-    centered : ndarray of shape (n_batch, n_inputs)
-        Inputs less the decoder bias.
+    targets : ndarray of shape (n_batch, n_inputs)
+        Rows to reconstruct without the decoder bias.
     decoder : ndarray of shape (n_latents, n_inputs)
         Directions of the latents.
-    latents, codes : ndarrays of shape (n_batch, k)
+    latents, codes : ndarrays of shape (n_codes,)
         Latents kept and their codes.
-    counts : ndarray of shape (n_batch,)
-        Number of codes kept.
+    firsts, counts : ndarrays of shape (n_batch,)
+        Position of the first code of each row, and number of its codes.
     on_error : scalar
-        Factor from an error to its gradient, 2 / n_batch.
+        Factor from an error to its gradient, such as 2 / n_batch.
     on_l1 : scalar
         Gradient of the penalty on each code, λ / n_batch.
     error : ndarray of shape (n_batch, n_inputs)
         Gradients of the errors, written.
-    on_codes : ndarray of shape (n_batch, k)
+    on_codes : ndarray of shape (n_codes,)
         Gradients of the codes, written.
     squares, totals : ndarrays of shape (n_batch,)
         Squared error and sum of the codes of each row, written.
@@ -180,29 +61,29 @@ def decode_and_differentiate(
     start, stop : int
         Blocks to do.
     """
-    n_batch, n_inputs = centered.shape
-    zero = centered.dtype.type(0)
+    n_batch, n_inputs = targets.shape
+    zero = targets.dtype.type(0)
     for block in range(start, stop):
         block_sum = error_sums[block]
         for c in range(n_inputs):
             block_sum[c] = zero
         for row in range(block * ROWS_PER_BLOCK, min((block + 1) * ROWS_PER_BLOCK, n_batch)):
-            x, e, n = centered[row], error[row], counts[row]
+            x, e, n, first = targets[row], error[row], counts[row], firsts[row]
+            j, z, on_z = latents[first : first + n], codes[first : first + n], on_codes[first : first + n]
             total = zero
             for p in range(n):
-                total += codes[row, p]
+                total += z[p]
             totals[row] = total
             for c in range(n_inputs):
                 e[c] = -x[c]
             # Four directions at a time read and write the error a quarter as often.
             for p in range(0, n - 3, 4):
-                z0, z1, z2, z3 = codes[row, p], codes[row, p + 1], codes[row, p + 2], codes[row, p + 3]
-                d0, d1 = decoder[latents[row, p]], decoder[latents[row, p + 1]]
-                d2, d3 = decoder[latents[row, p + 2]], decoder[latents[row, p + 3]]
+                z0, z1, z2, z3 = z[p], z[p + 1], z[p + 2], z[p + 3]
+                d0, d1, d2, d3 = decoder[j[p]], decoder[j[p + 1]], decoder[j[p + 2]], decoder[j[p + 3]]
                 for c in range(n_inputs):
                     e[c] += (z0 * d0[c] + z1 * d1[c]) + (z2 * d2[c] + z3 * d3[c])
             for p in range(n - n % 4, n):
-                z0, d0 = codes[row, p], decoder[latents[row, p]]
+                z0, d0 = z[p], decoder[j[p]]
                 for c in range(n_inputs):
                     e[c] += z0 * d0[c]
             square = zero
@@ -212,56 +93,64 @@ def decode_and_differentiate(
                 block_sum[c] += e[c]
             squares[row] = square
             for p in range(0, n - 3, 4):
-                d0, d1 = decoder[latents[row, p]], decoder[latents[row, p + 1]]
-                d2, d3 = decoder[latents[row, p + 2]], decoder[latents[row, p + 3]]
+                d0, d1, d2, d3 = decoder[j[p]], decoder[j[p + 1]], decoder[j[p + 2]], decoder[j[p + 3]]
                 s0 = s1 = s2 = s3 = on_l1
                 for c in range(n_inputs):
                     s0 += e[c] * d0[c]
                     s1 += e[c] * d1[c]
                     s2 += e[c] * d2[c]
                     s3 += e[c] * d3[c]
-                on_codes[row, p], on_codes[row, p + 1], on_codes[row, p + 2], on_codes[row, p + 3] = s0, s1, s2, s3
+                on_z[p], on_z[p + 1], on_z[p + 2], on_z[p + 3] = s0, s1, s2, s3
             for p in range(n - n % 4, n):
-                s0, d0 = on_l1, decoder[latents[row, p]]
+                s0, d0 = on_l1, decoder[j[p]]
                 for c in range(n_inputs):
                     s0 += e[c] * d0[c]
-                on_codes[row, p] = s0
+                on_z[p] = s0
 
 
-@_compiled
-def group_by_latent(latents, codes, on_codes, counts, starts, rows, grouped_codes, grouped_on_codes):
+@compiled
+def group_by_latent(
+    latents, codes, on_codes, firsts, counts, n_batch, starts, firings, rows, grouped_codes, grouped_on_codes
+):
     """Group codes and their gradients by latent, in the order of the rows.
 
     Parameters
     ----------
-    latents, codes, on_codes : ndarrays of shape (n_batch, k)
+    latents, codes, on_codes : ndarrays of shape (n_codes,)
         Latents kept, their codes and the gradients of the codes.
-    counts : ndarray of shape (n_batch,)
-        Number of codes kept.
+    firsts, counts : ndarrays of shape (n_rows,)
+        Position of the first code of each row, and number of its codes. Rows from `n_batch` on are those of the
+        auxiliary loss.
+    n_batch : int
+        Rows of the batch.
     starts : ndarray of shape (n_latents + 1,), int64
         First position of each latent in the arrays below, written.
-    rows, grouped_codes, grouped_on_codes : ndarrays of shape (n_batch · k,)
-        Row of the batch, code and gradient, written.
+    firings : ndarray of shape (n_latents,), int64
+        Number of rows of the batch with a code of each latent, written.
+    rows, grouped_codes, grouped_on_codes : ndarrays of shape (n_codes,)
+        Row, code and gradient, written.
     """
-    n_latents = len(starts) - 1
+    n_latents = len(firings)
     starts[:] = 0
     for row in range(len(counts)):
-        for p in range(counts[row]):
-            starts[latents[row, p] + 1] += 1
+        for p in range(firsts[row], firsts[row] + counts[row]):
+            starts[latents[p] + 1] += 1
+        if row == n_batch - 1:
+            firings[:] = starts[1:]
     for j in range(n_latents):
         starts[j + 1] += starts[j]
     free = starts.copy()
     for row in range(len(counts)):
-        for p in range(counts[row]):
-            latent = latents[row, p]
+        for p in range(firsts[row], firsts[row] + counts[row]):
+            latent = latents[p]
             position = free[latent]
             free[latent] = position + 1
             rows[position] = row
-            grouped_codes[position] = codes[row, p]
-            grouped_on_codes[position] = on_codes[row, p]
+            grouped_codes[position] = codes[p]
+            grouped_on_codes[position] = on_codes[p]
 
 
-@_compiled
+@compiled
 def sum_gradients(
     centered, error, encoder, decoder, starts, rows, codes, on_codes, on_encoder, on_bias, on_decoder, is_written,
     bias_sums, squares, start, stop,
@@ -270,8 +159,10 @@ def sum_gradients(
 
     Parameters
     ----------
-    centered, error : ndarrays of shape (n_batch, n_inputs)
-        Inputs less the decoder bias, and gradients of the errors.
+    centered : ndarray of shape (n_batch, n_inputs)
+        Inputs less the decoder bias.
+    error : ndarray of shape (n_batch, n_inputs) or (2 · n_batch, n_inputs)
+        Gradients of the errors, and of those of the auxiliary loss.
     encoder, decoder : ndarrays of shape (n_latents, n_inputs)
         Weights.
     starts, rows, codes, on_codes : ndarrays
@@ -281,13 +172,14 @@ def sum_gradients(
     is_written : ndarray of shape (n_latents,), bool
         Whether the gradients of a latent are other than zero, changed in place.
     bias_sums : ndarray of shape (n_blocks, n_inputs)
-        Gradient of the decoder bias through the encoder, summed over a block, written.
+        Gradient of the decoder bias through the encoder, summed over a block, written. The auxiliary loss has none.
     squares : ndarray of shape (n_latents,)
         Squared norm of the gradients of each latent, written.
     start, stop : int
         Blocks to do.
     """
     n_latents, n_inputs = decoder.shape
+    n_batch = len(centered)
     zero = centered.dtype.type(0)
     for block in range(start, stop):
         block_sum = bias_sums[block]
@@ -301,19 +193,30 @@ def sum_gradients(
                     on_e[c] = zero
                     on_d[c] = zero
             is_written[j] = last > first
-            total = square = along = zero
+            total = auxiliary = square = along = zero
             n_pairs = (last - first) // 2
             for q in range(n_pairs):
                 p = first + 2 * q
-                z0, z1, g0, g1 = codes[p], codes[p + 1], on_codes[p], on_codes[p + 1]
-                x0, x1, e0, e1 = centered[rows[p]], centered[rows[p + 1]], error[rows[p]], error[rows[p + 1]]
+                r0, r1 = rows[p], rows[p + 1]
+                z0, z1, g0, g1, e0, e1 = codes[p], codes[p + 1], on_codes[p], on_codes[p + 1], error[r0], error[r1]
                 total += g0 + g1
+                if r1 >= n_batch:  # rows of the auxiliary loss come last
+                    auxiliary += g1
+                    r1 -= n_batch
+                if r0 >= n_batch:
+                    auxiliary += g0
+                    r0 -= n_batch
+                x0, x1 = centered[r0], centered[r1]
                 for c in range(n_inputs):
                     on_e[c] += g0 * x0[c] + g1 * x1[c]
                     on_d[c] += z0 * e0[c] + z1 * e1[c]
             for p in range(first + 2 * n_pairs, last):
-                z0, g0, x0, e0 = codes[p], on_codes[p], centered[rows[p]], error[rows[p]]
+                r0, z0, g0, e0 = rows[p], codes[p], on_codes[p], error[rows[p]]
                 total += g0
+                if r0 >= n_batch:
+                    auxiliary += g0
+                    r0 -= n_batch
+                x0 = centered[r0]
                 for c in range(n_inputs):
                     on_e[c] += g0 * x0[c]
                     on_d[c] += z0 * e0[c]
@@ -321,7 +224,7 @@ def sum_gradients(
             if last > first:
                 for c in range(n_inputs):
                     along += on_d[c] * d[c]
-                    block_sum[c] -= total * w[c]
+                    block_sum[c] -= (total - auxiliary) * w[c]
                 square = total * total
                 for c in range(n_inputs):
                     on_d[c] -= along * d[c]
@@ -329,7 +232,7 @@ def sum_gradients(
             squares[j] = square
 
 
-@_compiled
+@compiled
 def _adam(parameter, gradient, moment, second_moment, is_zero, constants):
     """Take a step of Adam on a row of weights, in place; see `take_adam_step`."""
     beta1, beta2, eps = constants[0], constants[1], constants[2]
@@ -352,7 +255,7 @@ def _adam(parameter, gradient, moment, second_moment, is_zero, constants):
             parameter[c] -= step_size * m / (np.sqrt(v) * root + eps)
 
 
-@_compiled
+@compiled
 def take_adam_step(
     encoder, on_encoder, encoder_moment, encoder_second, bias, on_bias, bias_moment, bias_second,
     decoder, on_decoder, decoder_moment, decoder_second, is_written, constants, start, stop,
@@ -391,7 +294,7 @@ def take_adam_step(
     _adam(bias[start:stop], on_bias[start:stop], bias_moment[start:stop], bias_second[start:stop], False, constants)
 
 
-@_compiled
+@compiled
 def take_adam_step_on_vector(parameter, gradient, moment, second_moment, constants):
     """Take a step of Adam on a vector, in place; see `take_adam_step`."""
     _adam(parameter, gradient, moment, second_moment, False, constants)

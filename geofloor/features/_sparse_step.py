@@ -1,6 +1,6 @@
 """Codes, loss and gradients of one training step of a sparse autoencoder, as functions of tensors.
 
-`geofloor.features._trainer` decides which rows a step sees and applies the gradients. TopK on a CPU takes
+`geofloor.features._trainer` decides which rows a step sees and applies the gradients. Few codes on a CPU take
 `geofloor.features._cpu_step` instead, whose gradients are the same up to rounding.
 """
 

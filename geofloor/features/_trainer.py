@@ -187,16 +187,41 @@ def train(
 def _open_step(state: TrainingState, settings: Settings, bar: Any) -> Iterator[_Update]:
     """Choose the step of a fit, dense or sparse, as a context that gives a function of a batch."""
     # The compiled step takes no gradients of other processes.
-    is_compiled = takes_sparse_step(settings, state.device) and state.processes.n == 1 and settings.groups is None
-    if settings.l0 is None or not is_compiled:
+    if state.processes.n > 1 or not takes_sparse_step(settings, state.device):
         yield lambda inputs, dead: _update(state, settings, inputs, dead)
         return
     bar.set_postfix_str("compiling")
-    compile_kernels()
+    compile_kernels(settings.activation)
     bar.set_postfix_str("")
-    with SparseStep(state.parameters, state.optimizer, l0=settings.l0, clip_norm=settings.clip_norm) as take:
-        # Steps with dead latents are dense, because the kernels have no auxiliary loss.
-        yield lambda inputs, dead: (take(inputs), 0.0) if dead is None else _update(state, settings, inputs, dead)
+    opened = SparseStep(
+        state.parameters,
+        state.optimizer,
+        activation=settings.activation,
+        l0=settings.l0,
+        clip_norm=settings.clip_norm,
+        auxk_coefficient=settings.auxk_coefficient,
+    )
+    with opened as step:
+        yield lambda inputs, dead: _update_sparsely(state, settings, step, inputs, dead)
+
+
+def _update_sparsely(
+    state: TrainingState, settings: Settings, step: SparseStep, inputs: torch.Tensor, dead: torch.Tensor | None
+) -> tuple[StepResult, torch.Tensor | float]:
+    """Update the weights by compiled kernels, or by dense gradients where ReLU has many codes."""
+    l1_coefficient: torch.Tensor | float = settings.l1_coefficient
+    if state.l1_coefficient is not None:
+        if state.step == 0:
+            state.l1_coefficient.copy_(settings.l1_coefficient * find_spread(state.parameters, inputs))
+        l1_coefficient = state.l1_coefficient.clone()
+    result = step.take(inputs, dead, l1_coefficient=float(l1_coefficient))
+    if result is None:
+        return _update(state, settings, inputs, dead)
+    if state.l1_coefficient is not None and settings.l0 is not None:
+        steer_penalty(state.l1_coefficient, result, len(inputs), settings.l0, settings.steering_gain)
+    if state.threshold is not None:
+        average_cutoff(state.threshold, step.cutoff, state.step + 1)
+    return result, l1_coefficient * result.l1
 
 
 def _update(

@@ -10,12 +10,21 @@ from sklearn.base import clone
 
 from geofloor import SparseAutoencoder
 from geofloor._training.devices import one_thread
-from geofloor.features import _cpu_step, _kernels, _trainer
+from geofloor.features import _cpu_step, _kernels, _selection, _selection_kernels, _threads, _trainer
 from geofloor.features._cpu_step import SparseStep
 from geofloor.features._sparse_step import Parameters
+from geofloor.features._sparsity import find_cutoff
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # small fits warn
 WEIGHTS = ("encoder_", "encoder_bias_", "decoder_", "decoder_bias_")
+
+
+KINDS = [
+    {"activation": "topk", "learning_rate": 1e-3},
+    {"activation": "batchtopk", "learning_rate": 1e-3},
+    {"activation": "relu", "l0": "auto", "l1_coefficient": 4.0, "learning_rate": 1e-2},
+    {"activation": "relu", "l0": 4, "learning_rate": 1e-2},
+]
 
 
 @pytest.fixture
@@ -24,9 +33,24 @@ def topk():
 
 
 @pytest.fixture
+def relu_steps(monkeypatch):
+    """Let ReLU take the sparse step early, and list whether each step was sparse."""
+    steps, take = [], SparseStep.take
+
+    def listed(self, *arguments, **given):
+        result = take(self, *arguments, **given)
+        steps.append(result is not None)
+        return result
+
+    monkeypatch.setattr(_selection, "_LATENTS_PER_CODE", 4)
+    monkeypatch.setattr(SparseStep, "take", listed)
+    return steps
+
+
+@pytest.fixture
 def many_threads(monkeypatch):
     """Divide kernels of any size between three threads."""
-    monkeypatch.setattr(_cpu_step, "_WORTH_THREADS", 0)
+    monkeypatch.setattr(_threads, "_WORTH_THREADS", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
@@ -45,11 +69,16 @@ def random_inputs(n_rows=50, n_inputs=17, seed=1, dtype=torch.float64):
     return torch.randn(n_rows, n_inputs, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def loss_terms(parameters, inputs, l0):
+def loss_terms(parameters, inputs, l0, activation="topk"):
     """Compute the squared error and the sum of the codes per row, for automatic differentiation."""
     centered = inputs - parameters.decoder_bias
     codes = torch.relu(centered @ parameters.encoder_weight.T + parameters.encoder_bias)
-    kept = codes * (codes >= codes.sort(dim=1, descending=True).values[:, l0 - 1 : l0])
+    if activation == "topk":
+        kept = codes * (codes >= codes.sort(dim=1, descending=True).values[:, l0 - 1 : l0])
+    elif activation == "batchtopk":
+        kept = codes * (codes > codes.flatten().sort(descending=True).values[l0 * len(inputs)])
+    else:
+        kept = codes
     error = centered - kept @ parameters.decoder_weight
     return error.square().sum(1).mean(), kept.sum(1).mean(), (kept > 0).sum(0)
 
@@ -58,9 +87,9 @@ def project(gradient, decoder):
     return gradient - (gradient * decoder).sum(1, keepdim=True) * decoder
 
 
-def sparse_step(parameters, l0, l1_coefficient=0.0, clip_norm=None):
+def sparse_step(parameters, l0, **given):
     optimizer = torch.optim.Adam(list(parameters), lr=3e-3, betas=(0.8, 0.99))
-    return SparseStep(parameters, optimizer, l0=l0, l1_coefficient=l1_coefficient, clip_norm=clip_norm)
+    return SparseStep(parameters, optimizer, l0=l0, **given)
 
 
 def assert_same_weights(one, other):
@@ -68,26 +97,120 @@ def assert_same_weights(one, other):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
 
 
-@pytest.mark.parametrize("l0", [1, 6, 37])
+@pytest.mark.parametrize(
+    ("activation", "l0"), [("topk", 1), ("topk", 6), ("topk", 37), ("batchtopk", 1), ("batchtopk", 6), ("relu", None)]
+)
 @pytest.mark.parametrize("l1_coefficient", [0.0, 0.3])
-def test_gradients_are_those_of_automatic_differentiation(monkeypatch, l0, l1_coefficient):
-    monkeypatch.setattr(_cpu_step, "_PREACTIVATIONS_AT_A_TIME", 7 * 300)  # rows come in pieces of 7
-    parameters = Parameters(*(parameter.requires_grad_() for parameter in random_parameters()))
-    reconstruction, l1, firings = loss_terms(parameters, random_inputs(), l0)
+def test_gradients_are_those_of_automatic_differentiation(monkeypatch, activation, l0, l1_coefficient):
+    monkeypatch.setattr(_selection, "_PREACTIVATIONS_AT_A_TIME", 7 * 300)  # rows come in pieces of 7
+    initial = random_parameters()
+    if activation == "relu":
+        initial.encoder_bias.sub_(12.0)  # so that codes are few
+    parameters = Parameters(*(parameter.clone().requires_grad_() for parameter in initial))
+    reconstruction, l1, firings = loss_terms(parameters, random_inputs(), l0, activation)
     expected = list(torch.autograd.grad(reconstruction + l1_coefficient * l1, list(parameters)))
     expected[2] = project(expected[2], parameters.decoder_weight.detach())
-    parameters = random_parameters()
-    with sparse_step(parameters, l0, l1_coefficient) as take:
-        take(random_inputs(seed=2))  # which leaves gradients to be overwritten
-        for parameter, initial in zip(parameters, random_parameters(), strict=True):
-            parameter.copy_(initial)
-        result = take(random_inputs())
+    parameters = Parameters(*(parameter.clone() for parameter in initial))
+    with sparse_step(parameters, l0, activation=activation) as step:
+        step.take(random_inputs(seed=2))  # which leaves gradients to be overwritten
+        for parameter, before in zip(parameters, initial, strict=True):
+            parameter.copy_(before)
+        result = step.take(random_inputs(), l1_coefficient=l1_coefficient)
     assert (firings == 0).any()
     assert torch.equal(result.firings, firings)
     torch.testing.assert_close(result.reconstruction, reconstruction.detach())
     torch.testing.assert_close(result.l1, l1.detach())
     for gradient, reference in zip(result.gradients, expected, strict=True):
         torch.testing.assert_close(gradient, reference)
+
+
+@pytest.mark.parametrize("codes_at_a_time", [2**22, 7 * 300])
+def test_the_cutoff_of_a_batch_does_not_depend_on_the_batches_before(monkeypatch, many_threads, codes_at_a_time):
+    """The last cutoff bounds the search for the next one, even if it is far too high or too low."""
+    monkeypatch.setattr(_selection, "_PREACTIVATIONS_AT_A_TIME", codes_at_a_time)
+    initial = random_parameters(dtype=torch.float32)
+    parameters = Parameters(*(parameter.clone() for parameter in initial))
+    with sparse_step(parameters, 4, activation="batchtopk") as step:
+        for scale in (1.0, 1.01, 100.0, 0.01, 1.0, 0.0):
+            for parameter, before in zip(parameters, initial, strict=True):
+                parameter.copy_(before)
+            inputs = scale * random_inputs(dtype=torch.float32) + parameters.decoder_bias
+            expected = find_cutoff(parameters, inputs, 4)
+            result = step.take(inputs)
+            torch.testing.assert_close(step.cutoff, expected)
+            assert int(result.firings.sum()) == 200 or scale == 0.0
+
+
+def test_fewer_codes_than_wanted_have_no_cutoff():
+    parameters = random_parameters()
+    parameters.encoder_bias.sub_(12.0)
+    with sparse_step(parameters, 100, activation="batchtopk") as step:
+        result = step.take(random_inputs())
+    assert step.cutoff == 0
+    assert 0 < int(result.firings.sum()) < 5000
+
+
+@pytest.mark.parametrize("n_dense", [1, 50])
+def test_many_codes_of_relu_are_left_to_the_dense_step(n_dense):
+    """Rows with many codes at the end of a batch count, too."""
+    parameters = random_parameters()
+    parameters.encoder_bias.sub_(12.0)
+    inputs = random_inputs()
+    inputs[-n_dense:] *= 100.0
+    before = [parameter.clone() for parameter in parameters]
+    with sparse_step(parameters, None, activation="relu") as step:
+        assert (step.take(inputs) is None) == (n_dense == 50)
+    changed = [not torch.equal(one, other) for one, other in zip(parameters, before, strict=True)]
+    assert all(changed) if n_dense == 1 else not any(changed)
+
+
+def auxiliary_loss(parameters, inputs, l0, dead):
+    """Compute the auxiliary loss without its weight, for automatic differentiation."""
+    with torch.no_grad():
+        centered = inputs - parameters.decoder_bias
+        codes = torch.relu(centered @ parameters.encoder_weight.T + parameters.encoder_bias)
+        largest = codes.topk(l0, dim=1)
+        kept = torch.zeros_like(codes).scatter_(1, largest.indices, largest.values)
+        error = centered - kept @ parameters.decoder_weight
+    codes = torch.relu(centered @ parameters.encoder_weight[dead].T + parameters.encoder_bias[dead])
+    largest = codes.topk(min(codes.shape[1], inputs.shape[1] // 2), dim=1)
+    kept = torch.zeros_like(codes).scatter(1, largest.indices, largest.values)
+    return (error - kept @ parameters.decoder_weight[dead]).square().sum(1).mean()
+
+
+@pytest.mark.parametrize("n_dead", [1, 5, 120])
+def test_gradients_of_dead_latents_are_those_of_automatic_differentiation(monkeypatch, many_threads, n_dead):
+    """Some dead latents fire in this very batch, so that both losses have gradients on them."""
+    monkeypatch.setattr(_selection, "_PREACTIVATIONS_AT_A_TIME", 7 * 300)
+    dead = torch.zeros(300, dtype=torch.bool)
+    dead[torch.randperm(300, generator=torch.Generator().manual_seed(3))[:n_dead]] = True
+    parameters = Parameters(*(parameter.requires_grad_() for parameter in random_parameters()))
+    reconstruction, l1, firings = loss_terms(parameters, random_inputs(), 6)
+    loss = reconstruction + 0.7 * auxiliary_loss(parameters, random_inputs(), 6, dead)
+    expected = list(torch.autograd.grad(loss, list(parameters)))
+    expected[2] = project(expected[2], parameters.decoder_weight.detach())
+    parameters = random_parameters()
+    with sparse_step(parameters, 6, auxk_coefficient=0.7) as step:
+        step.take(random_inputs(seed=2), ~dead)
+        for parameter, initial in zip(parameters, random_parameters(), strict=True):
+            parameter.copy_(initial)
+        result = step.take(random_inputs(), dead)
+    assert n_dead < 120 or (firings[dead] > 0).any()
+    assert torch.equal(result.firings, firings)
+    torch.testing.assert_close(result.reconstruction, reconstruction.detach())
+    torch.testing.assert_close(result.l1, l1.detach())
+    for gradient, reference in zip(result.gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, reference)
+
+
+def test_without_dead_latents_the_auxiliary_loss_changes_no_bit():
+    trained = []
+    for given, dead in [({}, None), ({"auxk_coefficient": 1.0}, torch.zeros(300, dtype=torch.bool))]:
+        trained.append(random_parameters())
+        with sparse_step(trained[-1], 6, clip_norm=0.5, **given) as step:
+            for seed in range(3):
+                step.take(random_inputs(seed=seed), dead)
+    assert all(torch.equal(one, other) for one, other in zip(*trained, strict=True))
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.5, 1e6])
@@ -98,7 +221,7 @@ def test_steps_are_those_of_the_textbook_loop(clip_norm, many_threads):
     optimizer = torch.optim.Adam(parameters, lr=3e-3, betas=(0.8, 0.99))
     trained = random_parameters()
     step = sparse_step(trained, 3, clip_norm=clip_norm)
-    with step as take:
+    with step:
         for seed in range(6):
             optimizer.zero_grad()
             loss_terms(Parameters(*parameters), random_inputs(seed=seed), 3)[0].backward()
@@ -108,39 +231,45 @@ def test_steps_are_those_of_the_textbook_loop(clip_norm, many_threads):
             optimizer.step()
             with torch.no_grad():
                 decoder /= decoder.norm(dim=1, keepdim=True)
-            take(random_inputs(seed=seed))
+            step.take(random_inputs(seed=seed))
     for ours, reference in zip(trained, parameters, strict=True):
         torch.testing.assert_close(ours, reference.detach(), rtol=1e-9, atol=1e-9)
         for name, moment in optimizer.state[reference].items():
             torch.testing.assert_close(step._optimizer.state[ours][name], moment, rtol=1e-9, atol=1e-12)
 
 
-def test_a_fit_is_that_of_the_dense_step_up_to_rounding(activations, topk, monkeypatch):
-    topk.set_params(n_latents=200, resample_every=500, dead_after=200, learning_rate=1e-3, clip_norm=0.5)
+@pytest.mark.parametrize("given", KINDS)
+def test_a_fit_is_that_of_the_dense_step_up_to_rounding(activations, topk, monkeypatch, relu_steps, given):
+    topk.set_params(n_latents=200, resample_every=500, dead_after=200, clip_norm=0.5, **given)
     sparse = clone(topk).fit(activations)
+    assert set(relu_steps[2:]) == ({False, True} if given["activation"] == "relu" else {True})
     monkeypatch.setattr(_trainer, "takes_sparse_step", lambda settings, device: False)
     dense = clone(topk).fit(activations)
-    assert any(row["n_resampled"] for row in dense.history_)
+    assert given["activation"] == "relu" or any(row["n_resampled"] for row in dense.history_)
     for ours, reference in zip(sparse.history_, dense.history_, strict=True):
         assert ours == pytest.approx(reference, rel=1e-4)
     for name in WEIGHTS:
         np.testing.assert_allclose(getattr(sparse, name), getattr(dense, name), atol=1e-4, err_msg=name)
+    assert sparse.l1_coefficient_ == pytest.approx(dense.l1_coefficient_, rel=1e-4)
+    if given["activation"] == "batchtopk":
+        np.testing.assert_allclose(sparse.threshold_, dense.threshold_, rtol=1e-4)
 
 
 def test_bits_do_not_depend_on_the_threads_of_the_kernels(monkeypatch, many_threads):
-    product = _cpu_step.linear
+    product = _selection.linear
 
     def on_one_thread(*tensors):
         with one_thread():
             return product(*tensors)
 
-    monkeypatch.setattr(_cpu_step, "linear", on_one_thread)
+    monkeypatch.setattr(_selection, "linear", on_one_thread)
     fits = []
+    dead = torch.arange(300) % 3 == 0
     for n_threads in (1, 2, 3):
         torch.set_num_threads(n_threads)
         parameters = random_parameters(dtype=torch.float32)
-        with sparse_step(parameters, 6, clip_norm=0.5) as take:
-            results = [take(random_inputs(100, seed=seed, dtype=torch.float32)) for seed in range(5)]
+        with sparse_step(parameters, 6, clip_norm=0.5, auxk_coefficient=0.5) as step:
+            results = [step.take(random_inputs(100, seed=seed, dtype=torch.float32), dead) for seed in range(5)]
         fits.append([*parameters, *(result.reconstruction for result in results)])
     for fit in fits[1:]:
         assert all(torch.equal(one, other) for one, other in zip(fit, fits[0], strict=True))
@@ -151,9 +280,11 @@ class StoppedError(Exception):
 
 
 @pytest.mark.parametrize("steps", [1, 4, 23])
-def test_a_stopped_fit_resumes_to_the_same_bits(activations, topk, tmp_path, monkeypatch, steps):
-    topk.set_params(resample_every=700)
+@pytest.mark.parametrize("given", KINDS)
+def test_a_stopped_fit_resumes_to_the_same_bits(activations, topk, tmp_path, monkeypatch, relu_steps, given, steps):
+    topk.set_params(resample_every=700, **given)
     never_stopped = clone(topk).fit(activations)
+    assert set(relu_steps[2:]) == ({False, True} if given["activation"] == "relu" else {True})
     topk.set_params(checkpoint_path=tmp_path / "checkpoint", checkpoint_every=3)
     step = _trainer.take_step
 
@@ -162,10 +293,10 @@ def test_a_stopped_fit_resumes_to_the_same_bits(activations, topk, tmp_path, mon
             raise StoppedError
         step(state, *arguments)
 
-    monkeypatch.setattr(_trainer, "take_step", stop_after)
-    with pytest.raises(StoppedError):
-        clone(topk).fit(activations)
-    monkeypatch.undo()
+    with monkeypatch.context() as stopped:
+        stopped.setattr(_trainer, "take_step", stop_after)
+        with pytest.raises(StoppedError):
+            clone(topk).fit(activations)
     resumed = clone(topk).fit(activations)
     assert_same_weights(resumed, never_stopped)
     assert resumed.history_ == never_stopped.history_
@@ -201,7 +332,7 @@ def test_weights_that_overflow_stop_the_fit(activations, topk):
 def fit_on_threads(sae, activations, n_threads=2):
     """Fit with kernels of any size divided between threads."""
     torch.set_num_threads(n_threads)
-    _cpu_step._WORTH_THREADS = 0
+    _threads._WORTH_THREADS = 0
     return clone(sae).fit(activations)
 
 
@@ -217,8 +348,8 @@ def test_fits_at_the_same_time_are_those_one_after_the_other(activations, topk, 
 
 def fit_in_child(queue, sae, activations):
     with one_thread():  # torch's own threads do not survive a fork
-        _cpu_step._WORTH_THREADS = 0
-        _cpu_step.torch.get_num_threads = lambda: 2
+        _threads._WORTH_THREADS = 0
+        _threads.torch.get_num_threads = lambda: 2
         queue.put(clone(sae).fit(activations).encoder_)
 
 
@@ -235,24 +366,32 @@ def test_a_forked_process_fits_after_its_parent(activations, topk):
     np.testing.assert_array_equal(encoder, alone.encoder_)
 
 
-def test_dense_codes_take_the_dense_step(topk):
-    settings = _trainer.Settings
-    for l0, n_latents, is_sparse in [(12, 48, True), (13, 48, False), (None, 48, False)]:
-        given = dict.fromkeys(settings.__dataclass_fields__)
-        given |= {"activation": "relu" if l0 is None else "topk", "l0": l0, "n_latents": n_latents}
-        assert _cpu_step.takes_sparse_step(settings(**given), torch.device("cpu")) == is_sparse
-    given |= {"activation": "batchtopk", "l0": 1}
-    assert not _cpu_step.takes_sparse_step(settings(**given), torch.device("cpu"))
-    given["activation"] = "topk"
-    assert not _cpu_step.takes_sparse_step(settings(**given), torch.device("cuda"))
+@pytest.mark.parametrize(
+    ("activation", "l0", "device", "is_sparse"),
+    [
+        ("topk", 12, "cpu", True),
+        ("topk", 13, "cpu", False),
+        ("topk", 12, "cuda", False),
+        ("batchtopk", 12, "cpu", True),
+        ("batchtopk", 13, "cpu", False),
+        ("relu", None, "cpu", True),
+        ("jumprelu", 1, "cpu", False),
+    ],
+)
+def test_few_codes_on_cpus_take_the_sparse_step(activation, l0, device, is_sparse):
+    given = dict.fromkeys(_trainer.Settings.__dataclass_fields__)
+    settings = _trainer.Settings(**{**given, "activation": activation, "l0": l0, "n_latents": 48})
+    assert _cpu_step.takes_sparse_step(settings, torch.device(device)) == is_sparse
 
 
-def test_kernels_are_compiled_before_the_first_step(activations, topk):
-    _cpu_step.compile_kernels()
-    compiled = [kernel for kernel in vars(_kernels).values() if hasattr(kernel, "signatures")]
+@pytest.mark.parametrize("given", KINDS[:3])
+def test_kernels_are_compiled_before_the_first_step(activations, topk, given):
+    _cpu_step.compile_kernels(given["activation"])
+    modules = (_kernels, _selection_kernels)
+    compiled = [each for module in modules for each in vars(module).values() if hasattr(each, "signatures")]
     before = [list(kernel.signatures) for kernel in compiled]
     assert before
-    topk.fit(activations)
+    topk.set_params(**given).fit(activations)
     assert [list(kernel.signatures) for kernel in compiled] == before
 
 
