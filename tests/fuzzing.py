@@ -405,6 +405,13 @@ def cases() -> dict[str, Case]:
         "distortion_curve": of_function(theory.distortion_curve, alpha=0.9),
         "distortion_curves": of_function(theory.distortion_curves, alphas=[0.9, 0.95]),
         "empty_distortion": of_function(theory.empty_distortion, alpha=0.9),
+        "fit_autoencoders": of_function(
+            features.fit_autoencoders,
+            lambda made: [sae.decoder_ for sae in made],
+            parameters_of(features.fit_autoencoders),
+            autoencoders=[geofloor.SparseAutoencoder(8, l0=l0, **ENCODER) for l0 in (1, 2)],
+            X=ROWS,
+        ),
         "power_law_tail": of_function(features.power_law_tail, values=IMPORTANCES),
         "resampled_tables": of_function(
             features.resampled_tables, take, blocks=[fitted("statistics")] * 2, n_resamples=2, random_state=0

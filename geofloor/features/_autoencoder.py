@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from geofloor.features._autoencoder_files import (
 from geofloor.features._autoencoder_settings import Settings, check_parameters, resolve_settings
 from geofloor.features._sparse_step import Parameters, decode, encode
 from geofloor.features._statistics import OutlierRowsWarning
-from geofloor.features._trainer import TrainingState, start_training, train, wrap_weights
+from geofloor.features._trainer import TrainingState, start_training, train, train_steps, wrap_weights
 
 _CODES_AT_A_TIME = 2**24
 _MAX_HELD_OUT = 2048  # rows
@@ -346,7 +346,12 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """
         check_parameters(self)
         check_files(self)
-        rows = self._open(X)
+        for _ in self._fit_steps(self._open(X)):
+            pass
+        return self
+
+    def _fit_steps(self, rows: ArrayRows | StreamRows) -> Generator[None]:
+        """Train on rows that `_open` has checked; yield before the first step, and after each."""
         outliers = find_outliers(rows.sample)
         if outliers is not None:
             warn_caller(outliers, OutlierRowsWarning)
@@ -360,10 +365,12 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             state = checkpoint.read(settings, rows.sample, device)
         if state is None:
             state = start_training(rows.sample, settings, draw_seed(self.random_state), device)
-        train(
+        batches = rows.batches(settings.batch_size, settings.n_epochs, state.step, state.seed)
+        yield
+        yield from train_steps(
             state,
             settings,
-            rows.batches(settings.batch_size, settings.n_epochs, state.step, state.seed),
+            batches,
             checkpoint_every=self.checkpoint_every,
             write_checkpoint=None if checkpoint is None else checkpoint.write,
             verbose=self.verbose,
@@ -372,7 +379,6 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if checkpoint is not None:
             checkpoint.write(state)  # last, so that a full disk leaves the fitted attributes
         self._judge(state, settings, rows, held_out)
-        return self
 
     def partial_fit(self, X: Any, y: Any = None) -> SparseAutoencoder:
         """Train one pass over more activations, in the order given.
