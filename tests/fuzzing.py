@@ -465,6 +465,27 @@ def cases() -> dict[str, Case]:
             tokens=TOKENS,
             device="cpu",
         ),
+        "measure_band": of_function(
+            language_models.measure_band,
+            lambda made: made.frame(),
+            autoencoders=[fitted("autoencoder"), geofloor.SparseAutoencoder(8, **ENCODER)],
+            X=ROWS,
+            widths=WIDTHS,
+            held_out=ROWS[:20],
+            table_rows=ROWS,
+        ),
+        "measure_band with a teacher": of_function(
+            language_models.measure_band,
+            lambda made: made.floors(),
+            autoencoders=[fitted("autoencoder_of_teacher")],
+            X=fitted("extractor").transform(TOKENS),
+            widths=WIDTHS,
+            held_out=fitted("extractor").transform(TOKENS),
+            teacher=teacher(),
+            layer=0,
+            tokens=TOKENS,
+            device="cpu",
+        ),
         "zero_width_kl": of_function(language_models.zero_width_kl, teacher=teacher(), tokens=TOKENS, device="cpu"),
         "forecast_table": of_function(
             forecasting.forecast_table,
@@ -535,7 +556,7 @@ def cases() -> dict[str, Case]:
 RESULTS = {
     "NonMonotoneCapacityWarning", "Shares", "Blocks", "PowerLawTail", "OutlierRowsWarning", "SweepError",
     "Allocation", "Division", "ChargedFeatures", "WidthAllocation",
-    "ForecastErrors", "Decision", "DictionaryReport", "Law", "ProbeComparison", "Document",
+    "ForecastErrors", "Decision", "DictionaryReport", "FloorBand", "Law", "ProbeComparison", "Document",
 }  # fmt: skip
 
 
@@ -860,6 +881,7 @@ NAN_DOCUMENTED: dict[str, str] = {
     "agreement_table": "no correlation of a constant, no relative error where nothing is above",
     "feature_probes": "no score of what never varies among the test tokens",
     "power_law_tail": "too few values for a fit",
+    "measure_band": "too few features for a fit of the tail",
     "AffineCalibrator.decompose": "percent of a loss of 0",
 }
 # What is not to be mended, with the reason: case, argument (None: any), kinds (None: any).
