@@ -5,7 +5,7 @@ import pandas as pd
 
 from geofloor import AffineCalibrator, FeatureStatistics, FloorPredictor, LossForecaster, displays
 from geofloor.forecasting import Calibrated
-from geofloor.language_models import DictionaryReport
+from geofloor.language_models import DictionaryReport, FloorBand
 
 FLOOR = FloorPredictor(alpha=0.9).fit(1 / np.arange(1, 101))
 POINTS = pd.DataFrame(
@@ -66,8 +66,30 @@ REPORT = DictionaryReport(
     layer=2,
 )
 
+BAND = FloorBand(
+    widths=np.array([2.0, 4.0, 8.0]),
+    autoencoders=(),
+    statistics=(STATISTICS, STATISTICS),
+    predictors=(FLOOR, FloorPredictor(alpha=0.8).fit(1 / np.arange(1, 41))),
+    l0=np.array([4.0, 8.0]),
+    explained_variance=np.array([0.8, 0.9]),
+)
+
 # Calls that draw: a display, a class method (None for the constructor and `plot`), and arguments.
 CALLS = [
+    (
+        displays.FloorBandDisplay,
+        None,
+        {
+            "widths": [2, 4],
+            "floors": [[3.0, 1.0], [2.0, 0.5]],
+            "critical_widths": [8.0, 3.0],
+            "l0": [4.0, 2.0],
+            "explained_variance": [0.9, 0.8],
+            "unit": "shares",
+        },
+    ),
+    (displays.FloorBandDisplay, "from_band", {"band": BAND, "widths": [1, 2, 3], "relative": False, "scale": "linear"}),
     (
         displays.FloorDisplay,
         None,

@@ -408,6 +408,13 @@ def cases() -> dict[str, Case]:
         "distortion_curve": of_function(theory.distortion_curve, alpha=0.9),
         "distortion_curves": of_function(theory.distortion_curves, alphas=[0.9, 0.95]),
         "empty_distortion": of_function(theory.empty_distortion, alpha=0.9),
+        "fit_autoencoders": of_function(
+            features.fit_autoencoders,
+            lambda made: [sae.decoder_ for sae in made],
+            parameters_of(features.fit_autoencoders),
+            autoencoders=[geofloor.SparseAutoencoder(8, l0=l0, **ENCODER) for l0 in (1, 2)],
+            X=ROWS,
+        ),
         "power_law_tail": of_function(features.power_law_tail, values=IMPORTANCES),
         "resampled_tables": of_function(
             features.resampled_tables, take, blocks=[fitted("statistics")] * 2, n_resamples=2, random_state=0
@@ -458,6 +465,27 @@ def cases() -> dict[str, Case]:
             teacher=teacher(),
             layer=0,
             autoencoder=fitted("autoencoder_of_teacher"),
+            tokens=TOKENS,
+            device="cpu",
+        ),
+        "measure_band": of_function(
+            language_models.measure_band,
+            lambda made: made.frame(),
+            autoencoders=[fitted("autoencoder"), geofloor.SparseAutoencoder(8, **ENCODER)],
+            X=ROWS,
+            widths=WIDTHS,
+            held_out=ROWS[:20],
+            table_rows=ROWS,
+        ),
+        "measure_band with a teacher": of_function(
+            language_models.measure_band,
+            lambda made: made.floors(),
+            autoencoders=[fitted("autoencoder_of_teacher")],
+            X=fitted("extractor").transform(TOKENS),
+            widths=WIDTHS,
+            held_out=fitted("extractor").transform(TOKENS),
+            teacher=teacher(),
+            layer=0,
             tokens=TOKENS,
             device="cpu",
         ),
@@ -531,7 +559,7 @@ def cases() -> dict[str, Case]:
 RESULTS = {
     "NonMonotoneCapacityWarning", "Shares", "Blocks", "PowerLawTail", "OutlierRowsWarning", "SweepError",
     "Allocation", "Division", "ChargedFeatures", "WidthAllocation",
-    "ForecastErrors", "Decision", "DictionaryReport", "Law", "ProbeComparison", "Document",
+    "ForecastErrors", "Decision", "DictionaryReport", "FloorBand", "Law", "ProbeComparison", "Document",
 }  # fmt: skip
 
 
@@ -857,6 +885,7 @@ NAN_DOCUMENTED: dict[str, str] = {
     "agreement_table": "no correlation of a constant, no relative error where nothing is above",
     "feature_probes": "no score of what never varies among the test tokens",
     "power_law_tail": "too few values for a fit",
+    "measure_band": "too few features for a fit of the tail",
     "AffineCalibrator.decompose": "percent of a loss of 0",
 }
 # What is not to be mended, with the reason: case, argument (None: any), kinds (None: any).

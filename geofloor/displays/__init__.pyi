@@ -9,6 +9,7 @@ from ._distilled_floors import DistilledFloorsDisplay as DistilledFloorsDisplay
 from ._error import ErrorDisplay as ErrorDisplay
 from ._feature_staircase import FeatureStaircaseDisplay as FeatureStaircaseDisplay
 from ._floor import FloorDisplay as FloorDisplay
+from ._floor_band import FloorBandDisplay as FloorBandDisplay
 from ._floor_grid import FloorGridDisplay as FloorGridDisplay
 from ._forecast import ForecastDisplay as ForecastDisplay
 from ._prediction import PredictionDisplay as PredictionDisplay

@@ -5,3 +5,4 @@ from ._statistics import FeatureStatistics as FeatureStatistics
 from ._statistics import OutlierRowsWarning as OutlierRowsWarning
 from ._tail import PowerLawTail as PowerLawTail
 from ._tail import power_law_tail as power_law_tail
+from ._together import fit_autoencoders as fit_autoencoders

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from geofloor._files.schema import refusing
 from geofloor._training.checkpoints import steps_done
 from geofloor._training.devices import resolve_device, to_device
-from geofloor._training.processes import ALONE, join_processes
+from geofloor._training.processes import ALONE, Processes, join_processes
 from geofloor._training.rows import ArrayRows, StreamRows, checked_batch, digest_sample, open_rows
 from geofloor._training.seeds import draw_seed, step_generator
 from geofloor._training.settings import NOT_SAVED, check_files, plain_parameters, saved_parameters
@@ -38,7 +38,7 @@ from geofloor.features._autoencoder_files import (
 from geofloor.features._autoencoder_settings import Settings, check_groups_fit, check_parameters, resolve_settings
 from geofloor.features._sparse_step import Parameters, decode, encode
 from geofloor.features._statistics import OutlierRowsWarning
-from geofloor.features._trainer import TrainingState, start_training, train, wrap_weights
+from geofloor.features._trainer import TrainingState, start_training, train, train_steps, wrap_weights
 
 _CODES_AT_A_TIME = 2**24
 _MAX_HELD_OUT = 2048  # rows
@@ -374,7 +374,12 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         check_parameters(self)
         processes = join_processes(self.device)
         processes.on_main(check_files, self)
-        rows = self._open(X)
+        for _ in self._fit_steps(self._open(X), processes):
+            pass
+        return self
+
+    def _fit_steps(self, rows: ArrayRows | StreamRows, processes: Processes) -> Generator[None]:
+        """Train on rows that `_open` has checked; yield before the first step, and after each."""
         outliers = find_outliers(rows.sample) if processes.is_main else None
         if outliers is not None:
             warn_caller(outliers, OutlierRowsWarning)
@@ -398,10 +403,12 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             state = start_training(rows.sample, settings, seed, device)
             processes.copy_from_main(state.parameters)
         state.processes = processes
-        train(
+        batches = rows.batches(settings.batch_size, settings.n_epochs, state.step, state.seed)
+        yield
+        yield from train_steps(
             state,
             settings,
-            rows.batches(settings.batch_size, settings.n_epochs, state.step, state.seed),
+            batches,
             checkpoint_every=self.checkpoint_every,
             write_checkpoint=None if checkpoint is None else partial(processes.on_main, checkpoint.write),
             verbose=self.verbose if processes.is_main else 0,
@@ -414,7 +421,6 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         found = self._judge(state, settings, rows, held_out)
         if found and processes.is_main:
             warn_caller(f"The sparse autoencoder is not to be trusted: {'; '.join(found)}.", ConvergenceWarning)
-        return self
 
     def partial_fit(self, X: Any, y: Any = None) -> SparseAutoencoder:
         """Train one pass over more activations, in the order given.

@@ -134,7 +134,13 @@ def make_optimizer(parameters: Parameters, settings: Settings) -> torch.optim.Ad
     return optimizer
 
 
-def train(
+def train(state: TrainingState, settings: Settings, batches: Iterable[np.ndarray], **options: Any) -> None:
+    """Take a step on each batch, in place, with the options of `train_steps`."""
+    for _ in train_steps(state, settings, batches, **options):
+        pass
+
+
+def train_steps(
     state: TrainingState,
     settings: Settings,
     batches: Iterable[np.ndarray],
@@ -142,8 +148,8 @@ def train(
     checkpoint_every: int | None = None,
     write_checkpoint: Callable[[TrainingState], None] | None = None,
     verbose: int = 0,
-) -> None:
-    """Take a step on each batch, in place.
+) -> Iterator[None]:
+    """Take a step on each batch, in place, and yield after each, so that several fits can take turns.
 
     Parameters
     ----------
@@ -159,6 +165,11 @@ def train(
         Function of the state that writes a checkpoint; its history is complete then.
     verbose : int, default=0
         Whether to show a progress bar.
+
+    Yields
+    ------
+    None
+        After each step.
 
     Raises
     ------
@@ -180,6 +191,7 @@ def train(
             if state.step % _READ_EVERY == 0:
                 row = read_measurements(state, settings)
                 bar.set_postfix(loss=f"{row['loss']:.4g}", l0=f"{row['l0']:.1f}", dead=f"{row['dead']:.0%}")
+            yield
     read_measurements(state, settings)
 
 

@@ -1,4 +1,6 @@
 from ._ablation import AblationPredictor as AblationPredictor
+from ._band import FloorBand as FloorBand
+from ._band import measure_band as measure_band
 from ._bottleneck import BottleneckPredictor as BottleneckPredictor
 from ._dictionary_report import DictionaryReport as DictionaryReport
 from ._dictionary_report import dictionary_report as dictionary_report
