@@ -140,6 +140,13 @@ def saved(name: str) -> str:
     return path
 
 
+@cache
+def published(name: str) -> str:
+    path = new_path()
+    fitted(name).save(path, format="saelens")
+    return path
+
+
 def checkpoint_of(name: str, **data: Any) -> str:
     path = new_path(".safetensors")
     clone(fitted(name)).set_params(checkpoint_path=path).fit(**data)
@@ -271,6 +278,19 @@ def cases() -> dict[str, Case]:
         ),
         "SparseAutoencoder.score": of_method("autoencoder", "score", X=ROWS),
         "SparseAutoencoder.save": of_method("autoencoder", "save", path=new_path(".safetensors")),
+        "SparseAutoencoder.from_weights": of_function(
+            geofloor.SparseAutoencoder.from_weights,
+            lambda made: made.transform(ROWS),
+            W_enc=fitted("autoencoder").encoder_,
+            b_enc=fitted("autoencoder").encoder_bias_,
+            W_dec=fitted("autoencoder").decoder_,
+            b_dec=fitted("autoencoder").decoder_bias_,
+            activation="jumprelu",
+            threshold=0.1,
+        ),
+        "load_autoencoder": of_function(
+            features.load_autoencoder, lambda made: made.transform(ROWS), path=published("autoencoder"), device="cpu"
+        ),
         "SparseAutoencoder.load": of_function(
             geofloor.SparseAutoencoder.load, lambda made: made.decoder_, path=saved("autoencoder"), device="cpu"
         ),

@@ -24,7 +24,15 @@ from geofloor._training.processes import ALONE, Processes, join_processes
 from geofloor._training.rows import ArrayRows, StreamRows, checked_batch, digest_sample, open_rows
 from geofloor._training.seeds import draw_seed, step_generator
 from geofloor._training.settings import NOT_SAVED, check_files, plain_parameters, saved_parameters
-from geofloor._validation import check_numeric, is_stream, warn_caller
+from geofloor._validation import (
+    check_choice,
+    check_flag,
+    check_number,
+    check_numeric,
+    is_stream,
+    shown,
+    warn_caller,
+)
 from geofloor.features._autoencoder_doubts import Outcome, find_doubts, find_outliers, noise_like
 from geofloor.features._autoencoder_files import (
     CHECKPOINT,
@@ -35,14 +43,25 @@ from geofloor.features._autoencoder_files import (
     unpack_state,
     write_autoencoder,
 )
-from geofloor.features._autoencoder_settings import Settings, check_groups_fit, check_parameters, resolve_settings
-from geofloor.features._sparse_step import Parameters, decode, encode
+from geofloor.features._autoencoder_settings import (
+    ACTIVATIONS,
+    THRESHOLDED,
+    Settings,
+    check_groups_fit,
+    check_parameters,
+    resolve_settings,
+)
+from geofloor.features._encoding import Rule, encode_by
+from geofloor.features._folding import FoldedDictionary, RawDictionary, fold
+from geofloor.features._saelens import write_saelens
+from geofloor.features._sparse_step import Parameters, decode
 from geofloor.features._statistics import OutlierRowsWarning
 from geofloor.features._trainer import TrainingState, start_training, train, train_steps, wrap_weights
 
 _CODES_AT_A_TIME = 2**24
 _MAX_HELD_OUT = 2048  # rows
-_WEIGHTS = ("encoder_", "encoder_bias_", "decoder_", "decoder_bias_", "threshold_")
+_LARGEST_WEIGHT = 2.0**24  # so that products of weights and activations stay far below the end of float32
+_WEIGHTS = ("encoder_", "encoder_bias_", "decoder_", "decoder_bias_", "threshold_", "code_scale_")
 # Parameters that do not change the result of a fit, and may differ when it resumes.
 _INCIDENTAL = frozenset({"device", "verbose", "checkpoint_path", "checkpoint_every", "random_state"})
 
@@ -137,17 +156,22 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         Number of latents.
     threshold_ : ndarray of shape (n_latents_,), float32, or None
         Number that a code must exceed to be kept, on the scale of the data; None for ``"topk"`` and ``"relu"``.
+    code_scale_ : ndarray of shape (n_latents_,), float32, or None
+        Factor on the chosen codes of published weights that choose codes on another scale; None after a fit.
+    source_ : dict or None
+        ``"format"``, ``"model"`` and ``"hook"`` of a published file, each None if unknown; None for other weights.
     activation_ : str
-        Activation of the fit.
+        Activation of the fit. Published weights can have others: ``"groupmax"`` keeps the largest code of each of `l0_`
+        groups, ``"linear_topk"`` and ``"abstopk"`` keep codes below zero.
     l0_ : int or None
         Codes kept per row, on average for ``"batchtopk"``; the target of ``"jumprelu"`` and ``"relu"``. It is None if
         ``"relu"`` has no target.
     l1_coefficient_ : float
         Penalty λ, after the last step if it was steered; 0 for all activations but ``"relu"``.
-    batch_size_ : int
-        Tokens per step.
-    learning_rate_ : float
-        Adam's step size after warm-up.
+    batch_size_ : int or None
+        Tokens per step; None for published weights.
+    learning_rate_ : float or None
+        Adam's step size after warm-up; None for published weights.
     scale_ : float
         Factor on the data during training.
     explained_variance_ : float or None
@@ -335,6 +359,100 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         }
         return cls(n_latents, **{**settings, **changes})
 
+    @classmethod
+    def from_weights(
+        cls,
+        W_enc: Any,
+        b_enc: Any,
+        W_dec: Any,
+        b_dec: Any,
+        *,
+        activation: str = "relu",
+        l0: int | None = None,
+        threshold: Any = None,
+        centered: bool = True,
+        device: str = "auto",
+    ) -> SparseAutoencoder:
+        """Make a fitted autoencoder from weights.
+
+        Parameters
+        ----------
+        W_enc, W_dec : array-like of shape (n_latents, n_inputs) or (n_inputs, n_latents)
+            Encoder weight and directions of any norm. Square arrays have one latent per row.
+        b_enc : array-like of shape (n_latents,)
+            Encoder bias.
+        b_dec : array-like of shape (n_inputs,)
+            Decoder bias.
+        activation : {"relu", "topk", "batchtopk", "jumprelu"}, default="relu"
+            Rule for choosing the codes to keep.
+        l0 : int or None, default=None
+            Codes per row of ``"topk"``, an error with other activations.
+        threshold : float, array-like of shape (n_latents,) or None, default=None
+            Pre-activation that a code of ``"batchtopk"`` or ``"jumprelu"`` must exceed, an error with other
+            activations.
+        centered : bool, default=True
+            Whether inputs have `b_dec` subtracted before encoding.
+        device : str, default="auto"
+            Device to encode on.
+
+        Returns
+        -------
+        sae : SparseAutoencoder
+            Fitted autoencoder of the same reconstructions. Its codes are those of the weights times the norms of
+            the directions, as with `geofloor.features.load_autoencoder`.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit each other, numbers are not finite, or an argument is missing or has no effect.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from geofloor import SparseAutoencoder
+        >>> W_enc, W_dec = np.eye(3), 2 * np.eye(3)
+        >>> sae = SparseAutoencoder.from_weights(W_enc, np.zeros(3), W_dec, np.zeros(3), activation="topk", l0=1)
+        >>> sae.transform([[1.0, 3.0, 2.0]]).toarray()
+        array([[0., 6., 0.]], dtype=float32)
+        """
+        check_choice("activation", activation, ACTIVATIONS)
+        takes = {"topk": ("l0",)} | dict.fromkeys(THRESHOLDED, ("threshold",))
+        for name, value in {"l0": l0, "threshold": threshold}.items():
+            if (value is not None) != (name in takes.get(activation, ())):
+                problem = "is missing" if value is None else "has no effect"
+                raise ValueError(f"{name} {problem} with activation={activation!r}; {name}={shown(value)}.")
+        bias, offset = _vector("b_enc", b_enc), _vector("b_dec", b_dec)
+        raw = RawDictionary(
+            encoder=_rows("W_enc", W_enc, len(bias), len(offset)),
+            encoder_bias=bias,
+            decoder=_rows("W_dec", W_dec, len(bias), len(offset)),
+            decoder_bias=offset,
+            activation=activation,
+            k=None if l0 is None else check_number("l0", l0, 1, len(bias), whole=True),
+            threshold=None if threshold is None else _vector("threshold", threshold, len(bias)),
+            is_centered=check_flag("centered", centered),
+        )
+        return cls._from_folded(fold(raw), activation, raw.k, None, device=device)
+
+    @classmethod
+    def _from_folded(
+        cls, folded: FoldedDictionary, activation: str, l0: int | None, source: dict[str, Any] | None, *, device: str
+    ) -> SparseAutoencoder:
+        """Make a fitted autoencoder of weights from elsewhere, without a history."""
+        resolved = resolve_device(device)
+        trained_as = activation if activation in ACTIVATIONS else "topk"
+        sae = cls(len(folded.encoder_bias), activation=trained_as, l0="auto" if l0 is None else l0, device=device)
+        for name, value in folded._asdict().items():
+            setattr(sae, f"{name}_", value)
+        sae.activation_, sae.l0_, sae.source_ = activation, l0, source
+        sae.l1_coefficient_, sae.scale_, sae.explained_variance_ = 0.0, 1.0, None
+        sae.batch_size_ = sae.learning_rate_ = None
+        sae.history_, sae.n_steps_, sae.n_tokens_seen_ = [], 0, 0
+        sae.n_latents_, sae.n_features_in_ = folded.encoder.shape
+        sae._n_features_out = sae.n_latents_
+        sae.device_ = str(resolved)
+        return sae
+
     def fit(self, X: Any, y: Any = None) -> SparseAutoencoder:
         """Train on activations.
 
@@ -452,6 +570,11 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if first:
             state = start_training(X, settings, draw_seed(self.random_state), resolve_device(self.device))
         else:
+            if self.activation_ not in ACTIVATIONS or self.code_scale_ is not None:
+                raise ValueError(
+                    f"these weights have activation_={self.activation_!r} and choose codes before they are scaled, and "
+                    "steps keep neither; call fit to start again."
+                )
             if self.activation != self.activation_:
                 raise ValueError(
                     f"activation={self.activation!r} is not that of the earlier steps, {self.activation_!r}; set it "
@@ -551,21 +674,30 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             return 1.0 if error <= 1e-12 * squares else 0.0
         return 1.0 - error / variance
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted autoencoder as one safetensors file, its settings as JSON in the header.
+    def save(self, path: str | os.PathLike[str], *, format: str = "geofloor") -> None:  # noqa: A002
+        """Write the fitted autoencoder as safetensors and JSON.
 
         Parameters
         ----------
         path : str or path
-            File to write, atomically. It holds the weights, settings and history, but no optimizer state: `partial_fit`
-            after `load` starts with a new optimizer. To resume a `fit`, use `checkpoint_path`.
+            File to write, atomically; for ``format="saelens"`` a folder, made if needed. Neither holds optimizer state:
+            `partial_fit` after `load` starts with a new optimizer. To resume a `fit`, use `checkpoint_path`.
+        format : {"geofloor", "saelens"}, default="geofloor"
+            ``"geofloor"`` is one file of weights, settings and history, for `load`. ``"saelens"`` is what SAELens and
+            the tools around it read, ``cfg.json`` and ``sae_weights.safetensors``. It has the same codes there.
 
         Raises
         ------
         sklearn.exceptions.NotFittedError
             If it is not fitted.
+        ValueError
+            If SAELens has no form for the activation.
         """
         check_is_fitted(self)
+        check_choice("format", format, ("geofloor", "saelens"))
+        if format == "saelens":
+            write_saelens(path, self)
+            return
         weights, fitted = ({name: getattr(self, name) for name in names} for names in (_WEIGHTS, FITTED))
         write_autoencoder(path, weights, plain_parameters(self, without=NOT_SAVED), fitted)
 
@@ -717,13 +849,16 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.encoder_bias_ = (parameters.encoder_bias / state.scale).cpu().numpy().copy()
         self.decoder_bias_ = (parameters.decoder_bias / state.scale).cpu().numpy().copy()
         self.threshold_ = None if state.threshold is None else (state.threshold / state.scale).cpu().numpy().copy()
+        self.code_scale_: np.ndarray | None = None
+        self.source_: dict[str, Any] | None = None
         self.activation_ = settings.activation
         self.n_latents_ = len(self.encoder_bias_)
         self._n_features_out = self.n_latents_
         self.l0_, self.l1_coefficient_ = settings.l0, settings.l1_coefficient
         if state.l1_coefficient is not None:
             self.l1_coefficient_ = float(state.l1_coefficient)
-        self.batch_size_, self.learning_rate_ = settings.batch_size, settings.learning_rate
+        self.batch_size_: int | None = settings.batch_size
+        self.learning_rate_: float | None = settings.learning_rate
         self.explained_variance_ = None
         self.scale_ = state.scale
         self.history_ = list(state.history)
@@ -761,8 +896,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
                 raise ValueError("X gave no batch; give an iterable of at least one, and a generator only once.")
             return
         device = resolve_device(self.device)
-        parameters, threshold = self._parameters(device), self._threshold(device)
-        l0 = self.l0_ if self.activation_ == "topk" else None
+        parameters = self._parameters(device)
+        scale = None if self.code_scale_ is None else torch.tensor(self.code_scale_, device=device)
+        rule = Rule(self.activation_, self.l0_, self._threshold(device), scale)
         piece = max(_CODES_AT_A_TIME // self.n_latents_, 1)
         on_disk = _is_on_disk(X)
         if not on_disk:
@@ -770,12 +906,42 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         for start in range(0, len(X), piece):
             rows = X[start : start + piece]
             inputs = to_device(self._checked(np.asarray(rows), reset=False) if on_disk else rows, device)
-            yield inputs, encode(parameters, inputs, l0, threshold)
+            yield inputs, encode_by(rule, parameters, inputs)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
+
+
+def _vector(name: str, value: Any, size: int | None = None) -> np.ndarray:
+    """Check numbers in one dimension, or a single one if the size is given, and return them in float64."""
+    array = np.asarray(check_numeric(value, name), dtype=np.float64)
+    if size is not None and array.shape in ((), (1,)):
+        array = np.full(size, array.reshape(()))
+    if array.ndim != 1 or not array.size or array.size != (size or array.size):
+        raise ValueError(f"{name} has shape {array.shape}; give numbers in one dimension, one per latent or input.")
+    return _moderate(name, array)
+
+
+def _rows(name: str, value: Any, n_latents: int, n_inputs: int) -> np.ndarray:
+    """Check a weight in either orientation, and return it in float64 with one latent per row."""
+    array = np.asarray(check_numeric(value, name), dtype=np.float64)
+    if array.shape == (n_inputs, n_latents) and n_inputs != n_latents:
+        array = array.T
+    if array.shape != (n_latents, n_inputs):
+        raise ValueError(
+            f"{name} has shape {array.shape}, but b_enc has {n_latents} numbers and b_dec {n_inputs}; give shape "
+            f"{(n_latents, n_inputs)}."
+        )
+    return _moderate(name, array)
+
+
+def _moderate(name: str, array: np.ndarray) -> np.ndarray:
+    """Refuse numbers that are not finite, or whose products in a dictionary can overflow in float32."""
+    if not float(np.abs(array).max()) < _LARGEST_WEIGHT:
+        raise ValueError(f"{name} has a number that is not finite or not below {_LARGEST_WEIGHT:g}; scale the weights.")
+    return array
 
 
 def _is_on_disk(X: Any) -> bool:
@@ -784,8 +950,8 @@ def _is_on_disk(X: Any) -> bool:
 
 
 def _to_csr(codes: torch.Tensor) -> sp.csr_array:
-    """Move codes above zero from a dense tensor on any device into CSR."""
-    fires = codes > 0
+    """Move codes other than zero from a dense tensor on any device into CSR."""
+    fires = codes != 0
     data, columns = codes[fires].cpu().numpy(), fires.nonzero()[:, 1].cpu().numpy()
     starts = np.concatenate([[0], fires.sum(dim=1).cumsum(dim=0).cpu().numpy()])
     index = np.int32 if len(data) < np.iinfo(np.int32).max else np.int64

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from geofloor._files.schema import choice, fields, mapping, number, optional, refusing, table
+from geofloor._files.schema import choice, fields, mapping, number, optional, refusing, table, text
 from geofloor._training.checkpoints import (
     Shape,
     check_optimizer_tensors,
@@ -21,7 +21,8 @@ from geofloor._training.checkpoints import (
     write_tensors,
 )
 from geofloor._training.settings import read_checkpoint
-from geofloor.features._autoencoder_settings import ACTIVATIONS, THRESHOLDED, Settings, find_scale
+from geofloor.features._autoencoder_settings import THRESHOLDED, Settings, find_scale
+from geofloor.features._encoding import CHOSEN, ENCODABLE
 from geofloor.features._sparse_step import Parameters
 from geofloor.features._trainer import TrainingState, wrap_weights
 
@@ -51,6 +52,7 @@ _STATE_TENSORS: dict[str, tuple[torch.dtype, Shape]] = {
 }
 # Tensor of activations with thresholds, in both files.
 _THRESHOLD: dict[str, tuple[torch.dtype, Shape]] = {"threshold": (torch.float32, ("n_latents",))}
+_CODE_SCALE: dict[str, tuple[torch.dtype, Shape]] = {"code_scale": (torch.float32, ("n_latents",))}
 # State of the optimizer for the steps of thresholds.
 _THRESHOLD_STEPS: dict[str, tuple[torch.dtype, Shape]] = {
     f"optimizer.{len(_SHAPES)}.{name}": (torch.float32, () if name == "step" else ("n_latents",))
@@ -70,13 +72,14 @@ _HISTORY = table(
 _FITTED = {
     "scale_": number(0, open_low=True),
     "history_": _HISTORY,
-    "n_steps_": _STEP,
-    "n_tokens_seen_": _STEP,
-    "activation_": choice(*ACTIVATIONS),
+    "n_steps_": number(0, whole=True),  # 0 for weights from elsewhere
+    "n_tokens_seen_": number(0, whole=True),
+    "activation_": choice(*ENCODABLE),
     "l0_": optional(_STEP),
     "l1_coefficient_": number(0),
-    "batch_size_": _STEP,
-    "learning_rate_": number(0),
+    "batch_size_": optional(_STEP),
+    "learning_rate_": optional(number(0)),
+    "source_": optional(fields(format=optional(text), model=optional(text), hook=optional(text))),
     "explained_variance_": optional(number(high=1)),
 }
 FITTED = tuple(_FITTED)  # attributes kept as JSON
@@ -98,13 +101,17 @@ def read_autoencoder(
     tensors, metadata = read_tensors(path, kind=AUTOENCODER)
     with refusing(path):
         content = fields(parameters=mapping, fitted=fields(**_FITTED))("metadata", metadata)
-        _check_history(content["fitted"]["history_"], content["fitted"]["n_steps_"])
-        thresholded = content["fitted"]["activation_"] in THRESHOLDED
-        check_tensors(tensors, _FITTED_TENSORS | (_THRESHOLD if thresholded else {}))
+        fitted = content["fitted"]
+        if fitted["n_steps_"]:
+            _check_history(fitted["history_"], fitted["n_steps_"])
+        thresholded = fitted["activation_"] in THRESHOLDED
+        scaled = fitted["activation_"] in CHOSEN and "code_scale" in tensors
+        check_tensors(tensors, _FITTED_TENSORS | (_THRESHOLD if thresholded else {}) | (_CODE_SCALE if scaled else {}))
         _check_directions(tensors["decoder"])
         _check_signs(tensors)
     weights: dict[str, Any] = {f"{name}_": tensor.numpy() for name, tensor in tensors.items()}
-    weights.setdefault("threshold_", None)
+    for name in ("threshold_", "code_scale_"):
+        weights.setdefault(name, None)
     return weights, content["parameters"], content["fitted"]
 
 
@@ -223,7 +230,7 @@ def _check_history(history: list[dict[str, Any]], step: int) -> None:
 
 def _check_signs(tensors: Mapping[str, torch.Tensor]) -> None:
     """Refuse thresholds below zero, because no code is, and negative penalties."""
-    for name in ("threshold", "l1_coefficient"):
+    for name in ("threshold", "l1_coefficient", "code_scale"):
         if name in tensors and bool((tensors[name] < 0).any()):
             raise ValueError(f"a number of the tensor {name} is negative")
 
