@@ -350,7 +350,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         -----
         Under ``accelerate launch`` or ``torchrun`` all processes must call `fit` with the same data. Each computes its
         share of every batch, and gradients are summed. The result is that of one process up to rounding, and the first
-        process scores it, writes the checkpoints and warns. On CPUs ``"topk"`` takes dense products then.
+        process scores it, writes the checkpoints and warns. Several processes take dense products on CPUs.
         """
         check_parameters(self)
         processes = join_processes(self.device)
