@@ -487,7 +487,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         -----
         Under ``accelerate launch`` or ``torchrun`` all processes must call `fit` with the same data. Each computes its
         share of every batch, and gradients are summed. The result is that of one process up to rounding, and the first
-        process writes the checkpoints and warns. On CPUs ``"topk"`` takes dense products then.
+        process scores it, writes the checkpoints and warns. Several processes take dense products on CPUs.
         """
         check_parameters(self)
         processes = join_processes(self.device)
@@ -536,7 +536,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if checkpoint is not None:
             # Last, so that a full disk leaves the fitted attributes.
             processes.on_main(checkpoint.write, state)
-        found = self._judge(state, settings, rows, held_out)
+        explained, found = processes.on_main(self._judge, state, settings, rows, held_out)
+        self.explained_variance_: float | None = explained
         if found and processes.is_main:
             warn_caller(f"The sparse autoencoder is not to be trusted: {'; '.join(found)}.", ConvergenceWarning)
 
@@ -804,8 +805,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def _judge(
         self, state: TrainingState, settings: Settings, rows: ArrayRows | StreamRows, held_out: np.ndarray
-    ) -> list[str]:
-        """Score held-out rows and noise of the same covariance, and list the reasons to doubt the fit."""
+    ) -> tuple[float | None, list[str]]:
+        """Score held-out rows and noise of the same covariance; return the score and the reasons to doubt the fit."""
         explained: float | None = None
         l0 = noise = None
         if len(held_out) > 1:
@@ -813,9 +814,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             if settings.l0_per_row is None:
                 l0 = self.transform(held_out).nnz / len(held_out)
             noise = self.score(noise_like(rows.sample, len(held_out), step_generator(state.seed, state.step)))
-        self.explained_variance_: float | None = explained
         n_rows = None if rows.n_rows is None else rows.n_rows + len(held_out)
-        return find_doubts(Outcome(state.history, settings, n_rows, explained, l0, noise))
+        return explained, find_doubts(Outcome(state.history, settings, n_rows, explained, l0, noise))
 
     def _last_state(self, settings: Settings) -> TrainingState:
         """Return the state after the last step or, after `load`, the weights with a new optimizer."""

@@ -1,6 +1,7 @@
 """Test that two processes learn the dictionary of one. This file is also the script that both of them run."""
 
 import contextlib
+import itertools
 import sys
 import warnings
 from pathlib import Path
@@ -34,21 +35,25 @@ class StoppedError(Exception):
     pass
 
 
-def stopped_and_resumed(folder, **changes):
-    """Stop a fit at its seventh step, after a checkpoint at the sixth, and resume it."""
-    settings = {**changes, "checkpoint_path": Path(folder) / "stopped", "checkpoint_every": 3}
+JUMPRELU = {"activation": "jumprelu", "l0": 4}
+
+
+def stop(path):
+    """Stop a fit before its seventh step, after a checkpoint of the sixth."""
 
     def batches(self, batch_size, n_epochs, first_step, seed, cut=rows.ArrayRows.batches):
-        for step, batch in enumerate(cut(self, batch_size, n_epochs, first_step, seed)):
-            if step == 6:
-                raise StoppedError
-            yield batch
+        yield from itertools.islice(cut(self, batch_size, n_epochs, first_step, seed), 6)
+        raise StoppedError
 
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(StoppedError):
         patch.setattr(rows.ArrayRows, "batches", batches)
-        fit(**settings)
-    assert SparseAutoencoder.steps_done(settings["checkpoint_path"]) == 6
-    return fit(**settings)
+        fit(**JUMPRELU, checkpoint_path=path, checkpoint_every=3)
+    assert SparseAutoencoder.steps_done(path) == 6
+
+
+def stopped_and_resumed(folder):
+    stop(Path(folder) / "stopped")
+    return fit(**JUMPRELU, checkpoint_path=Path(folder) / "stopped", checkpoint_every=3)
 
 
 def fit_stream(folder):
@@ -64,13 +69,14 @@ FITS = {
     "topk": lambda _: fit(l0=4),
     "dense topk": lambda _: fit(l0=20),
     "batchtopk": lambda _: fit(activation="batchtopk", l0=4),
-    "jumprelu": lambda _: fit(activation="jumprelu", l0=4),
+    "jumprelu": lambda _: fit(**JUMPRELU),
     "resets": lambda _: fit(activation="jumprelu", l0=2, learning_rate=3e-2, resample_every=300),
     "fewer rows than processes": lambda _: fit(activation="batchtopk", l0=4, batch_size=1, n_epochs=1),
     "stream": fit_stream,
 }
 AMONG_TWO = {
-    "stopped jumprelu": lambda folder: stopped_and_resumed(folder, activation="jumprelu", l0=4),
+    "stopped": stopped_and_resumed,
+    "stopped alone": lambda folder: fit(**JUMPRELU, checkpoint_path=Path(folder) / "alone", checkpoint_every=3),
     "no seed": lambda _: fit(l0=4, random_state=None),
 }
 
@@ -147,6 +153,7 @@ def run_all(folder):
 def both(tmp_path_factory):
     pytest.importorskip("accelerate")
     folder = tmp_path_factory.mktemp("processes")
+    stop(folder / "alone")
     assert launch(__file__, folder) == 0
     return read_results(folder)
 
@@ -173,11 +180,16 @@ def test_both_processes_end_with_the_same_bits(both, name):
 
 
 def test_a_stopped_fit_of_two_resumes_to_the_same_bits(both):
-    np.testing.assert_equal(both[0]["stopped jumprelu"], both[0]["jumprelu"])
+    np.testing.assert_equal(both[0]["stopped"], both[0]["jumprelu"])
+
+
+def test_two_processes_resume_the_fit_of_one(both):
+    for key in ("encoder_", "threshold_", "history"):
+        np.testing.assert_allclose(both[0]["stopped alone"][key], both[0]["jumprelu"][key], rtol=2e-5, atol=2e-5)
 
 
 def test_only_the_main_process_warns(both):
-    assert [result["warnings"] for result in both] == [len(FITS | AMONG_TWO), 0]
+    assert [result["warnings"] > 0 for result in both] == [True, False]
 
 
 @pytest.mark.parametrize(("act", "messages"), FAILURES.items(), ids=lambda value: getattr(value, "__name__", ""))

@@ -182,6 +182,20 @@ def test_resuming_computes_only_what_is_missing(together, tmp_path, monkeypatch,
     assert sum(len(passes) - 1 for _, passes in models) < 16  # of 24
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_store_killed_before_its_first_shard_is_begun_anew(together, tmp_path, monkeypatch, n):
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_shared_store.ShardWriter, "_write_shard", die)
+        together(2, lambda _: extract(LONG, tmp_path / "again"))
+    assert list(content(tmp_path / "again")) == ["manifest.partial.json"]
+    together(n, lambda _: extract(LONG, tmp_path / "again"))
+    extract(LONG, tmp_path / "alone")
+    assert content(tmp_path / "again") == content(tmp_path / "alone")
+
+
 def test_notes_without_a_manifest_are_not_used(together, tmp_path, monkeypatch):
     stopped(together, tmp_path / "again", 2, monkeypatch)
     (tmp_path / "again" / "manifest.partial.json").unlink()
