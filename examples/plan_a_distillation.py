@@ -13,7 +13,8 @@ It takes the language model embedded in the library. Any other causal language m
     python examples/plan_a_distillation.py --model NAME_OR_PATH --layer 12 --text corpus/*.txt
 
 Floors come in two units: squared activation of the teacher's hidden space, and nats per token. The latter is the
-teacher's loss without the features that a student drops. Two quick students turn floors into forecasts with
+teacher's loss without the features that a student drops. They depend on the dictionary of features, so that a band over
+four dictionaries stands beside them. Two quick students turn floors into forecasts with
 intervals; ``--no-distill`` skips this step. The plan, its figures and all intermediate results go to the folder
 ``plan``. If the command is stopped at any point, the same command continues from there to the same result.
 """
@@ -40,9 +41,9 @@ from geofloor import (
     SparseAutoencoder,
 )
 from geofloor.datasets import load_local_corpus, load_teacher
-from geofloor.displays import FloorDisplay, ForecastDisplay, SpectrumDisplay
+from geofloor.displays import FloorBandDisplay, FloorDisplay, ForecastDisplay, SpectrumDisplay
 from geofloor.forecasting import AboveBottleneck, Anchored, Calibrated, Exponential
-from geofloor.language_models import dictionary_report, token_blocks
+from geofloor.language_models import measure_band, token_blocks
 from geofloor.students import distill_widths
 
 
@@ -128,7 +129,7 @@ def extract(options):
 # activations, and the share of an ablation's loss that the reconstruction recovers.
 
 
-def measure(options, train):
+def learn(options, train):
     sae = SparseAutoencoder(
         expansion=options.expansion,
         n_epochs=options.epochs,
@@ -137,7 +138,47 @@ def measure(options, train):
         verbose=1,
     ).fit(train)
     sae.save(options.output / "sae.safetensors")
-    return sae, FeatureStatistics(level=0.95).fit(sae.transform(batch) for batch in train.iter_batches(8192))
+    return sae
+
+
+# %%
+# One dictionary → several
+# ------------------------
+# The sparsity of a dictionary is a choice, and floors follow it. Three more dictionaries, trained for a third of the
+# steps, have half and twice the codes per token, and another seed. The band between the lowest and the highest floor
+# says how far a floor depends on the dictionary. Each is judged in the teacher, too.
+
+
+def measure(options, source, sae, widths):
+    epochs = max(round(sae.n_tokens_seen_ / len(source.train) / 3), 1)
+    others = [
+        SparseAutoencoder(
+            sae.n_latents_,
+            l0=l0,
+            n_epochs=epochs,
+            checkpoint_path=options.output / f"sae-l0-{l0}-seed-{seed}.checkpoint",
+            random_state=seed,
+            verbose=1,
+        )
+        for l0, seed in (
+            (max(sae.l0_ // 2, 1), options.seed),
+            (min(2 * sae.l0_, sae.n_latents_), options.seed),
+            (sae.l0_, options.seed + 1),
+        )
+    ]
+    return measure_band(
+        [sae, *others],
+        source.train,
+        widths,
+        held_out=source.test,
+        statistics=FeatureStatistics(level=0.95),
+        teacher=source.path,
+        layer=source.layer,
+        tokens=source.held_out,
+        model_kwargs=options.model_kwargs,
+        batch_size=16,
+        verbose=1,
+    )
 
 
 # %%
@@ -148,37 +189,42 @@ def measure(options, train):
 # the features dropped by Eq. 2 are removed from the teacher itself.
 
 
-def predict(options, source, sae, statistics):
-    floor = FloorPredictor().fit(statistics.table_)
+def choose_widths(options, source):
+    if options.widths is not None:
+        return options.widths
+    own = source.test.shape[1]
+    return sorted({max(round(share * own), 1) for share in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)})
+
+
+def predict(options, source, band):
+    sae, statistics, floor, report = (
+        each[0] for each in (band.autoencoders, band.statistics, band.predictors, band.reports)
+    )
     shared = FloorPredictor(allocation=options.allocation).fit(statistics.table_)
     nats = AblationPredictor(
         source.path, source.layer, sae, statistics, model_kwargs=options.model_kwargs, batch_size=16, verbose=1
     ).fit(source.held_out)
-    report = dictionary_report(
-        source.path, source.layer, sae, source.held_out, model_kwargs=options.model_kwargs, batch_size=16, verbose=1
-    )
     total = float(floor.predict([0])[0])
-    widths = options.widths
-    if widths is None:
-        own = source.test.shape[1]
-        widths = sorted({max(round(share * own), 1) for share in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)})
+    widths = [int(width) for width in band.widths]
     floors = floor.predict(widths)
+    lowest, highest = band.floor_range().T
     table = pd.DataFrame(
         {
             "width": widths,
             "kept": floor.kept_features(widths),
             "dropped": floor.n_features_ - floor.kept_features(widths),
             "floor": floors,
+            "lowest": lowest,
+            "highest": highest,
             options.allocation: shared.predict(widths),
             "share_of_total": floors / total,
             "nats": nats.predict(widths),
         }
     )
     return (
-        floor,
         nats,
         {
-            "explained_variance": sae.score(source.test),
+            "explained_variance": float(band.explained_variance[0]),
             "kl_div_with_sae": report.kl_div_with_sae,
             "kl_div_with_sae_error": report.kl_div_with_sae_error,
             "kl_div_score": report.kl_div_score,
@@ -193,6 +239,7 @@ def predict(options, source, sae, statistics):
             "target": options.target,
             "min_width": floor.min_width(options.target * total),
             "students": table.to_dict("list"),
+            "dictionaries": band.frame(relative=True).to_dict("list"),
         },
     )
 
@@ -273,10 +320,27 @@ def show(result):
         f"nats per token; KL recovered: {result['kl_div_score_above_mean']:.1%} of mean ablation, "
         f"{result['kl_div_score']:.1%} of zero ablation\n"
         f"features: F = {result['n_features']:,}, sparsity alpha = {result['alpha']:.4f}, "
-        f"capacity g = {result['capacity']:.2f} per dimension, critical width d* = {result['critical_width']:.1f}\n"
+        f"capacity g = {result['capacity']:.2f} per dimension, critical width d* = {result['critical_width']:.1f} "
+        f"(L0 = {result['mean_l0']:.1f}, EV = {result['explained_variance']:.1%})\n"
         f"importances: power-law tail, exponent {result['tail_exponent']:.2f} ({low:.2f} to {high:.2f})\n\n"
-        "Predicted floors: in squared activation of the teacher's hidden space (Eq. 2; beside it, of students that\n"
-        "share dimensions among features), and in nats per token, the teacher's loss without the dropped features:\n"
+        "Other dictionaries of the same activations, the first being the one above, with the share of the KL of mean\n"
+        "ablation that each recovers, and its floors as shares of the total:\n"
+    )
+    band = pd.DataFrame(result["dictionaries"])
+    shares = {name: name.replace("share_", "at ") for name in band if name.startswith("share_")}
+    columns = {"n_latents": "latents", "seed": "seed", "l0": "L0", "explained_variance": "EV"}
+    columns |= {"kl_recovered": "recovered", "n_features": "F", "critical_width": "d*", **shares}
+    print(
+        band[list(columns)]
+        .rename(columns=columns)
+        .to_string(index=False, float_format="{:.3f}".format, formatters=dict.fromkeys(("L0", "d*"), "{:.1f}".format))
+    )
+    low, high = band["critical_width"].min(), band["critical_width"].max()
+    print(
+        f"\nOver these dictionaries d* runs from {low:.1f} to {high:.1f}.\n\n"
+        "Predicted floors: in squared activation of the teacher's hidden space (Eq. 2, with its lowest and highest\n"
+        "over these dictionaries; beside it, of students that share dimensions among features), and in nats per\n"
+        "token, the teacher's loss without the dropped features:\n"
     )
     table = pd.DataFrame(result["students"])
     predicted = table.loc[:, :"nats"]
@@ -296,10 +360,12 @@ def show(result):
         print(f"\n{result['decision']}")
 
 
-def draw(options, floor, statistics, forecaster, widths):
+def draw(options, band, forecaster, widths):
+    floor, statistics = band.predictors[0], band.statistics[0]
     up_to = np.arange(1, round(1.25 * max(widths)) + 1)
     displays = {
         "floor": FloorDisplay.from_predictor(floor, up_to),
+        "band": FloorBandDisplay.from_band(band, up_to),
         "spectrum": SpectrumDisplay.from_statistics(
             statistics, widths=[widths[0], widths[len(widths) // 2], widths[-1]]
         ),
@@ -321,12 +387,12 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     matplotlib.use("Agg")
     source = extract(options)
-    sae, statistics = measure(options, source.train)
-    floor, nats, result = predict(options, source, sae, statistics)
+    band = measure(options, source, learn(options, source.train), choose_widths(options, source))
+    nats, result = predict(options, source, band)
     forecaster = None if options.no_distill else forecast(options, source, nats, result)
     (options.output / "plan.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     show(result)
-    figures = draw(options, floor, statistics, forecaster, result["students"]["width"])
+    figures = draw(options, band, forecaster, result["students"]["width"])
     print(f"Figures: {', '.join(figures)}")
 
 

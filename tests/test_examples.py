@@ -50,7 +50,17 @@ def test_the_plan_is_eq_2_of_what_was_measured(finished):
     assert f"at most 10% of the total: {plan['min_width']}" in printed
     for width in students["width"]:
         assert any(line.split()[:1] == [str(width)] for line in printed.splitlines())
-    for figure in ("floor.png", "spectrum.png", "forecast.png"):
+    dictionaries = pd.DataFrame(plan["dictionaries"])
+    own = dictionaries.l0[0]
+    assert dictionaries.l0.tolist() == [own, own // 2, 2 * own, own]
+    lines = [line.split() for line in printed.splitlines()]
+    for row in dictionaries.itertuples():
+        numbers = [f"{row.l0:.1f}", f"{row.explained_variance:.3f}", f"{row.kl_recovered:.3f}"]
+        assert any(line[2:5] == numbers and f"{row.critical_width:.1f}" in line for line in lines)
+    assert dictionaries.critical_width[0] == plan["critical_width"]
+    assert (np.array(students["lowest"]) <= students["floor"]).all()
+    assert (np.array(students["floor"]) <= students["highest"]).all()
+    for figure in ("floor.png", "band.png", "spectrum.png", "forecast.png"):
         assert (folder / figure).read_bytes().startswith(b"\x89PNG")
 
 
@@ -101,6 +111,7 @@ def test_sigkill_at_several_points_loses_nothing(finished, tmp_path):
         tmp_path / "activations",
         tmp_path / "activations" / "manifest.json",
         tmp_path / "sae.checkpoint",
+        tmp_path / "sae-l0-80-seed-0.checkpoint",  # of the band
         tmp_path / "students",
     ]
     for mark in marks:  # killed as soon as each of these is there

@@ -204,6 +204,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     --------
     FeatureStatistics : Measures the features on the codes.
     ActivationExtractor : Gives a language model's activations.
+    geofloor.features.fit_autoencoders : Fit several in one pass.
     geofloor.language_models.dictionary_report : Judge the dictionary by the loss of its teacher.
 
     Notes

@@ -135,14 +135,14 @@ class FloorBand:
         -------
         place : int
             Place of the first dictionary with the chosen setting: of those that reach the share with every seed, the
-            one of the smallest mean `l0`.
+            one of the smallest mean `l0`, and of equal ones the first.
 
         Raises
         ------
         ValueError
             If the band was measured without a teacher, or no setting reaches the share.
         """
-        share = check_number("share", share, high=1.0)
+        share = check_number("share", share, 0.0, 1.0)
         if self.reports is None:
             raise ValueError(
                 f"share={share:g} of the loss is unknown, because the band was measured without a teacher; give "
