@@ -34,6 +34,7 @@ from geofloor.features._autoencoder_files import (
     write_autoencoder,
 )
 from geofloor.features._autoencoder_settings import Settings, check_parameters, resolve_settings
+from geofloor.features._precision import check_precision
 from geofloor.features._sparse_step import Parameters, decode, encode
 from geofloor.features._statistics import OutlierRowsWarning
 from geofloor.features._trainer import TrainingState, start_training, train, wrap_weights
@@ -110,6 +111,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         Seed of the initial directions, of the order of the rows and of resets.
     device : str, default="auto"
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<index>"`` or ``"mps"``.
+    precision : {"float32", "bf16"}, default="float32"
+        Precision of the encoder's product in training. ``"bf16"`` rounds its factors to bfloat16, and needs a GPU or
+        CPU with bfloat16 in hardware. Weights, optimizer, thresholds, losses and `transform` stay in float32.
     verbose : int, default=0
         Whether to show a progress bar.
 
@@ -252,6 +256,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         checkpoint_every: int = 100,
         random_state: int | np.random.RandomState | None = None,
         device: str = "auto",
+        precision: str = "float32",
         verbose: int = 0,
     ) -> None:
         self.n_latents = n_latents
@@ -274,6 +279,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.checkpoint_every = checkpoint_every
         self.random_state = random_state
         self.device = device
+        self.precision = precision
         self.verbose = verbose
 
     @classmethod
@@ -346,6 +352,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             If a batch does not fit into memory.
         """
         check_parameters(self)
+        check_precision(self.precision, resolve_device(self.device))
         check_files(self)
         rows = self._open(X)
         outliers = find_outliers(rows.sample)
@@ -399,6 +406,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             If data or parameters are out of range, or the loss becomes non-finite.
         """
         check_parameters(self)
+        check_precision(self.precision, resolve_device(self.device))
         first = not hasattr(self, "encoder_")
         X = self._checked(X, reset=first)
         settings = resolve_settings(self, None, X.shape[1])

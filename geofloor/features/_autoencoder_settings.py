@@ -11,6 +11,7 @@ import numpy as np
 from geofloor._training.schedules import warmup_stable_decay
 from geofloor._training.settings import check_betas
 from geofloor._validation import check_choice, check_number
+from geofloor.features._precision import PRECISIONS
 
 ACTIVATIONS = ("topk", "batchtopk", "jumprelu", "relu")
 THRESHOLDED = ("batchtopk", "jumprelu")  # activations that encode with thresholds
@@ -74,6 +75,8 @@ class Settings:
         Rows between resets of dead latents; None for no resets.
     dead_after : int
         Rows without firing after which the history counts a latent as dead.
+    precision : str
+        Precision of the encoder's product.
     """
 
     activation: str
@@ -91,6 +94,7 @@ class Settings:
     decay_fraction: float
     resample_every: int | None
     dead_after: int
+    precision: str
 
     @property
     def l0_per_row(self) -> int | None:
@@ -133,6 +137,7 @@ def check_parameters(sae: Any) -> None:
     check_betas("betas", sae.betas)
     check_choice("normalization", sae.normalization, NORMALIZATIONS)
     check_choice("activation", sae.activation, ACTIVATIONS)
+    check_choice("precision", sae.precision, PRECISIONS)
     if sae.activation != "relu" and not _is_auto(sae.l1_coefficient):
         raise ValueError(
             f"l1_coefficient={sae.l1_coefficient!r} has no effect with activation={sae.activation!r}, whose sparsity "
@@ -244,6 +249,7 @@ def resolve_settings(sae: Any, rows: Any, n_inputs: int) -> Settings:
         decay_fraction=decay_fraction,
         resample_every=_check_count("resample_every", sae.resample_every),
         dead_after=check_number("dead_after", sae.dead_after, 1, whole=True),
+        precision=sae.precision,
     )
 
 

@@ -14,13 +14,13 @@ _LARGEST_EXCESS = 0.1  # of L0, so that the penalty grows slowly and few latents
 _PENALTY = 50.0  # of the squared error; it holds L0 within about 2% of the target (measured)
 
 
-def find_cutoff(parameters: Parameters, inputs: torch.Tensor, l0: int) -> torch.Tensor:
+def find_cutoff(parameters: Parameters, inputs: torch.Tensor, l0: int, precision: str = "float32") -> torch.Tensor:
     """Find the largest code of a batch below the n_rows · `l0` largest; 0 if no further codes are above zero."""
     n_kept = l0 * len(inputs)
     largest = inputs.new_zeros(n_kept + 1)
     piece = rows_at_a_time(parameters)
     for start in range(0, len(inputs), piece):
-        codes = encode(parameters, inputs[start : start + piece])
+        codes = encode(parameters, inputs[start : start + piece], precision=precision)
         # Few codes of later pieces are above the bound, so that selecting them first makes topk fast.
         candidates = torch.cat([largest, codes[codes > largest.min()]])
         largest = candidates.topk(n_kept + 1, sorted=False).values

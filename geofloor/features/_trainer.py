@@ -185,7 +185,7 @@ def _open_step(state: TrainingState, settings: Settings, bar: Any) -> Iterator[_
         yield lambda inputs: _update(state, settings, inputs)
         return
     bar.set_postfix_str("compiling")
-    compile_kernels(settings.activation)
+    compile_kernels(settings.activation, settings.precision)
     bar.set_postfix_str("")
     opened = SparseStep(
         state.parameters,
@@ -193,6 +193,7 @@ def _open_step(state: TrainingState, settings: Settings, bar: Any) -> Iterator[_
         activation=settings.activation,
         l0=settings.l0,
         clip_norm=settings.clip_norm,
+        precision=settings.precision,
     )
     with opened as step:
         yield lambda inputs: _update_sparsely(state, settings, step, inputs)
@@ -266,26 +267,28 @@ def _differentiate(
     state: TrainingState, settings: Settings, inputs: torch.Tensor
 ) -> tuple[StepResult, torch.Tensor | float, torch.Tensor | None]:
     """Compute loss and gradients of a batch, its penalty and, for trained thresholds, the spread of its rows."""
-    parameters, threshold, l0 = state.parameters, state.threshold, settings.l0
+    parameters, threshold, l0, precision = state.parameters, state.threshold, settings.l0, settings.precision
     if state.l1_coefficient is not None and l0 is not None:
         if state.step == 0:
             state.l1_coefficient.copy_(settings.l1_coefficient * find_spread(parameters, inputs))
-        result = compute_gradients(parameters, inputs, state.l1_coefficient)
+        result = compute_gradients(parameters, inputs, state.l1_coefficient, precision=precision)
         penalty = state.l1_coefficient * result.l1
         steer_penalty(state.l1_coefficient, result, len(inputs), l0, settings.steering_gain)
         return result, penalty, None
     if threshold is None or l0 is None:
-        result = compute_gradients(parameters, inputs, settings.l1_coefficient, settings.l0_per_row)
+        result = compute_gradients(
+            parameters, inputs, settings.l1_coefficient, settings.l0_per_row, precision=precision
+        )
         return result, settings.l1_coefficient * result.l1, None
     if settings.activation == "batchtopk":
-        cutoff = find_cutoff(parameters, inputs, l0)
+        cutoff = find_cutoff(parameters, inputs, l0, precision)
         average_cutoff(threshold, cutoff, state.step + 1)
-        return compute_gradients(parameters, inputs, 0.0, threshold=cutoff), 0.0, None
+        return compute_gradients(parameters, inputs, 0.0, threshold=cutoff, precision=precision), 0.0, None
     if state.step == 0:
-        threshold.copy_(find_cutoff(parameters, inputs, l0))
+        threshold.copy_(find_cutoff(parameters, inputs, l0, precision))
     spread = find_spread(parameters, inputs)
     bandwidth = find_bandwidth(spread, inputs.shape[1], l0)
-    result = compute_gradients(parameters, inputs, 0.0, threshold=threshold, bandwidth=bandwidth)
+    result = compute_gradients(parameters, inputs, 0.0, threshold=threshold, bandwidth=bandwidth, precision=precision)
     penalty, _threshold_steps(state).grad = penalize_l0(result, len(inputs), l0)
     return result, penalty, spread
 
