@@ -29,6 +29,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 
 import geofloor
 from geofloor import datasets, displays, features, forecasting, language_models, probing, students, theory, toy
+from geofloor.features._precision import has_bf16
 
 FOLDER = tempfile.TemporaryDirectory(prefix="geofloor-fuzz-")  # goes when Python ends
 N_TOKENS = 24
@@ -264,6 +265,11 @@ def cases() -> dict[str, Case]:
         ),
         "SparseAutoencoder(groups=(4, 8))": of_class(
             geofloor.SparseAutoencoder, fit["SparseAutoencoder"], n_latents=8, groups=(4, 8), **ENCODER
+        ),
+        "SparseAutoencoder(precision='bf16')": Case(
+            lambda **given: fit["SparseAutoencoder"](geofloor.SparseAutoencoder(8, **{**ENCODER, **given})),
+            {"precision": "bf16" if has_bf16(torch.device("cpu")) else "float32"},
+            ("precision",),
         ),
         "SparseAutoencoder.paper": Case(
             lambda **given: geofloor.SparseAutoencoder.paper(**given, **ENCODER).fit(ROWS).transform(ROWS),

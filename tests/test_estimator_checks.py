@@ -3,6 +3,7 @@
 import joblib
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
@@ -19,6 +20,9 @@ from geofloor import (
     ToyModel,
 )
 from geofloor.features._autoencoder_settings import ACTIVATIONS
+from geofloor.features._precision import has_bf16
+
+HAS_BF16 = has_bf16(torch.device("cpu"))
 
 # FeatureStatistics and ActivationExtractor are checked in their own test files.
 ESTIMATORS = [
@@ -28,6 +32,7 @@ ESTIMATORS = [
     ),
     SparseAutoencoder(8, groups=(2, 8), l0=1, batch_size=16, n_epochs=2, random_state=0),
     SparseAutoencoder(8, activation="relu", l0=1, batch_size=16, n_epochs=2, random_state=0),
+    *([SparseAutoencoder(8, precision="bf16", batch_size=16, n_epochs=2, random_state=0)] if HAS_BF16 else []),
     AffineCalibrator(),
     AffineCalibrator(baseline=0.0),
     ToyModel(1, n_steps=50, max_rounds=2, n_eval_samples=1024, random_state=0),

@@ -53,6 +53,7 @@ from geofloor.features._autoencoder_settings import (
 )
 from geofloor.features._encoding import Rule, encode_by
 from geofloor.features._folding import FoldedDictionary, RawDictionary, fold
+from geofloor.features._precision import check_precision
 from geofloor.features._saelens import write_saelens
 from geofloor.features._sparse_step import Parameters, decode
 from geofloor.features._statistics import OutlierRowsWarning
@@ -139,6 +140,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         Seed of the initial directions, of the order of the rows and of resets.
     device : str, default="auto"
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<index>"`` or ``"mps"``.
+    precision : {"float32", "bf16"}, default="float32"
+        Precision of the encoder's product in training. ``"bf16"`` rounds its factors to bfloat16, and needs a GPU or
+        CPU with bfloat16 in hardware. Weights, optimizer, thresholds, losses and `transform` stay in float32.
     verbose : int, default=0
         Whether to show a progress bar.
 
@@ -295,6 +299,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         checkpoint_every: int = 100,
         random_state: int | np.random.RandomState | None = None,
         device: str = "auto",
+        precision: str = "float32",
         verbose: int = 0,
     ) -> None:
         self.n_latents = n_latents
@@ -319,6 +324,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.checkpoint_every = checkpoint_every
         self.random_state = random_state
         self.device = device
+        self.precision = precision
         self.verbose = verbose
 
     @classmethod
@@ -492,6 +498,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """
         check_parameters(self)
         processes = join_processes(self.device)
+        check_precision(self.precision, processes.device or resolve_device(self.device))
         processes.on_main(check_files, self)
         for _ in self._fit_steps(self._open(X), processes):
             pass
@@ -566,6 +573,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             If data or parameters are out of range, or the loss becomes non-finite.
         """
         check_parameters(self)
+        check_precision(self.precision, resolve_device(self.device))
         first = not hasattr(self, "encoder_")
         X = self._checked(X, reset=first)
         settings = resolve_settings(self, None, X.shape[1])

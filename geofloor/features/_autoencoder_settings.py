@@ -12,6 +12,7 @@ from geofloor._training.schedules import warmup_stable_decay
 from geofloor._training.settings import check_betas
 from geofloor._validation import check_choice, check_number, shown
 from geofloor.features._nested_groups import check_groups
+from geofloor.features._precision import PRECISIONS
 
 ACTIVATIONS = ("topk", "batchtopk", "jumprelu", "relu")
 THRESHOLDED = ("batchtopk", "jumprelu")  # activations that encode with thresholds
@@ -81,6 +82,8 @@ class Settings:
         Weight of the auxiliary loss of dead latents; 0 for none.
     groups : tuple of int or None
         Numbers of latents of the prefixes that each reconstruct; None for the whole dictionary only.
+    precision : str
+        Precision of the encoder's product.
     """
 
     activation: str
@@ -100,6 +103,7 @@ class Settings:
     dead_after: int
     auxk_coefficient: float
     groups: tuple[int, ...] | None
+    precision: str
 
     @property
     def l0_per_row(self) -> int | None:
@@ -143,6 +147,7 @@ def check_parameters(sae: Any) -> None:
     check_betas("betas", sae.betas)
     check_choice("normalization", sae.normalization, NORMALIZATIONS)
     check_choice("activation", sae.activation, ACTIVATIONS)
+    check_choice("precision", sae.precision, PRECISIONS)
     if sae.activation != "relu" and not _is_auto(sae.l1_coefficient):
         raise ValueError(
             f"l1_coefficient={sae.l1_coefficient!r} has no effect with activation={sae.activation!r}, whose sparsity "
@@ -272,6 +277,7 @@ def resolve_settings(sae: Any, rows: Any, n_inputs: int) -> Settings:
         dead_after=check_number("dead_after", sae.dead_after, 1, whole=True),
         auxk_coefficient=auxk_coefficient,
         groups=groups,
+        precision=sae.precision,
     )
     check_groups_fit(settings)
     return settings

@@ -38,15 +38,16 @@ def takes_sparse_step(settings: Settings, device: torch.device) -> bool:
 
 
 @functools.cache
-def compile_kernels(activation: str) -> None:
-    """Compile the kernels for float32, or load them from numba's cache, by steps of a small autoencoder."""
+def compile_kernels(activation: str, precision: str) -> None:
+    """Compile the kernels for weights in float32, or load them from numba's cache, by steps of a small autoencoder."""
     generator = torch.Generator().manual_seed(0)
     parameters = initialize_parameters(16, torch.zeros(2), generator)
     if activation == "relu":
         parameters.encoder_bias.fill_(-1.0)  # or it would have too many codes
     optimizer = torch.optim.Adam(list(parameters))
     dead = None if activation == "relu" else torch.arange(16) < 4
-    with SparseStep(parameters, optimizer, activation=activation, l0=2, auxk_coefficient=1.0) as step:
+    opened = SparseStep(parameters, optimizer, activation=activation, l0=2, auxk_coefficient=1.0, precision=precision)
+    with opened as step:
         step.take(0.1 * torch.randn(4, 2, generator=generator), dead)
 
 
@@ -69,6 +70,8 @@ class SparseStep:
         Largest joint norm of the gradients; None for no clipping.
     auxk_coefficient : float
         Weight α of the auxiliary loss of dead latents.
+    precision : {"float32", "bf16"}
+        Precision of the encoder's product.
 
     Notes
     -----
@@ -87,6 +90,7 @@ class SparseStep:
         l0: int | None = None,
         clip_norm: float | None = None,
         auxk_coefficient: float = 0.0,
+        precision: str = "float32",
     ) -> None:
         self._parameters = parameters
         self._optimizer = optimizer
@@ -95,7 +99,7 @@ class SparseStep:
         self._gradients = Parameters(*(torch.zeros_like(parameter) for parameter in parameters))
         self._is_written = np.zeros(len(parameters.encoder_bias), dtype=bool)
         self._threads = KernelThreads()
-        self._selection = Selection(parameters, self._threads, activation=activation, l0=l0 or 0)
+        self._selection = Selection(parameters, self._threads, activation=activation, l0=l0 or 0, precision=precision)
 
     def __enter__(self) -> SparseStep:
         return self

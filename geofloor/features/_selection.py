@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
 from geofloor._training.products import linear
 from geofloor.features._kept_codes import AbovePerBatch, KeptCodes, LargestPerRow, drop_to, nth_largest
+from geofloor.features._precision import rounded
 from geofloor.features._sparse_step import Parameters
 from geofloor.features._threads import KernelThreads
 
 _PREACTIVATIONS_AT_A_TIME = 2**22  # 16 MiB in float32: smaller products are slower, larger pieces leave the cache
+_BF16_AT_A_TIME = 2**23
 _GUESS = 0.8  # of the last cutoff, safely below the next one
 _PROBED = 32  # a batch over this is the number of rows on which ReLU's codes are counted first
 _LATENTS_PER_CODE = 8  # of ReLU; with more codes, dense products are about as fast on some CPUs
@@ -31,6 +34,9 @@ class Selection:
         The `l0` largest codes of each row, the largest of a batch, `l0` per row on average, or all above zero.
     l0 : int
         Number of codes per row, without effect on ReLU.
+    precision : {"float32", "bf16"}
+        Precision of the encoder's product. With ``"bf16"`` it proposes the codes, which are then computed again from
+        the weights as they are, so that rounding changes only which codes are kept.
 
     Attributes
     ----------
@@ -38,12 +44,16 @@ class Selection:
         Largest code that the last selection of BatchTopK left out; 0 if it left out none.
     """
 
-    def __init__(self, parameters: Parameters, threads: KernelThreads, *, activation: str, l0: int) -> None:
+    def __init__(
+        self, parameters: Parameters, threads: KernelThreads, *, activation: str, l0: int, precision: str
+    ) -> None:
         self._parameters = parameters
         self._threads = threads
         self._activation = activation
         self._l0 = l0
-        self._dtype = parameters.encoder_bias.numpy().dtype
+        self._precision = precision
+        # Of pre-activations: bits stand for numbers in bfloat16, which NumPy does not have.
+        self._dtype = np.dtype(np.int16) if precision == "bf16" else parameters.encoder_bias.numpy().dtype
         self.cutoff = 0.0
 
     def select(self, centered: torch.Tensor, dead: torch.Tensor | None) -> tuple[KeptCodes, KeptCodes | None] | None:
@@ -75,19 +85,19 @@ class Selection:
         kept = choose(centered, of_dead)
         if kept is None:
             return None
-        return kept, None if of_dead is None else of_dead.finish()
+        return kept, None if of_dead is None else self._exact(centered, of_dead.finish())
 
     def _of_rows(self, centered: torch.Tensor, of_dead: LargestPerRow | None) -> KeptCodes:
         """Choose the largest codes of each row."""
         kept = LargestPerRow(len(centered), self._l0, self._dtype, self._threads)
         for piece in self._encode(centered, of_dead):
             kept.add(*piece)
-        return kept.finish()
+        return self._exact(centered, kept.finish())
 
     def _of_batch(self, centered: torch.Tensor, of_dead: LargestPerRow | None) -> KeptCodes:
         """Choose the largest codes of the batch: those above the largest of the others."""
         n_wanted = self._l0 * len(centered) + 1
-        guess = self._dtype.type(_GUESS * self.cutoff)
+        guess = self._as_preactivation(_GUESS * self.cutoff)
         kept = AbovePerBatch(self._threads, guess, n_wanted)
         for piece in self._encode(centered, of_dead):
             kept.add(*piece)
@@ -95,8 +105,8 @@ class Selection:
             kept = AbovePerBatch(self._threads, self._dtype.type(0), n_wanted)
             for piece in self._encode(centered, None):
                 kept.add(*piece)
-        codes = kept.finish()
-        cutoff = nth_largest(codes, n_wanted) if len(codes.values) >= n_wanted else self._dtype.type(0)
+        codes = self._exact(centered, kept.finish())
+        cutoff = nth_largest(codes, n_wanted) if len(codes.values) >= n_wanted else codes.values.dtype.type(0)
         self.cutoff = float(cutoff)
         return drop_to(codes, cutoff)
 
@@ -111,18 +121,38 @@ class Selection:
             n_compared = n_probed if piece[0] == 0 else 2 * n_rows
             if _LATENTS_PER_CODE * kept.n_codes > n_latents * n_compared:
                 return None
-        return kept.finish()
+        return self._exact(centered, kept.finish())
+
+    def _as_preactivation(self, number: float) -> Any:
+        """Round a number, at least 0, to a pre-activation."""
+        if self._precision == "bf16":
+            return np.int16(np.float32(number).view(np.int32) >> 16)
+        return self._dtype.type(number)
+
+    def _exact(self, centered: torch.Tensor, kept: KeptCodes) -> KeptCodes:
+        """Compute codes again that were chosen in bfloat16, and drop those that are not above zero."""
+        if self._precision != "bf16":
+            return kept
+        from geofloor.features import _selection_kernels as kernels
+
+        x, weight, bias = (each.numpy() for each in (centered, *self._parameters[:2]))
+        kept = kept._replace(values=np.empty(len(kept.values), x.dtype))
+        work = kept.values.size * x.shape[1]
+        self._threads.divide(kernels.encode_kept, (x, weight, bias, kept.latents, *kept[2:], kept.values), len(x), work)
+        return drop_to(kept, x.dtype.type(0))
 
     def _encode(
         self, centered: torch.Tensor, of_dead: LargestPerRow | None, n_in_first: int | None = None
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Yield pieces of the pre-activations, each with its first row, and add them to the codes of dead latents."""
-        weight, bias = self._parameters.encoder_weight, self._parameters.encoder_bias
-        piece = max(_PREACTIVATIONS_AT_A_TIME // len(bias), 1)
+        is_rounded = self._precision == "bf16"
+        rows, weight, bias = (rounded(self._precision, each) for each in (centered, *self._parameters[:2]))
+        piece = max((_BF16_AT_A_TIME if is_rounded else _PREACTIVATIONS_AT_A_TIME) // len(bias), 1)
         first, last = 0, min(n_in_first or piece, piece)
-        while first < len(centered):
-            preactivations = linear(centered[first:last], weight, bias).numpy()
+        while first < len(rows):
+            preactivations = linear(rows[first:last], weight, bias)
+            numbers = (preactivations.view(torch.int16) if is_rounded else preactivations).numpy()
             if of_dead is not None:
-                of_dead.add(first, preactivations)
-            yield first, preactivations
+                of_dead.add(first, numbers)
+            yield first, numbers
             first, last = last, last + piece

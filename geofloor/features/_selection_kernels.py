@@ -243,3 +243,44 @@ def drop_to(bound, latents, values, firsts, counts):
                 n_kept += 1
         counts[row] = n_kept - firsts[row]
     return n_kept
+
+
+@compiled
+def encode_kept(centered, encoder, bias, latents, firsts, counts, values, start, stop):
+    """Compute the pre-activations of kept latents, for a range of rows.
+
+    Parameters
+    ----------
+    centered : ndarray of shape (n_rows, n_inputs)
+        Inputs less the decoder bias.
+    encoder : ndarray of shape (n_latents, n_inputs)
+        Encoder weight.
+    bias : ndarray of shape (n_latents,)
+        Encoder bias.
+    latents : ndarray of shape (n_codes,)
+        Latents kept.
+    firsts, counts : ndarrays of shape (n_rows,)
+        Position of the first code of each row, and number of its codes.
+    values : ndarray of shape (n_codes,)
+        Pre-activations, written.
+    start, stop : int
+        Rows to do.
+    """
+    n_inputs = centered.shape[1]
+    for row in range(start, stop):
+        x, n, first = centered[row], counts[row], firsts[row]
+        j, z = latents[first : first + n], values[first : first + n]
+        for p in range(0, n - 3, 4):
+            w0, w1, w2, w3 = encoder[j[p]], encoder[j[p + 1]], encoder[j[p + 2]], encoder[j[p + 3]]
+            s0, s1, s2, s3 = bias[j[p]], bias[j[p + 1]], bias[j[p + 2]], bias[j[p + 3]]
+            for c in range(n_inputs):
+                s0 += x[c] * w0[c]
+                s1 += x[c] * w1[c]
+                s2 += x[c] * w2[c]
+                s3 += x[c] * w3[c]
+            z[p], z[p + 1], z[p + 2], z[p + 3] = s0, s1, s2, s3
+        for p in range(n - n % 4, n):
+            s0, w0 = bias[j[p]], encoder[j[p]]
+            for c in range(n_inputs):
+                s0 += x[c] * w0[c]
+            z[p] = s0

@@ -14,6 +14,7 @@ import torch
 from geofloor._training.products import add_product, linear, product, zero_sum
 from geofloor.features._auxiliary_loss import AuxiliaryLoss
 from geofloor.features._nested_groups import differentiate_errors, prefix_errors
+from geofloor.features._precision import rounded
 
 # Codes held at a time. A larger batch is cut into pieces, and their gradients are summed. On a CPU a piece fits the
 # cache.
@@ -84,19 +85,31 @@ def initialize_parameters(n_latents: int, decoder_bias: torch.Tensor, generator:
 
 
 def encode(
-    parameters: Parameters, inputs: torch.Tensor, l0: int | None = None, threshold: torch.Tensor | None = None
+    parameters: Parameters,
+    inputs: torch.Tensor,
+    l0: int | None = None,
+    threshold: torch.Tensor | None = None,
+    precision: str = "float32",
 ) -> torch.Tensor:
     """Compute codes, (n_rows, n_latents): ReLU((x − b_dec) W_encᵀ + b_enc), reduced by `l0` or `threshold`.
 
-    Of each row, `l0` keeps the largest codes. `threshold`, one number or one per latent, keeps the codes above it.
+    Of each row, `l0` keeps the largest codes. `threshold`, one number or one per latent, keeps the codes above it. With
+    the precision ``"bf16"`` the product is that of numbers rounded to bfloat16.
     """
-    return _encode_centered(parameters, inputs - parameters.decoder_bias, l0, threshold)
+    weight = rounded(precision, parameters.encoder_weight)
+    return _keep(_preactivations(inputs - parameters.decoder_bias, weight, parameters.encoder_bias), l0, threshold)
 
 
-def _encode_centered(
-    parameters: Parameters, centered: torch.Tensor, l0: int | None, threshold: torch.Tensor | None
-) -> torch.Tensor:
-    codes = linear(centered, parameters.encoder_weight, parameters.encoder_bias).relu_()
+def _preactivations(centered: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Multiply inputs less the decoder bias by a weight in its precision, and add the bias in its own."""
+    if weight.dtype == bias.dtype:
+        return linear(centered, weight, bias)
+    return linear(centered.to(weight.dtype), weight).to(bias.dtype).add_(bias)
+
+
+def _keep(preactivations: torch.Tensor, l0: int | None, threshold: torch.Tensor | None) -> torch.Tensor:
+    """Turn pre-activations into codes, in place."""
+    codes = preactivations.relu_()
     if threshold is not None:
         return codes.mul_(codes > threshold)
     if l0 is None or l0 >= codes.shape[1]:
@@ -125,6 +138,7 @@ def compute_gradients(
     bandwidth: torch.Tensor | None = None,
     auxiliary: AuxiliaryLoss | None = None,
     groups: tuple[int, ...] | None = None,
+    precision: str = "float32",
 ) -> StepResult:
     """Compute the loss ‖x − x̂‖² + λ Σ_j z_j, averaged over the batch, and its gradients; see `encode` for the codes.
 
@@ -142,6 +156,7 @@ def compute_gradients(
     """
     n_rows, n_latents = len(inputs), len(parameters.encoder_bias)
     piece = rows_at_a_time(parameters)
+    weight = rounded(precision, parameters.encoder_weight)
     on_encoder, on_decoder = zero_sum(parameters.encoder_weight), zero_sum(parameters.decoder_weight)
     on_encoder_bias = torch.zeros_like(parameters.encoder_bias)
     on_decoder_bias = torch.zeros_like(parameters.decoder_bias)
@@ -154,13 +169,13 @@ def compute_gradients(
     of_prefixes = inputs.new_zeros(())
     for start in range(0, n_rows, piece):
         centered = inputs[start : start + piece] - parameters.decoder_bias
+        codes = _preactivations(centered, weight, parameters.encoder_bias)
         if threshold is not None and bandwidth is not None:
-            codes = linear(centered, parameters.encoder_weight, parameters.encoder_bias)
             near = (codes - threshold).abs_() < bandwidth / 2
             codes.mul_(codes > threshold)
         else:
             near = None
-            codes = _encode_centered(parameters, centered, l0, threshold)
+            codes = _keep(codes, l0, threshold)
         errors = prefix_errors(codes, parameters.decoder_weight, centered, ends)
         reconstruction += errors[-1].square().sum()
         for error in errors[:-1]:

@@ -14,17 +14,17 @@ _LARGEST_EXCESS = 0.1  # of L0, so that the penalty grows slowly and few latents
 _PENALTY = 50.0  # of the squared error; it holds L0 within about 2% of the target (measured)
 
 
-def find_cutoff(parameters: Parameters, inputs: torch.Tensor, l0: int) -> torch.Tensor:
+def find_cutoff(parameters: Parameters, inputs: torch.Tensor, l0: int, precision: str = "float32") -> torch.Tensor:
     """Find the largest code of a batch below the n_rows · `l0` largest; 0 if no further codes are above zero."""
-    return find_largest(parameters, inputs, l0 * len(inputs) + 1).min()
+    return find_largest(parameters, inputs, l0 * len(inputs) + 1, precision).min()
 
 
-def find_largest(parameters: Parameters, inputs: torch.Tensor, n: int) -> torch.Tensor:
+def find_largest(parameters: Parameters, inputs: torch.Tensor, n: int, precision: str = "float32") -> torch.Tensor:
     """Find the `n` largest codes of all rows, unsorted; zeros stand for those missing."""
     largest = inputs.new_zeros(n)
     piece = rows_at_a_time(parameters)
     for start in range(0, len(inputs), piece):
-        codes = encode(parameters, inputs[start : start + piece])
+        codes = encode(parameters, inputs[start : start + piece], precision=precision)
         # Few codes of later pieces are above the bound, so that selecting them first makes topk fast.
         candidates = torch.cat([largest, codes[codes > largest.min()]])
         largest = candidates.topk(n, sorted=False).values

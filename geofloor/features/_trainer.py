@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -203,7 +204,7 @@ def _open_step(state: TrainingState, settings: Settings, bar: Any) -> Iterator[_
         yield lambda inputs, dead: _update(state, settings, inputs, dead)
         return
     bar.set_postfix_str("compiling")
-    compile_kernels(settings.activation)
+    compile_kernels(settings.activation, settings.precision)
     bar.set_postfix_str("")
     opened = SparseStep(
         state.parameters,
@@ -212,6 +213,7 @@ def _open_step(state: TrainingState, settings: Settings, bar: Any) -> Iterator[_
         l0=settings.l0,
         clip_norm=settings.clip_norm,
         auxk_coefficient=settings.auxk_coefficient,
+        precision=settings.precision,
     )
     with opened as step:
         yield lambda inputs, dead: _update_sparsely(state, settings, step, inputs, dead)
@@ -296,9 +298,10 @@ def _differentiate(
     state: TrainingState, settings: Settings, inputs: torch.Tensor, dead: torch.Tensor | None
 ) -> tuple[StepResult, torch.Tensor | float, torch.Tensor | None]:
     """Compute loss and gradients of a batch, its penalty and, for trained thresholds, the spread of its rows."""
-    compute_gradients, find_cutoff = divide(state.processes)
-    parameters, threshold, l0 = state.parameters, state.threshold, settings.l0
+    parameters, threshold, l0, precision = state.parameters, state.threshold, settings.l0, settings.precision
+    divided, find_cutoff = divide(state.processes)
     auxiliary = None if dead is None else AuxiliaryLoss(parameters, dead, settings.auxk_coefficient)
+    compute_gradients = partial(divided, auxiliary=auxiliary, precision=precision)
     if state.l1_coefficient is not None and l0 is not None:
         if state.step == 0:
             state.l1_coefficient.copy_(settings.l1_coefficient * find_spread(parameters, inputs))
@@ -308,26 +311,19 @@ def _differentiate(
         return result, penalty, None
     if threshold is None or l0 is None:
         result = compute_gradients(
-            parameters,
-            inputs,
-            settings.l1_coefficient,
-            settings.l0_per_row,
-            auxiliary=auxiliary,
-            groups=settings.groups,
+            parameters, inputs, settings.l1_coefficient, settings.l0_per_row, groups=settings.groups
         )
         return result, settings.l1_coefficient * result.l1 + _of_prefixes(result), None
     if settings.activation == "batchtopk":
-        cutoff = find_cutoff(parameters, inputs, l0)
+        cutoff = find_cutoff(parameters, inputs, l0, precision)
         average_cutoff(threshold, cutoff, state.step + 1)
-        result = compute_gradients(
-            parameters, inputs, 0.0, threshold=cutoff, auxiliary=auxiliary, groups=settings.groups
-        )
+        result = compute_gradients(parameters, inputs, 0.0, threshold=cutoff, groups=settings.groups)
         return result, _of_prefixes(result), None
     if state.step == 0:
-        threshold.copy_(find_cutoff(parameters, inputs, l0))
+        threshold.copy_(find_cutoff(parameters, inputs, l0, precision))
     spread = find_spread(parameters, inputs)
     bandwidth = find_bandwidth(spread, inputs.shape[1], l0)
-    result = compute_gradients(parameters, inputs, 0.0, threshold=threshold, bandwidth=bandwidth, auxiliary=auxiliary)
+    result = compute_gradients(parameters, inputs, 0.0, threshold=threshold, bandwidth=bandwidth)
     penalty, _threshold_steps(state).grad = penalize_l0(result, len(inputs), l0)
     return result, penalty, spread
 

@@ -10,7 +10,7 @@ from sklearn.base import clone
 
 from geofloor import SparseAutoencoder
 from geofloor._training.devices import one_thread
-from geofloor.features import _cpu_step, _kernels, _selection, _selection_kernels, _threads, _trainer
+from geofloor.features import _cpu_step, _kernels, _precision, _selection, _selection_kernels, _threads, _trainer
 from geofloor.features._cpu_step import SparseStep
 from geofloor.features._sparse_step import Parameters
 from geofloor.features._sparsity import find_cutoff
@@ -24,12 +24,20 @@ KINDS = [
     {"activation": "batchtopk", "learning_rate": 1e-3},
     {"activation": "relu", "l0": "auto", "l1_coefficient": 4.0, "learning_rate": 1e-2},
     {"activation": "relu", "l0": 4, "learning_rate": 1e-2},
+    {"activation": "topk", "learning_rate": 1e-3, "precision": "bf16"},
+    {"activation": "batchtopk", "learning_rate": 1e-3, "precision": "bf16"},
 ]
 
 
 @pytest.fixture
 def topk():
     return SparseAutoencoder(48, l0=4, batch_size=100, n_epochs=5, random_state=0, device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def bf16_anywhere(monkeypatch):
+    """Let CPUs without bfloat16 emulate it."""
+    monkeypatch.setattr(_precision, "has_bf16", lambda device: True)
 
 
 @pytest.fixture
@@ -122,6 +130,56 @@ def test_gradients_are_those_of_automatic_differentiation(monkeypatch, activatio
     torch.testing.assert_close(result.l1, l1.detach())
     for gradient, reference in zip(result.gradients, expected, strict=True):
         torch.testing.assert_close(gradient, reference)
+
+
+def whole_numbers(n_rows, seed, largest):
+    """Draw whole numbers, whose products and small sums are exact in bfloat16."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-largest, largest + 1, (n_rows, 17), generator=generator, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("activation", "l0"), [("batchtopk", 6), ("relu", None)])
+def test_gradients_in_bf16_are_those_of_automatic_differentiation(activation, l0):
+    parameters = random_parameters(dtype=torch.float32)
+    parameters.encoder_weight.copy_(whole_numbers(300, 5, 1))
+    parameters.encoder_bias.fill_(-9.0)
+    parameters.decoder_bias.fill_(1.0)
+    inputs = whole_numbers(50, 6, 2)
+    recorded = Parameters(*(parameter.clone().requires_grad_() for parameter in parameters))
+    reconstruction, l1, firings = loss_terms(recorded, inputs, l0, activation)
+    expected = list(torch.autograd.grad(reconstruction + 0.3 * l1, list(recorded)))
+    expected[2] = project(expected[2], parameters.decoder_weight)
+    with sparse_step(parameters, l0, activation=activation, precision="bf16") as step:
+        result = step.take(inputs, l1_coefficient=0.3)
+    assert firings.sum() > 50
+    assert torch.equal(result.firings, firings)
+    torch.testing.assert_close(result.reconstruction, reconstruction.detach())
+    for gradient, reference in zip(result.gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_codes_chosen_in_bf16_are_exact_and_nearly_the_largest(activation):
+    parameters, centered = random_parameters(dtype=torch.float32), random_inputs(dtype=torch.float32)
+    threads = _threads.KernelThreads()
+    given = {"activation": activation, "l0": 6, "precision": "bf16"}
+    kept, _ = _selection.Selection(parameters, threads, **given).select(centered, None)
+    exact = centered @ parameters.encoder_weight.T + parameters.encoder_bias
+    assert len(kept.values) == kept.counts.sum() == 300
+    rows = np.repeat(np.arange(50), kept.counts)
+    np.testing.assert_allclose(kept.values, exact.numpy()[rows, kept.latents], rtol=1e-5)
+    least = exact.topk(6).values[rows, -1] if activation == "topk" else exact.flatten().topk(300).values[-1]
+    assert (torch.from_numpy(kept.values) >= (1 - 2**-6) * least).all()
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk", "relu"])
+def test_bf16_changes_a_fit_little(rng, activation):
+    features = rng.random((3000, 30)) * (rng.random((3000, 30)) < 0.1)
+    rows = features @ rng.normal(size=(30, 12)) + 3.0
+    sae = SparseAutoencoder(48, activation=activation, l0=4, n_epochs=10, random_state=0, device="cpu")
+    fits = [clone(sae).set_params(precision=precision).fit(rows) for precision in ("float32", "bf16")]
+    assert (fits[0].encoder_ != fits[1].encoder_).any()
+    assert fits[1].explained_variance_ == pytest.approx(fits[0].explained_variance_, abs=0.02)
 
 
 @pytest.mark.parametrize("codes_at_a_time", [2**22, 7 * 300])
@@ -238,7 +296,7 @@ def test_steps_are_those_of_the_textbook_loop(clip_norm, many_threads):
             torch.testing.assert_close(step._optimizer.state[ours][name], moment, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("given", KINDS)
+@pytest.mark.parametrize("given", KINDS[:4])
 def test_a_fit_is_that_of_the_dense_step_up_to_rounding(activations, topk, monkeypatch, relu_steps, given):
     topk.set_params(n_latents=200, resample_every=500, dead_after=200, clip_norm=0.5, **given)
     sparse = clone(topk).fit(activations)
@@ -384,9 +442,9 @@ def test_few_codes_on_cpus_take_the_sparse_step(activation, l0, device, is_spars
     assert _cpu_step.takes_sparse_step(settings, torch.device(device)) == is_sparse
 
 
-@pytest.mark.parametrize("given", KINDS[:3])
+@pytest.mark.parametrize("given", KINDS)
 def test_kernels_are_compiled_before_the_first_step(activations, topk, given):
-    _cpu_step.compile_kernels(given["activation"])
+    _cpu_step.compile_kernels(given["activation"], given.get("precision", "float32"))
     modules = (_kernels, _selection_kernels)
     compiled = [each for module in modules for each in vars(module).values() if hasattr(each, "signatures")]
     before = [list(kernel.signatures) for kernel in compiled]
