@@ -72,6 +72,8 @@ FITS = {
     "jumprelu": lambda _: fit(**JUMPRELU),
     "resets": lambda _: fit(activation="jumprelu", l0=2, learning_rate=3e-2, resample_every=300),
     "fewer rows than processes": lambda _: fit(activation="batchtopk", l0=4, batch_size=1, n_epochs=1),
+    "auxiliary loss": lambda _: fit(l0=2, learning_rate=3e-2, dead_after=100),
+    "groups": lambda _: fit(activation="batchtopk", l0=4, groups=(6, 20, 48), n_latents=None),
     "stream": fit_stream,
 }
 AMONG_TWO = {
