@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from geofloor import SparseAutoencoder
-from geofloor.features import _sparse_step
+from geofloor.features import _sparse_step, _trainer
 from geofloor.features._autoencoder_settings import resolve_settings
 from geofloor.features._auxiliary_loss import AuxiliaryLoss
 from geofloor.features._sparse_step import Parameters, compute_gradients
@@ -71,3 +71,17 @@ def test_steps_train_the_latents_that_have_been_idle(activations, activation, co
         take_step(state, settings, activations)
         assert torch.equal(state.parameters.encoder_weight[3], before) != is_trained
     assert state.idle_tokens[3] == 1200
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_fits_with_dead_latents_do_not_depend_on_the_kind_of_step(monkeypatch, activations, activation):
+    sae = SparseAutoencoder(48, activation=activation, l0=3, dead_after=200, batch_size=100, random_state=0)
+    sae.set_params(normalization=None, n_epochs=3, device="cpu").fit(activations)
+    assert 0 < sae.history_[-1]["dead"] < 1
+    by_kernels = sae.encoder_, sae.encoder_bias_, sae.decoder_, sae.decoder_bias_
+    monkeypatch.setattr(_trainer, "takes_sparse_step", lambda settings, device: False)
+    sae.fit(activations)
+    for found, expected in zip(
+        by_kernels, (sae.encoder_, sae.encoder_bias_, sae.decoder_, sae.decoder_bias_), strict=True
+    ):
+        torch.testing.assert_close(torch.from_numpy(found), torch.from_numpy(expected), atol=1e-4, rtol=0.0)
