@@ -35,6 +35,7 @@ from geofloor.features._autoencoder_files import (
 )
 from geofloor.features._autoencoder_settings import Settings, check_parameters, resolve_settings
 from geofloor.features._precision import check_precision
+from geofloor.features._sparse_codes import encode_sparse
 from geofloor.features._sparse_step import Parameters, decode, encode
 from geofloor.features._statistics import OutlierRowsWarning
 from geofloor.features._trainer import TrainingState, start_training, train, wrap_weights
@@ -444,7 +445,11 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         ValueError
             If values are not finite or the number of inputs differs from the fit's.
         """
-        pieces = [_to_csr(codes) for _, codes in self._encoded(X)]
+        check_is_fitted(self)
+        device = resolve_device(self.device)
+        parameters, threshold = self._parameters(device), self._threshold(device)
+        l0 = self.l0_ if self.activation_ == "topk" else None
+        pieces = [encode_sparse(parameters, inputs, l0, threshold) for inputs in self._pieces(X, device)]
         stacked = sp.vstack(pieces, format="csr") if len(pieces) > 1 else pieces[0]
         array_wanted = get_config().get("sparse_interface", "spmatrix") == "sparray"
         return sp.csr_array(stacked) if array_wanted else sp.csr_matrix(stacked)
@@ -714,25 +719,29 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def _encoded(self, X: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield rows and their dense codes, in pieces of at most `_CODES_AT_A_TIME` codes."""
         check_is_fitted(self)
+        device = resolve_device(self.device)
+        parameters, threshold = self._parameters(device), self._threshold(device)
+        l0 = self.l0_ if self.activation_ == "topk" else None
+        for inputs in self._pieces(X, device):
+            yield inputs, encode(parameters, inputs, l0, threshold)
+
+    def _pieces(self, X: Any, device: torch.device) -> Iterator[torch.Tensor]:
+        """Yield rows on a device, in pieces of at most `_CODES_AT_A_TIME` codes."""
         if is_stream(X):
             is_empty = True
             for batch in X:
                 is_empty = False
-                yield from self._encoded(checked_batch(batch))
+                yield from self._pieces(checked_batch(batch), device)
             if is_empty:
                 raise ValueError("X gave no batch; give an iterable of at least one, and a generator only once.")
             return
-        device = resolve_device(self.device)
-        parameters, threshold = self._parameters(device), self._threshold(device)
-        l0 = self.l0_ if self.activation_ == "topk" else None
         piece = max(_CODES_AT_A_TIME // self.n_latents_, 1)
         on_disk = _is_on_disk(X)
         if not on_disk:
             X = self._checked(X, reset=False)
         for start in range(0, len(X), piece):
             rows = X[start : start + piece]
-            inputs = to_device(self._checked(np.asarray(rows), reset=False) if on_disk else rows, device)
-            yield inputs, encode(parameters, inputs, l0, threshold)
+            yield to_device(self._checked(np.asarray(rows), reset=False) if on_disk else rows, device)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -743,12 +752,3 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 def _is_on_disk(X: Any) -> bool:
     """Tell whether data are a memory map or store, to be read piece by piece."""
     return isinstance(X, np.memmap) or hasattr(X, "iter_batches")
-
-
-def _to_csr(codes: torch.Tensor) -> sp.csr_array:
-    """Move codes above zero from a dense tensor on any device into CSR."""
-    fires = codes > 0
-    data, columns = codes[fires].cpu().numpy(), fires.nonzero()[:, 1].cpu().numpy()
-    starts = np.concatenate([[0], fires.sum(dim=1).cumsum(dim=0).cpu().numpy()])
-    index = np.int32 if len(data) < np.iinfo(np.int32).max else np.int64
-    return sp.csr_array((data, columns.astype(index), starts.astype(index)), shape=(codes.shape[0], codes.shape[1]))
