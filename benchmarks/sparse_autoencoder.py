@@ -1,8 +1,7 @@
 """Compare training steps of SparseAutoencoder with a plain dense PyTorch loop: autograd, Adam, the same sizes.
 
 python benchmarks/sparse_autoencoder.py
-python benchmarks/sparse_autoencoder.py --only-sparse
-python benchmarks/sparse_autoencoder.py --only relu
+python benchmarks/sparse_autoencoder.py --only topk
 python benchmarks/sparse_autoencoder.py --device cuda
 
 On a GPU the comparison includes the paper's size, 1,024 inputs and 32,768 latents. All sides get batches in the
@@ -251,7 +250,6 @@ def compare(name, ratio, target, at_most=False):
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--device", default="cpu")
-parser.add_argument("--only-sparse", action="store_true", help="skip ReLU with many codes at other sizes")
 parser.add_argument("--only", choices=["topk", "variants", "relu"], help="one comparison of sparse steps on a CPU")
 arguments = parser.parse_args()
 device = torch.device(arguments.device)
@@ -262,7 +260,7 @@ if device.type == "cpu":
     for name, (comparison, l0) in comparisons.items():
         if arguments.only in {None, name}:
             comparison(512, 8192, 2048, l0)
-    if arguments.only or arguments.only_sparse:
+    if arguments.only:
         raise SystemExit
 sizes = [(128, 4096, 1024), (512, 8192, 2048), (576, 4608, 1024)]
 if device.type == "cuda":

@@ -168,6 +168,10 @@ def join_processes(device: str) -> Processes:
             f"A worker of joblib can't work with {n} processes together (WORLD_SIZE={n}); set n_jobs=None under "
             "accelerate launch or torchrun, or search with n_jobs without them."
         )
+    # The default arguments of its functions would hold a group that exists at its import, and keep threads of the group
+    # beyond the end of the interpreter. Making an Adam imports it.
+    import torch.distributed.nn.functional
+
     try:
         from accelerate import PartialState
         from accelerate.utils import parse_flag_from_env

@@ -55,6 +55,7 @@ from geofloor.features._encoding import Rule, encode_by
 from geofloor.features._folding import FoldedDictionary, RawDictionary, fold
 from geofloor.features._precision import check_precision
 from geofloor.features._saelens import write_saelens
+from geofloor.features._sparse_codes import encode_sparse
 from geofloor.features._sparse_step import Parameters, decode
 from geofloor.features._statistics import OutlierRowsWarning
 from geofloor.features._trainer import TrainingState, start_training, train, train_steps, wrap_weights
@@ -624,7 +625,10 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         ValueError
             If values are not finite or the number of inputs differs from the fit's.
         """
-        pieces = [_to_csr(codes) for _, codes in self._encoded(X)]
+        check_is_fitted(self)
+        device = resolve_device(self.device)
+        rule, parameters = self._rule(device), self._parameters(device)
+        pieces = [encode_sparse(rule, parameters, inputs) for inputs in self._pieces(X, device)]
         stacked = sp.vstack(pieces, format="csr") if len(pieces) > 1 else pieces[0]
         array_wanted = get_config().get("sparse_interface", "spmatrix") == "sparray"
         return sp.csr_array(stacked) if array_wanted else sp.csr_matrix(stacked)
@@ -900,29 +904,36 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """Copy the thresholds, on the scale of the data, to a device."""
         return None if self.threshold_ is None else torch.tensor(self.threshold_, device=device)
 
+    def _rule(self, device: torch.device) -> Rule:
+        """Copy the rule for choosing codes to a device."""
+        scale = None if self.code_scale_ is None else torch.tensor(self.code_scale_, device=device)
+        return Rule(self.activation_, self.l0_, self._threshold(device), scale)
+
     def _encoded(self, X: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield rows and their dense codes, in pieces of at most `_CODES_AT_A_TIME` codes."""
         check_is_fitted(self)
+        device = resolve_device(self.device)
+        rule, parameters = self._rule(device), self._parameters(device)
+        for inputs in self._pieces(X, device):
+            yield inputs, encode_by(rule, parameters, inputs)
+
+    def _pieces(self, X: Any, device: torch.device) -> Iterator[torch.Tensor]:
+        """Yield rows on a device, in pieces of at most `_CODES_AT_A_TIME` codes."""
         if is_stream(X):
             is_empty = True
             for batch in X:
                 is_empty = False
-                yield from self._encoded(checked_batch(batch))
+                yield from self._pieces(checked_batch(batch), device)
             if is_empty:
                 raise ValueError("X gave no batch; give an iterable of at least one, and a generator only once.")
             return
-        device = resolve_device(self.device)
-        parameters = self._parameters(device)
-        scale = None if self.code_scale_ is None else torch.tensor(self.code_scale_, device=device)
-        rule = Rule(self.activation_, self.l0_, self._threshold(device), scale)
         piece = max(_CODES_AT_A_TIME // self.n_latents_, 1)
         on_disk = _is_on_disk(X)
         if not on_disk:
             X = self._checked(X, reset=False)
         for start in range(0, len(X), piece):
             rows = X[start : start + piece]
-            inputs = to_device(self._checked(np.asarray(rows), reset=False) if on_disk else rows, device)
-            yield inputs, encode_by(rule, parameters, inputs)
+            yield to_device(self._checked(np.asarray(rows), reset=False) if on_disk else rows, device)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -963,12 +974,3 @@ def _moderate(name: str, array: np.ndarray) -> np.ndarray:
 def _is_on_disk(X: Any) -> bool:
     """Tell whether data are a memory map or store, to be read piece by piece."""
     return isinstance(X, np.memmap) or hasattr(X, "iter_batches")
-
-
-def _to_csr(codes: torch.Tensor) -> sp.csr_array:
-    """Move codes other than zero from a dense tensor on any device into CSR."""
-    fires = codes != 0
-    data, columns = codes[fires].cpu().numpy(), fires.nonzero()[:, 1].cpu().numpy()
-    starts = np.concatenate([[0], fires.sum(dim=1).cumsum(dim=0).cpu().numpy()])
-    index = np.int32 if len(data) < np.iinfo(np.int32).max else np.int64
-    return sp.csr_array((data, columns.astype(index), starts.astype(index)), shape=(codes.shape[0], codes.shape[1]))
