@@ -144,9 +144,9 @@ def learn(options, train):
 # %%
 # One dictionary → several
 # ------------------------
-# The sparsity of a dictionary is a choice, and floors follow it. Three more dictionaries, trained for a third of the
-# steps, have half and one and a half times the codes per token, and another seed. The band between the lowest and the highest floor
-# says how far a floor depends on the dictionary. Each is judged in the teacher, too.
+# The sparsity of a dictionary is a choice, and floors follow it. Three more dictionaries are trained for a third of the
+# steps: with half and with one and a half times the codes per token, and with another seed. The band between the lowest
+# and the highest floor says how far a floor depends on the dictionary. Each is judged in the teacher, too.
 
 
 def measure(options, source, sae, widths):
