@@ -1,12 +1,14 @@
 """Measure how floors and critical width move with sparsity, size, activation, seed and length of training.
 
 Dictionaries of the embedded teacher's block 2, on 190,000 tokens of Python source, with 10,000 held out. One choice
-is varied at a time. Shares are floors over the total importance of the dictionary.
+is varied at a time, activations and sizes with the first seed only. A share is a floor over the variance of the
+activations. Dense is the share of latents that fire on over 10% of tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 import warnings
@@ -17,7 +19,7 @@ import numpy as np
 import pandas as pd
 from _timing import machine
 
-from geofloor import ActivationExtractor, SparseAutoencoder
+from geofloor import AblationPredictor, ActivationExtractor, SparseAutoencoder
 from geofloor.datasets import load_local_corpus, load_teacher
 from geofloor.language_models import FloorBand, measure_band, token_blocks
 
@@ -30,7 +32,9 @@ COLUMNS = {
     "epochs": "epochs",
     "l0": "L0",
     "explained_variance": "EV",
-    "kl_recovered": "KL rec.",
+    "kl": "KL",
+    "kl_recovered": "rec.",
+    "dense": "dense",
     "n_features": "F",
     "critical_width": "d*",
     "closed": "L0 ln(F/L0)",
@@ -53,8 +57,8 @@ def make_grid(activations: list[str], seeds: list[int]) -> dict[str, list[dict[s
         "sparsity": of_seeds(*({**usual, "l0": l0} for l0 in SPARSITIES)),
         "seed": of_seeds(usual),
         "length of training": of_seeds({**usual, "n_epochs": 3}, usual),
-        "activation": of_seeds(*({**small, "activation": name} for name in activations)),
-        "expansion": of_seeds(*({**usual, "expansion": expansion} for expansion in EXPANSIONS)),
+        "activation": [{**small, "activation": name, "random_state": seeds[0]} for name in activations],
+        "expansion": [{**usual, "expansion": expansion, "random_state": seeds[0]} for expansion in EXPANSIONS],
     }
 
 
@@ -62,12 +66,13 @@ def describe(name: str, band: FloorBand, places: list[int]) -> None:
     """Print the dictionaries of one comparison, and the range of d* and of each floor."""
     floors, shares = band.floors()[places], band.floors(relative=True)[places]
     frame = band.frame(relative=True)
+    frame["dense"] = [report.freq_over_10_percent for report in band.reports or ()]
     frame["epochs"] = [sae.n_epochs for sae in band.autoencoders]
     frame["closed"] = frame["l0"] * np.log(frame["n_features"] / frame["l0"])
-    names = {**COLUMNS, **{f"share_{width}": f"share at {width}" for width in WIDTHS}}
+    names = {**COLUMNS, **{f"share_{width}": f"at {width}" for width in WIDTHS}}
     table = frame.iloc[places][list(names)].rename(columns=names)
-    formats = dict.fromkeys(("EV", "KL rec."), "{:.3f}".format)
-    formats |= {column: "{:.4f}".format for column in table.columns if column.startswith("share")}
+    formats = dict.fromkeys(("EV", "KL", "rec.", "dense"), "{:.3f}".format)
+    formats |= {column: "{:.4f}".format for column in table.columns if column.startswith("at ")}
     formats |= dict.fromkeys(("d*", "L0", "L0 ln(F/L0)", "total"), "{:.1f}".format)
     formats |= dict.fromkeys(("tail", "low", "high"), "{:.2f}".format)
     print(f"## {name}\n\n{table.to_string(index=False, formatters=formats)}\n")
@@ -77,9 +82,32 @@ def describe(name: str, band: FloorBand, places: list[int]) -> None:
         of_floor, of_share = floors[:, place], shares[:, place]
         print(
             f"width {width:>3}: floor from {of_floor.min():.2f} to {of_floor.max():.2f}, "
-            f"share of the total from {of_share.min():.4f} to {of_share.max():.4f}"
+            f"share of the variance from {of_share.min():.4f} to {of_share.max():.4f}"
         )
     print(flush=True)
+
+
+def compare_with_students(band: FloorBand, places: list[int], teacher: Any, tokens: np.ndarray) -> None:
+    """Print floors in nats per token, of the ablated teacher, beside the losses of distilled students."""
+    file = Path(__file__).parent / "results" / "distilled_floors_principal.json"
+    runs = [run for run in json.loads(file.read_text())["runs"] if run["n_steps"] == 2000]
+    columns = {f"at {run['width']}": run["floor"] for run in runs}
+    widths = [run["width"] for run in runs]
+    rows: list[dict[str, Any]] = []
+    for place in places:
+        nats = AblationPredictor(
+            teacher.path, LAYER, band.autoencoders[place], band.statistics[place], batch_size=16
+        ).fit(tokens)
+        floors = nats.predict(widths)
+        ratio = np.abs(np.log(np.maximum(floors, 1e-6) / np.array(list(columns.values()))))
+        rows.append(
+            {"L0": band.l0[place], "d*": band.critical_widths[place], **dict(zip(columns, floors, strict=True))}
+        )
+        rows[-1]["typical factor"] = float(np.exp(np.median(ratio)))
+    rows.append({"L0": "students", **columns})
+    print("## floors in nats per token, of the ablated teacher, beside students distilled for 2,000 steps\n")
+    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4g}".format, na_rep=""))
+    print("typical factor: median over widths of the factor between the floor and the student\n")
 
 
 def main() -> None:
@@ -87,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--activations", nargs="+", default=["topk", "relu"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--nats", action="store_true", help="also ablate the teacher, and compare with students")
     parser.add_argument("--tokens", type=int, default=200_000)
     parser.add_argument("--folder", type=Path, help="folder for checkpoints, so that the same command resumes")
     arguments = parser.parse_args()
@@ -112,7 +141,7 @@ def main() -> None:
         SparseAutoencoder(
             **each,
             checkpoint_path=folder / "-".join(f"{name}_{value}" for name, value in each.items()),
-            checkpoint_every=1000,
+            checkpoint_every=500,
         )
         for each in settings
     ]
@@ -124,16 +153,20 @@ def main() -> None:
     print(f"{len(X):,} tokens, {len(test):,} held out, with a variance of {variance:.1f} in squared activation\n")
     for name, several in grid.items():
         describe(name, band, [settings.index(each) for each in several])
+    if arguments.nats:
+        of_first_seed = [each for each in grid["sparsity"] if each["random_state"] == arguments.seeds[0]]
+        compare_with_students(band, [settings.index(each) for each in of_first_seed], teacher, held_out)
     everything = pd.Series(band.critical_widths)
     print(f"all {len(everything)} dictionaries: d* from {everything.min():.1f} to {everything.max():.1f}")
-    for share in (0.8, 0.9, 0.95, 0.98):
+    for condition in ({"share": 0.9}, {"share": 0.95}, {"share": 0.98}, {"kl": 0.2}, {"kl": 0.1}, {"kl": 0.05}):
+        text = ", ".join(f"{name}={value}" for name, value in condition.items())
         try:
-            chosen = band.choose(share)
+            chosen = band.choose(**condition)
         except ValueError as error:
-            print(f"choose({share}): {error}")
+            print(f"choose({text}): {error}")
         else:
             print(
-                f"choose({share}): L0 = {band.l0[chosen]:.1f}, {band.autoencoders[chosen].n_latents_} latents, "
+                f"choose({text}): L0 = {band.l0[chosen]:.1f}, {band.autoencoders[chosen].n_latents_} latents, "
                 f"EV {band.explained_variance[chosen]:.3f}, d* = {band.critical_widths[chosen]:.1f}"
             )
     print(f"{time.perf_counter() - start:.0f} s")

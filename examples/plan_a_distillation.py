@@ -144,9 +144,9 @@ def learn(options, train):
 # %%
 # One dictionary → several
 # ------------------------
-# The sparsity of a dictionary is a choice, and floors follow it. Three more dictionaries, trained for a third of the
-# steps, have half and twice the codes per token, and another seed. The band between the lowest and the highest floor
-# says how far a floor depends on the dictionary. Each is judged in the teacher, too.
+# The sparsity of a dictionary is a choice, and floors follow it. Three more dictionaries are trained for a third of the
+# steps: with half and with one and a half times the codes per token, and with another seed. The band between the lowest
+# and the highest floor says how far a floor depends on the dictionary. Each is judged in the teacher, too.
 
 
 def measure(options, source, sae, widths):
@@ -162,7 +162,7 @@ def measure(options, source, sae, widths):
         )
         for l0, seed in (
             (max(sae.l0_ // 2, 1), options.seed),
-            (min(2 * sae.l0_, sae.n_latents_), options.seed),
+            (min(3 * sae.l0_ // 2, sae.n_latents_), options.seed),
             (sae.l0_, options.seed + 1),
         )
     ]
@@ -324,7 +324,7 @@ def show(result):
         f"(L0 = {result['mean_l0']:.1f}, EV = {result['explained_variance']:.1%})\n"
         f"importances: power-law tail, exponent {result['tail_exponent']:.2f} ({low:.2f} to {high:.2f})\n\n"
         "Other dictionaries of the same activations, the first being the one above, with the share of the KL of mean\n"
-        "ablation that each recovers, and its floors as shares of the total:\n"
+        "ablation that each recovers, and its floors as shares of the variance of the activations:\n"
     )
     band = pd.DataFrame(result["dictionaries"])
     shares = {name: name.replace("share_", "at ") for name in band if name.startswith("share_")}

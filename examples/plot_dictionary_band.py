@@ -46,7 +46,7 @@ print(band.frame(relative=True)[columns].round(3).to_string(index=False))
 # The band
 # --------
 # Two seeds give almost the same curve. With twice the codes per token, the critical width is about 1.7 times as large,
-# and a student of width 32 loses a larger share of the importance.
+# and a student of width 64 loses more.
 
 FloorBandDisplay.from_band(band, range(1, 129))
 plt.show()

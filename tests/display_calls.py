@@ -73,6 +73,7 @@ BAND = FloorBand(
     predictors=(FLOOR, FloorPredictor(alpha=0.8).fit(1 / np.arange(1, 41))),
     l0=np.array([4.0, 8.0]),
     explained_variance=np.array([0.8, 0.9]),
+    variance=2.0,
 )
 
 # Calls that draw: a display, a class method (None for the constructor and `plot`), and arguments.

@@ -52,7 +52,7 @@ def test_the_plan_is_eq_2_of_what_was_measured(finished):
         assert any(line.split()[:1] == [str(width)] for line in printed.splitlines())
     dictionaries = pd.DataFrame(plan["dictionaries"])
     own = dictionaries.l0[0]
-    assert dictionaries.l0.tolist() == [own, own // 2, 2 * own, own]
+    assert dictionaries.l0.tolist() == [own, own // 2, 3 * own // 2, own]
     lines = [line.split() for line in printed.splitlines()]
     for row in dictionaries.itertuples():
         numbers = [f"{row.l0:.1f}", f"{row.explained_variance:.3f}", f"{row.kl_recovered:.3f}"]
@@ -111,7 +111,7 @@ def test_sigkill_at_several_points_loses_nothing(finished, tmp_path):
         tmp_path / "activations",
         tmp_path / "activations" / "manifest.json",
         tmp_path / "sae.checkpoint",
-        tmp_path / "sae-l0-80-seed-0.checkpoint",  # of the band
+        tmp_path / "sae-l0-60-seed-0.checkpoint",  # of the band
         tmp_path / "students",
     ]
     for mark in marks:  # killed as soon as each of these is there

@@ -16,7 +16,7 @@ from geofloor.displays._style import ALPHA_COLORMAP, FAINT, HIDDEN_UNITS, WIDTH_
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SHARE = "share of the total importance"
+_SHARE = "share of the variance"
 
 
 class FloorBandDisplay(OneAxesMixin):
@@ -109,7 +109,7 @@ class FloorBandDisplay(OneAxesMixin):
         widths : array-like of shape (n_widths,), default=None
             Student widths; by default those of the band.
         relative : bool, default=True
-            Whether to draw floors as shares of the total importance of their dictionary, not in hidden-space units.
+            Whether to draw floors as shares of the variance of the activations, not in hidden-space units.
         scale : {"linear", "log"}, default="linear"
             Scale of the floors.
         ax : matplotlib Axes, default=None

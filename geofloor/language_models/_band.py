@@ -53,6 +53,8 @@ class FloorBand:
         Mean number of codes per held-out row.
     explained_variance : ndarray of shape (n_dictionaries,), float64
         Share of the variance of held-out rows that the reconstruction explains.
+    variance : float
+        Variance of held-out rows, E‖x − x̄‖², in hidden-space units.
     reports : tuple of DictionaryReport, or None
         Measures of the dictionaries in the teacher; None without a teacher.
 
@@ -68,6 +70,7 @@ class FloorBand:
     predictors: tuple[FloorPredictor, ...]
     l0: np.ndarray
     explained_variance: np.ndarray
+    variance: float
     reports: tuple[DictionaryReport, ...] | None = None
 
     @property
@@ -86,16 +89,15 @@ class FloorBand:
         Parameters
         ----------
         relative : bool, default=False
-            Whether to divide the floors by the dictionary's total importance. Totals differ between dictionaries,
-            because codes that are sparser are larger and explain less.
+            Whether to divide the floors by the variance of the activations, which is the same for all dictionaries.
 
         Returns
         -------
         floors : ndarray of shape (n_dictionaries, n_widths), float64
-            Floors in hidden-space units, or as shares of the total.
+            Floors in hidden-space units, or as shares of the variance.
         """
         found = np.array([each.predict(self.widths) for each in self.predictors])
-        return found / self.totals[:, np.newaxis] if check_flag("relative", relative) else found
+        return found / self.variance if check_flag("relative", relative) else found
 
     def floor_range(self, *, relative: bool = False) -> np.ndarray:
         """Return the lowest and the highest floor at each width.
@@ -123,44 +125,53 @@ class FloorBand:
         """
         return float(self.critical_widths.min()), float(self.critical_widths.max())
 
-    def choose(self, share: float = 0.95) -> int:
-        """Choose the sparsest dictionary that recovers a share of the teacher's loss.
+    def choose(self, share: float | None = None, *, kl: float | None = None) -> int:
+        """Choose the sparsest dictionary that recovers a share of the teacher's loss, or leaves little of it.
 
         Parameters
         ----------
-        share : float, default=0.95
-            Share of the loss of mean ablation, ``kl_div_score_above_mean``, that every seed of a setting must recover.
+        share : float, default=None
+            Share of the loss of mean ablation to recover, ``kl_div_score_above_mean``.
+        kl : float, default=None
+            Largest loss to leave in place of `share`, ``kl_div_with_sae``, in nats per token.
 
         Returns
         -------
         place : int
-            Place of the first dictionary with the chosen setting: of those that reach the share with every seed, the
-            one of the smallest mean `l0`, and of equal ones the first.
+            Place of the first dictionary with the chosen setting: of those that meet the condition with every seed,
+            the one of the smallest mean `l0`, and of equal ones the first.
 
         Raises
         ------
         ValueError
-            If the band was measured without a teacher, or no setting reaches the share.
+            If not exactly one of `share` and `kl` is given, the band was measured without a teacher, or no setting
+            meets the condition.
         """
-        share = check_number("share", share, 0.0, 1.0)
+        if (share is None) == (kl is None):
+            raise ValueError(f"share={share} and kl={kl} are two conditions; give one, such as share=0.98.")
+        asked = f"share={share}" if kl is None else f"kl={kl}"
         if self.reports is None:
             raise ValueError(
-                f"share={share:g} of the loss is unknown, because the band was measured without a teacher; give "
-                "teacher, layer and tokens to measure_band."
+                f"{asked} can't be met, because the band was measured without a teacher; give teacher, layer and "
+                "tokens to measure_band."
             )
-        recovered = np.array([report.kl_div_score_above_mean for report in self.reports])
-        reached = {
-            float(self.l0[places].mean()): places[0]
-            for places in reversed(self._settings())
-            if bool((recovered[places] >= share).all())
+        if kl is None:
+            found = np.array([report.kl_div_score_above_mean for report in self.reports])
+            met = found >= check_number("share", share, 0.0, 1.0)
+            best = np.nanmax(found) if np.isfinite(found).any() else np.nan
+        else:
+            found = np.array([report.kl_div_with_sae for report in self.reports])
+            met = found <= check_number("kl", kl, 0.0)
+            best = np.nanmin(found)
+        chosen = {
+            float(self.l0[places].mean()): places[0] for places in reversed(self._settings()) if bool(met[places].all())
         }
-        if not reached:
-            best = int(np.nanargmax(recovered)) if np.isfinite(recovered).any() else 0
+        if not chosen:
             raise ValueError(
-                f"share={share:g} of the loss is recovered by no setting with every seed: the most is "
-                f"{recovered[best]:.3f}, at L0 = {self.l0[best]:.3g}; add autoencoders of larger l0, or lower share."
+                f"{asked} is met by no setting with every seed: the best dictionary has {best:.3f}; add autoencoders "
+                f"of larger l0 than {self.l0.max():.3g}, or of more latents or steps, or ask for less."
             )
-        return reached[min(reached)]
+        return chosen[min(chosen)]
 
     def _settings(self) -> list[list[int]]:
         """Group the places of dictionaries that differ in their seed only."""
@@ -185,7 +196,8 @@ class FloorBand:
 
             - ``activation``, ``n_latents`` and ``seed``, the integer of `random_state` or None;
             - ``l0`` and ``explained_variance`` of held-out rows;
-            - ``kl_recovered``, the share of the loss of mean ablation, if there is a teacher;
+            - if there is a teacher, ``kl``, the loss with the reconstruction in nats per token, and ``kl_recovered``,
+              the share of the loss of mean ablation that it recovers;
             - ``n_features``, ``alpha`` and ``critical_width``;
             - ``tail_exponent``, with the ends of its interval, ``tail_low`` and ``tail_high``;
             - ``total``, the floor at width 0, in hidden-space units;
@@ -203,6 +215,7 @@ class FloorBand:
             "explained_variance": self.explained_variance,
         }
         if self.reports is not None:
+            columns["kl"] = [each.kl_div_with_sae for each in self.reports]
             columns["kl_recovered"] = [each.kl_div_score_above_mean for each in self.reports]
         columns |= {
             "n_features": [each.n_features_ for each in self.predictors],
@@ -305,9 +318,9 @@ def measure_band(
     The band is a range over the dictionaries given, not an interval with a probability. It covers the choices that the
     list varies, and neither the error of Eq. 2 nor, within one dictionary, that of sampling.
 
-    Floors are in squared activation. A dictionary that explains less of the variance has a smaller total importance,
-    and a lower floor for that reason alone: no floor charges what a dictionary leaves unexplained. Compare shares of
-    the total (``relative=True``), and among dictionaries that recover most of the teacher's loss.
+    Floors are in squared activation, and no floor charges what a dictionary leaves unexplained. With
+    ``relative=True`` they are shares of the variance of the activations, like 1 minus the explained variance. The total
+    importance of a dictionary is no common unit, because it grows with latents that fire on most tokens.
 
     Examples
     --------
@@ -373,6 +386,7 @@ def measure_band(
         predictors=tuple(predictors),
         l0=np.array([sae.transform(held_out).nnz / len(held_out) for sae in dictionaries]),
         explained_variance=np.array([sae.score(held_out) for sae in dictionaries]),
+        variance=float(held_out.var(axis=0, dtype=np.float64).sum()),
         reports=reports,
     )
 

@@ -41,7 +41,7 @@ def test_a_band_is_drawn_at_other_widths_and_as_shares():
     display = FloorBandDisplay.from_band(BAND, [1, 3])
     expected = dataclasses.replace(BAND, widths=np.array([1.0, 3.0])).floors(relative=True)
     np.testing.assert_allclose([line.get_ydata() for line in display.lines_], expected)
-    assert "share of the total" in display.ax_.get_ylabel()
+    assert "share of the variance" in display.ax_.get_ylabel()
     assert "hidden-space" in FloorBandDisplay.from_band(BAND, relative=False).ax_.get_ylabel()
 
 

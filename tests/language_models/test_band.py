@@ -49,8 +49,9 @@ def test_each_row_is_what_its_dictionary_gives_alone(data, band):
         assert (row["n_features"], row["n_latents"], row["seed"]) == (statistics.n_alive_, 24, place % 2)
         assert row["alpha"] == pytest.approx(statistics.alpha_)
         np.testing.assert_allclose(row[["floor_1", "floor_2", "floor_4"]].astype(float), predictor.predict(WIDTHS))
+        assert band.variance == pytest.approx(np.square(held_out - held_out.mean(axis=0)).sum() / 200)
         assert row["total"] == pytest.approx(statistics.table_[:, 0].sum())
-    assert "kl_recovered" not in frame
+    assert not {"kl", "kl_recovered"} & {*frame}
 
 
 def test_ends_of_the_band_are_the_lowest_and_the_highest(band):
@@ -58,7 +59,7 @@ def test_ends_of_the_band_are_the_lowest_and_the_highest(band):
     assert floors.shape == (4, 3)
     np.testing.assert_array_equal(band.floor_range(), np.array([floors.min(axis=0), floors.max(axis=0)]).T)
     shares = band.floors(relative=True)
-    np.testing.assert_allclose(shares * band.totals[:, None], floors)
+    np.testing.assert_allclose(shares * band.variance, floors)
     np.testing.assert_array_equal(band.floor_range(relative=True)[:, 1], shares.max(axis=0))
     assert band.critical_width_range() == (band.critical_widths.min(), band.critical_widths.max())
     assert band.frame(relative=True)["share_2"].tolist() == shares[:, 1].tolist()
@@ -125,15 +126,22 @@ def test_the_sparsest_setting_that_recovers_the_share_with_every_seed_is_chosen(
     assert recovering(0.96, 0.97, 0.98, 0.99).choose(0.95) == 0
     assert recovering(0.96, 0.94, 0.98, 0.99).choose(0.95) == 2  # one seed of the sparser setting is below
     assert recovering(0.96, 0.94, 0.98, 0.99).choose(0.94) == 0
-    with pytest.raises(ValueError, match=r"share=0\.95 .* no setting .* the most is 0\.980, at L0 = 4; add"):
-        recovering(0.5, 0.2, 0.98, 0.9).choose()
-    with pytest.raises(ValueError, match="share=1.5"):
-        made.choose(1.5)
+    with pytest.raises(ValueError, match=r"share=0\.95 is met by no setting .* has 0\.980; add .* larger l0 than 4"):
+        recovering(0.5, 0.2, 0.98, 0.9).choose(0.95)
+    left = [0.3, 0.1, 0.09, 0.08]
+    reports = [dataclasses.replace(report, kl_div_with_sae=kl) for report, kl in zip(made.reports, left, strict=True)]
+    by_loss = dataclasses.replace(made, reports=tuple(reports))
+    assert (by_loss.choose(kl=0.3), by_loss.choose(kl=0.1)) == (0, 2)
+    with pytest.raises(ValueError, match=r"kl=0\.01 is met by no setting .* has 0\.080"):
+        by_loss.choose(kl=0.01)
+    for wrong, message in [({"share": 1.5}, "share=1.5"), ({}, "give one"), ({"share": 0.9, "kl": 0.1}, "give one")]:
+        with pytest.raises(ValueError, match=message):
+            made.choose(**wrong)
 
 
-def test_a_share_needs_a_teacher(band):
-    with pytest.raises(ValueError, match="measured without a teacher; give teacher, layer and tokens"):
-        band.choose()
+def test_a_choice_needs_a_teacher(band):
+    with pytest.raises(ValueError, match=r"share=0\.9 can't be met, because the band was measured without a teacher"):
+        band.choose(0.9)
 
 
 def test_wrong_arguments_are_refused_before_the_fits(in_teacher, monkeypatch):
