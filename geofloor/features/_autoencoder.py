@@ -199,9 +199,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     -----
     ConvergenceWarning
         From `fit`, once, with the reasons and their remedies: fewer than 5,000 rows or 500 steps, a loss or
-        L0 still falling, dense codes, an L0 of held-out rows over 10% off `l0`, over two thirds of the
-        latents dead, less than half of the held-out variance explained, or hardly more of it than of Gaussian noise of
-        the same covariance.
+        L0 still falling, dense codes, as many codes as inputs, an L0 of held-out rows over 10% off `l0`, over two
+        thirds of the latents dead, less than half of the held-out variance explained, or hardly more of it than of
+        Gaussian noise of the same covariance.
     OutlierRowsWarning
         From `fit`, if a handful of rows carry over a tenth of the variance.
 
@@ -835,7 +835,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
                 l0 = self.transform(held_out).nnz / len(held_out)
             noise = self.score(noise_like(rows.sample, len(held_out), step_generator(state.seed, state.step)))
         n_rows = None if rows.n_rows is None else rows.n_rows + len(held_out)
-        return explained, find_doubts(Outcome(state.history, settings, n_rows, explained, l0, noise))
+        return explained, find_doubts(
+            Outcome(state.history, settings, self.n_features_in_, n_rows, explained, l0, noise)
+        )
 
     def _last_state(self, settings: Settings) -> TrainingState:
         """Return the state after the last step or, after `load`, the weights with a new optimizer."""

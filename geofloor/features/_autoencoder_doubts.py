@@ -30,6 +30,8 @@ class Outcome(NamedTuple):
         Measurements of each step.
     settings : Settings
         Settings of the fit.
+    n_inputs : int
+        Number of inputs.
     n_rows : int or None
         Number of rows given; None if it is unknown.
     held_out : float or None
@@ -42,6 +44,7 @@ class Outcome(NamedTuple):
 
     history: Sequence[dict[str, float]]
     settings: Settings
+    n_inputs: int
     n_rows: int | None
     held_out: float | None
     l0: float | None
@@ -50,7 +53,7 @@ class Outcome(NamedTuple):
 
 def find_doubts(outcome: Outcome) -> list[str]:
     """List the reasons not to trust a fit, each with its remedy."""
-    history, settings, n_rows, held_out, held_out_l0, noise = outcome
+    history, settings, n_inputs, n_rows, held_out, held_out_l0, noise = outcome
     last = history[-1]
     n_steps = int(last["step"])
     found = []
@@ -71,6 +74,10 @@ def find_doubts(outcome: Outcome) -> list[str]:
     if l0 > _DENSE * settings.n_latents:
         remedy = "lower l0" if settings.l0 else "raise l1_coefficient, or train longer"
         found.append(f"{l0:.0f} of {settings.n_latents:,} latents fire per token, which is not sparse; {remedy}")
+    elif l0 >= n_inputs:
+        found.append(
+            f"rows have {l0:.0f} codes and {n_inputs} inputs, and as many directions as inputs copy any row; lower l0"
+        )
     if settings.l0 is not None and settings.l0_per_row is None:
         reached = l0 if held_out_l0 is None else held_out_l0
         if abs(reached - settings.l0) > _OFF_TARGET * settings.l0:

@@ -18,6 +18,7 @@ def outcome(**changes):
     return Outcome(
         history,
         settings,
+        n_inputs=changes.get("n_inputs", 512),
         n_rows=changes.get("n_rows", 50_000),
         held_out=changes.get("held_out", 0.9),
         l0=changes.get("l0"),
@@ -33,6 +34,7 @@ def outcome(**changes):
         ({"slope": 4e-4}, "the loss still fell by 4.0% of the first over the last tenth of the steps; raise n_epochs"),
         ({"l0_slope": 0.05}, "L0 still fell by 5 over the last tenth of the steps"),
         ({"row": {"l0": 101.0}}, "101 of 1,000 latents fire per token, which is not sparse; lower l0"),
+        ({"n_inputs": 30}, "rows have 30 codes and 30 inputs, and .* copy any row; lower l0"),
         ({"row": {"dead": 0.7}}, "70% of the latents are dead; lower learning_rate"),
         ({"held_out": 0.4}, "explains 40% of the variance of held-out rows only"),
         ({"noise": 0.895}, "hardly better than Gaussian noise of the same covariance"),
