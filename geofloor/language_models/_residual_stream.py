@@ -1,10 +1,10 @@
-"""Forward passes that stop after the last block asked for."""
+"""Forward passes that stop after the last module asked for."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +24,14 @@ class _BlocksReached(Exception):  # noqa: N818 - it stops a forward pass that we
 
 @dataclass(frozen=True)
 class ResidualStream:
-    """The residual stream of a language model after its blocks, read by hooks.
+    """The residual stream of a language model after its blocks, or the outputs of modules inside, read by hooks.
 
     Parameters
     ----------
     model : PreTrainedModel
         The base model, without its head.
-    blocks : str
-        Name of its list of blocks.
+    modules : mapping of int to str
+        Name of the module to read, by block.
     width : int
         d_model.
     n_vocabulary : int
@@ -49,7 +49,7 @@ class ResidualStream:
     """
 
     model: Any
-    blocks: str
+    modules: Mapping[int, str]
     width: int
     n_vocabulary: int
     device: str
@@ -99,7 +99,7 @@ class ResidualStream:
             yield ordered
 
     def rows(self, sequences: list[np.ndarray], layers: Collection[int]) -> dict[int, torch.Tensor]:
-        """Run one batch, and return its rows after each layer, without padding and skipped positions."""
+        """Run one batch, and return its rows of each layer, without padding and skipped positions."""
         model = self.model
         config = model.config.get_text_config()
         kind = config.model_type
@@ -121,7 +121,7 @@ class ResidualStream:
             hidden = block_output(output)
             if hidden.shape != (*ids.shape, self.width):
                 raise ValueError(
-                    f"'{self.blocks}.{layer}' of model type {kind!r} gives hidden states of shape "
+                    f"'{self.modules[layer]}' of model type {kind!r} gives hidden states of shape "
                     f"{tuple(hidden.shape)}, not (n_sequences, seq_len, d_model) = {(*ids.shape, self.width)}."
                 )
             if layer not in found:
@@ -135,7 +135,7 @@ class ResidualStream:
             stack.enter_context(contextlib.suppress(_BlocksReached))
             stack.enter_context(evaluating(model))
             for layer in layers:
-                module = model.get_submodule(f"{self.blocks}.{layer}")
+                module = model.get_submodule(self.modules[layer])
                 stack.enter_context(hooked(module, lambda _, __, output, layer=layer: read(layer, output)))
             stack.enter_context(memory_advice(self.remedy))
             stack.enter_context(torch.inference_mode())
@@ -143,7 +143,7 @@ class ResidualStream:
             model(**inputs)
         for layer in layers:
             if layer not in found:
-                raise ValueError(f"the forward pass of model type {kind!r} never ran '{self.blocks}.{layer}'.")
+                raise ValueError(f"the forward pass of model type {kind!r} never ran '{self.modules[layer]}'.")
         return {layer: found[layer] for layer in layers}
 
     def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
