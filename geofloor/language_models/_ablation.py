@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,15 @@ from transformers import PreTrainedModel
 from geofloor._estimators import SharedParametersMixin, ShortReprMixin
 from geofloor._training.devices import memory_advice, to_device
 from geofloor._training.progress import progress_bar
-from geofloor._validation import check_flag, check_number, check_object
+from geofloor._validation import check_choice, check_flag, check_number, check_object
 from geofloor.features import FeatureStatistics
+from geofloor.features._dictionary_sums import Dictionary, check_methods
 from geofloor.language_models._ablated_features import AblatedFeatures, Latents, PrincipalComponents
 from geofloor.language_models._blocks import BlockSwap
+from geofloor.language_models._dictionary_source import check_fit
 from geofloor.language_models._divergence import Targets, row_kls
 from geofloor.language_models._extractor import ActivationExtractor
+from geofloor.language_models._hook_names import OUTPUTS
 from geofloor.language_models._hooks import evaluating, hooked
 from geofloor.language_models._loading import load_language_model
 from geofloor.language_models._logits import LanguageModel
@@ -50,14 +54,19 @@ class AblationPredictor(
         A causal language model of ``transformers``, or its name on the hub or its folder. It is not changed.
     layer : int
         Block after which features are removed, from 0; negative indices count from the last.
-    autoencoder : SparseAutoencoder, default=None
-        Fitted on activations after that block. With None the features are the principal components of the
-        activations, one per dimension, which need no training.
+    autoencoder : SparseAutoencoder or object, default=None
+        Fitted on activations after that block: a `SparseAutoencoder`, or any object with the methods that
+        `dictionary_report <geofloor.language_models.dictionary_report>` asks for and directions of norm 1. With None
+        the features are the principal components of the activations, one per dimension, which need no training.
     statistics : FeatureStatistics, default=None
         Fitted on codes of `autoencoder`, for the order of the features, their means and the sparsity. With None they
         are measured on the tokens given to `fit`. Few tokens miss rare features, which makes the sparsity too low.
     temperature : float, default=2.0
         T, by which logits are divided, as in `DistilledStudent`.
+    output : {"residual", "mlp", "attention"}, default="residual"
+        Activations that the features are removed from, as in `ActivationExtractor`. Eq. 2 is about the residual stream.
+        Features removed from the output of one MLP or attention stay in the rest of the teacher, so that their loss
+        tells what they are worth there and is no floor of a student.
     capacity : {"asymptotic", "minimax", "minimax_nonnegative"} or callable, default="asymptotic"
         Features per dimension g(α), as in `geofloor.theory.capacity`. Principal components have 1.
     above_own_width : bool, default=False
@@ -104,7 +113,7 @@ class AblationPredictor(
     Notes
     -----
     A feature is removed by setting its activation to its mean (mean ablation), since a student gets a bias for free.
-    With h the residual stream, z the codes, w the decoder's directions and D the dropped features,
+    With h the activations, z the codes, w the decoder's directions and D the dropped features,
 
     .. math:: h' = h - \sum_{i \in D} (z_i - \mathbb{E}[z_i])\, w_i .
 
@@ -139,6 +148,7 @@ class AblationPredictor(
         autoencoder: Any = None,
         statistics: Any = None,
         *,
+        output: str = "residual",
         temperature: float = 2.0,
         capacity: CapacityMethod = "asymptotic",
         above_own_width: bool = False,
@@ -154,6 +164,7 @@ class AblationPredictor(
         self.layer = layer
         self.autoencoder = autoencoder
         self.statistics = statistics
+        self.output = output
         self.temperature = temperature
         self.capacity = capacity
         self.above_own_width = above_own_width
@@ -189,6 +200,12 @@ class AblationPredictor(
             If tokens, teacher, layer, autoencoder or statistics do not fit each other, or the loss is not finite.
         MemoryError
             If the device has too little memory; the message names what to lower.
+
+        Warns
+        -----
+        UserWarning
+            If the autoencoder explains less of the first activations than their mean does, or its `source_` names
+            another layer, output or model.
         """
         # Plain integers, because small integers of NumPy overflow.
         n_points = check_number("n_points", self.n_points, 2, whole=True)
@@ -197,6 +214,7 @@ class AblationPredictor(
         self._temperature = check_number("temperature", self.temperature, 1e-6)
         check_flag("above_own_width", self.above_own_width)
         layer = check_number("layer", self.layer, whole=True)
+        output = check_choice("output", self.output, OUTPUTS)
         self._check_features()
         device, module = load_language_model(self.teacher, self.model_kwargs, self.device)
         check_object("teacher", module, PreTrainedModel, "give a transformers model, or its name or path")
@@ -205,22 +223,16 @@ class AblationPredictor(
         if self._skip_first >= rows.length:
             raise too_short(self._skip_first, rows.length)
         extractor = ActivationExtractor(
-            module, layer, skip_first=self._skip_first, max_length=None, batch_size=self._batch_size
+            module, layer, output=output, skip_first=self._skip_first, max_length=None, batch_size=self._batch_size
         ).fit()
         extractor._suspects = set()  # `token_rows` has warned of undeclared padding
         features = self._features(extractor, rows)
-        if features.width != extractor._n_features_out:
-            raise ValueError(
-                f"autoencoder was fitted on activations of width {features.width}, and the teacher's are "
-                f"{extractor._n_features_out} wide; fit one on activations of this teacher, after block "
-                f"{extractor.layer_}."
-            )
         self.n_features_ = features.n_features
         self.alpha_, self.capacity_ = features.alpha, features.capacity
         first = max(self.n_features_ / 1024, 1.0)
         points = np.unique(np.rint(np.geomspace(first, self.n_features_, n_points)).astype(np.int64))
         kept = np.concatenate([[0], points])
-        block = extractor.model_.get_submodule(extractor.block_name_)
+        block = extractor.model_.get_submodule(extractor.module_name_)
         with evaluating(module), memory_advice(f"lower batch_size={self._batch_size}"):
             sums, counts = self._losses(model, block, features, kept, rows, device)
         if counts.max() <= self._skip_first:
@@ -264,26 +276,26 @@ class AblationPredictor(
     def _check_features(self) -> None:
         if self.statistics is not None and self.autoencoder is None:
             raise ValueError("statistics are given and autoencoder=None; give both or none.")
-        for name, kind, attribute in (
-            ("autoencoder", "SparseAutoencoder", "decoder_"),
-            ("statistics", "FeatureStatistics", "alive_"),
-        ):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            check_object(name, value, BaseEstimator, f"give a fitted {kind}")
-            check_is_fitted(value)
-            if not hasattr(value, attribute):
-                raise TypeError(f"{name} is a {type(value).__name__}; give a fitted {kind}.")
+        if self.autoencoder is not None:
+            check_methods(self.autoencoder)
+        if self.statistics is not None:
+            check_object("statistics", self.statistics, BaseEstimator, "give a fitted FeatureStatistics")
+            check_is_fitted(self.statistics)
+            if not hasattr(self.statistics, "alive_"):
+                raise TypeError(f"statistics is a {type(self.statistics).__name__}; give a fitted FeatureStatistics.")
 
     def _features(self, extractor: ActivationExtractor, rows: TokenRows) -> AblatedFeatures:
         activations = row_activations(extractor, rows, skip_first=self._skip_first, batch_size=self._batch_size)
         if self.autoencoder is None:
             return PrincipalComponents(activations, extractor._n_features_out)
+        first = next(activations)
+        dictionary = Dictionary(self.autoencoder, first)
         statistics = self.statistics
         if statistics is None:
-            statistics = FeatureStatistics().fit(self.autoencoder.transform(batch) for batch in activations)
-        return Latents(self.autoencoder, statistics, self.capacity)
+            statistics = FeatureStatistics().fit(dictionary.encode(batch) for batch in chain([first], activations))
+        features = Latents(dictionary, statistics, self.capacity)
+        check_fit(dictionary, extractor, first)
+        return features
 
     @torch.no_grad()
     def _losses(

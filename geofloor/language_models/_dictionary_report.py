@@ -13,11 +13,13 @@ from transformers import PreTrainedModel
 
 from geofloor._training.devices import memory_advice, to_device
 from geofloor._training.progress import progress_bar
-from geofloor._validation import check_number, check_object
-from geofloor.features._dictionary_sums import DictionarySums, nearest_cosines
+from geofloor._validation import check_choice, check_number, check_object
+from geofloor.features._dictionary_sums import DictionarySums, check_methods, nearest_cosines
 from geofloor.language_models._blocks import BlockSwap
+from geofloor.language_models._dictionary_source import check_fit
 from geofloor.language_models._divergence import Targets, row_losses
 from geofloor.language_models._extractor import ActivationExtractor
+from geofloor.language_models._hook_names import OUTPUTS
 from geofloor.language_models._hooks import evaluating, hooked
 from geofloor.language_models._loading import load_language_model
 from geofloor.language_models._logits import LanguageModel
@@ -25,6 +27,7 @@ from geofloor.language_models._row_activations import row_activations, too_short
 from geofloor.language_models._sequence_means import mean_and_error
 from geofloor.language_models._token_rows import TokenRows
 
+_NO_NUMBERS = ("closest_latents", "output")
 _PASSES = ("without", "sae", "zero", "mean")  # the intact teacher, and the three replacements
 
 
@@ -97,7 +100,9 @@ class DictionaryReport:
     n_sequences : int
         Sequences of the text.
     layer : int
-        Block after which activations are replaced, from 0.
+        Block of the activations, from 0.
+    output : str
+        Output of the block, as in `ActivationExtractor <geofloor.ActivationExtractor>`.
 
     See Also
     --------
@@ -134,6 +139,7 @@ class DictionaryReport:
     n_tokens: int
     n_sequences: int
     layer: int
+    output: str = "residual"
 
     def frame(self) -> pd.DataFrame:
         """Return the measures as a table.
@@ -150,7 +156,7 @@ class DictionaryReport:
             - ``standard_error``: standard error over sequences, NaN where none is measured.
         """
         names = [each.name for each in fields(self)]
-        numbers = [name for name in names if not name.endswith("_error") and name != "closest_latents"]
+        numbers = [name for name in names if not name.endswith("_error") and name not in _NO_NUMBERS]
         errors = [getattr(self, f"{name}_error", float("nan")) for name in numbers]
         values = [float(getattr(self, name)) for name in numbers]
         return pd.DataFrame({"metric": numbers, "value": values, "standard_error": errors})
@@ -162,6 +168,7 @@ def dictionary_report(
     autoencoder: Any,
     tokens: Any,
     *,
+    output: str = "residual",
     skip_first: int = 1,
     batch_size: int = 8,
     pad_token_id: int | None = None,
@@ -171,7 +178,7 @@ def dictionary_report(
 ) -> DictionaryReport:
     r"""Measure a dictionary by the teacher's loss in nats per token with reconstructed activations.
 
-    The activations after one block are replaced by their reconstruction, by zeros, and by their mean. The rest of the
+    The activations of one block are replaced by their reconstruction, by zeros, and by their mean. The rest of the
     teacher then runs on each.
 
     Parameters
@@ -179,7 +186,7 @@ def dictionary_report(
     teacher : PreTrainedModel, str or path-like
         A causal language model of ``transformers``, or its name on the hub or its folder. It is not changed.
     layer : int
-        Block after which activations are replaced, from 0; negative indices count from the last.
+        Block of the activations that are replaced, from 0; negative indices count from the last.
     autoencoder : object
         A fitted `SparseAutoencoder`, or any object with two methods. ``transform`` turns activations of shape
         (n_tokens, d_model), float32, into codes of shape (n_tokens, n_latents): an array or a SciPy sparse matrix.
@@ -188,6 +195,8 @@ def dictionary_report(
         codes of 0, which assumes that ``inverse_transform`` is linear with an offset.
     tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset
         Token ids of text that the dictionary was not trained on.
+    output : {"residual", "mlp", "attention"}, default="residual"
+        Activations to replace: the residual stream after the block, or what its MLP or attention adds to it.
     skip_first : int, default=1
         Leading positions of each sequence left intact by all three replacements. Use the number left out of the
         dictionary's training data.
@@ -216,6 +225,12 @@ def dictionary_report(
         If teacher, layer, autoencoder and tokens do not fit each other, or a loss is not finite.
     MemoryError
         If the device has too little memory; the message names what to lower.
+
+    Warns
+    -----
+    UserWarning
+        If the dictionary explains less of the first activations than their mean does, or its `source_` names another
+        layer, output or model.
 
     See Also
     --------
@@ -254,6 +269,8 @@ def dictionary_report(
     True
     """
     layer = check_number("layer", layer, whole=True)
+    check_choice("output", output, OUTPUTS)
+    check_methods(autoencoder)
     batch_size = check_number("batch_size", batch_size, 1, whole=True)
     skip_first = check_number("skip_first", skip_first, 0, whole=True)
     place, module = load_language_model(teacher, model_kwargs, device)
@@ -262,17 +279,18 @@ def dictionary_report(
     rows = model.token_rows(tokens, "tokens", pad_token_id)
     if skip_first >= rows.length:
         raise too_short(skip_first, rows.length)
-    extractor = ActivationExtractor(module, layer, skip_first=skip_first, max_length=None, batch_size=batch_size).fit()
+    extractor = ActivationExtractor(
+        module, layer, output=output, skip_first=skip_first, max_length=None, batch_size=batch_size
+    ).fit()
     extractor._suspects = set()  # `token_rows` has warned of undeclared padding
-    block = extractor.model_.get_submodule(extractor.block_name_)
+    block = extractor.model_.get_submodule(extractor.module_name_)
     with (
         progress_bar("dictionary", total=len(rows), unit="sequence", verbose=verbose) as bar,
         evaluating(module),
         memory_advice(f"lower batch_size={batch_size}"),
     ):
-        sums, mean = _first_pass(
-            autoencoder, row_activations(extractor, rows, skip_first=skip_first, batch_size=batch_size)
-        )
+        activations = row_activations(extractor, rows, skip_first=skip_first, batch_size=batch_size)
+        sums, mean = _first_pass(autoencoder, extractor, activations)
         losses = _Losses(len(rows))
         with hooked(block, swap := BlockSwap()), torch.no_grad():
             for start in range(0, len(rows), batch_size):
@@ -287,13 +305,17 @@ def dictionary_report(
         n_tokens=sums.n_tokens,
         n_sequences=len(rows),
         layer=extractor.layer_,
+        output=output,
     )
 
 
-def _first_pass(autoencoder: Any, activations: Iterator[np.ndarray]) -> tuple[DictionarySums, np.ndarray]:
+def _first_pass(
+    autoencoder: Any, extractor: ActivationExtractor, activations: Iterator[np.ndarray]
+) -> tuple[DictionarySums, np.ndarray]:
     """Check the autoencoder on the first activations, and compute the mean of all."""
     batch = next(activations)
     sums = DictionarySums(autoencoder, batch)
+    check_fit(sums.dictionary, extractor, batch)
     total, n_tokens = batch.sum(axis=0, dtype=np.float64), len(batch)
     for batch in activations:
         total += batch.sum(axis=0, dtype=np.float64)

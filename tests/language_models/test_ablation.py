@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,19 @@ def statistics(autoencoder, activations):
     return FeatureStatistics().fit(autoencoder.transform(activations))
 
 
+class Foreign:
+    """A dictionary of another library: dense codes, and neither `decoder_` nor scikit-learn."""
+
+    def __init__(self, autoencoder):
+        self.autoencoder = autoencoder
+
+    def transform(self, X):
+        return self.autoencoder.transform(X).toarray()
+
+    def inverse_transform(self, codes):
+        return torch.from_numpy(self.autoencoder.inverse_transform(codes))
+
+
 def loss_of(teacher, blocks, tokens, change, temperature):
     """Compute the KL of the ablated from the intact teacher, by torch's loss on all logits."""
     ids = torch.from_numpy(tokens)
@@ -129,6 +144,43 @@ def test_latents_are_dropped_in_the_order_of_importance_and_leave_their_means(te
     assert predictor.kept_features(widths).tolist() == [
         min(int(width * predictor.capacity_), predictor.n_features_) for width in widths
     ]
+
+
+@pytest.mark.parametrize("output", ["mlp", "attention"])
+def test_features_of_a_module_are_removed_from_its_output(teacher, tokens, output):
+    predictor = AblationPredictor(teacher, LAYER, output=output, n_points=5, batch_size=7).fit(tokens)
+    pca = PCA().fit(ActivationExtractor(teacher, LAYER, output=output).transform(tokens))
+    for row in predictor.curve_.itertuples():
+        kept = pca.components_[: row.kept]
+
+        def change(states, kept=kept):
+            return (pca.mean_ + (states - pca.mean_) @ kept.T @ kept).astype(np.float32)
+
+        losses = loss_of(teacher, {LAYER: teacher.gpt_neox.layers[LAYER].get_submodule(output)}, tokens, change, 2.0)
+        assert row.kl == pytest.approx(losses.mean(), abs=2e-5)
+    assert predictor.curve_.kl[0] > 1e-3
+
+
+def test_dictionaries_of_other_libraries_give_the_same(teacher, tokens, autoencoder, statistics):
+    for given in ((), (statistics,)):
+        own = AblationPredictor(teacher, LAYER, autoencoder, *given, n_points=5).fit(tokens)
+        foreign = AblationPredictor(teacher, LAYER, Foreign(autoencoder), *given, n_points=5).fit(tokens)
+        np.testing.assert_allclose(foreign.curve_, own.curve_, rtol=1e-4, atol=1e-6)
+        assert foreign.alpha_ == pytest.approx(own.alpha_)
+
+
+def test_dictionaries_of_other_activations_are_noticed(teacher, tokens, autoencoder, statistics):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AblationPredictor(teacher, LAYER, autoencoder, statistics, n_points=3).fit(tokens)
+    shifted = Foreign(autoencoder)
+    shifted.inverse_transform = lambda codes: autoencoder.inverse_transform(codes) + 10.0
+    with pytest.warns(UserWarning, match="not trained on these activations: layer. hook. model. normalization."):
+        AblationPredictor(teacher, LAYER, shifted, statistics, n_points=3).fit(tokens)
+    named = Foreign(autoencoder)
+    named.source_ = {"format": None, "model": None, "hook": "blocks.1.hook_resid_pre"}
+    with pytest.warns(UserWarning, match="hook='blocks.1.hook_resid_pre'.*these are activations of 'layers.1'"):
+        AblationPredictor(teacher, LAYER, named, statistics, n_points=3).fit(tokens)
 
 
 def test_predictions_meet_what_was_measured_and_never_rise(teacher, tokens):

@@ -1,4 +1,5 @@
 import dataclasses
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from geofloor.features import _dictionary_sums
 from geofloor.language_models import _dictionary_report, dictionary_report
 
 LAYER = 1
+pytestmark = pytest.mark.filterwarnings("ignore:autoencoder has the explained variance")
 
 
 class Dictionary:
@@ -151,6 +153,34 @@ def test_losses_of_small_models_in_pieces(make, sparse, skip_first, monkeypatch)
     assert_measured(dictionary_report(model, LAYER, dictionary, BLOCKS, skip_first=skip_first, batch_size=3), expected)
 
 
+@pytest.mark.parametrize("output", ["mlp", "attention"])
+def test_outputs_of_modules_are_replaced_where_they_are_given(output):
+    model, dictionary = gpt_neox(), Dictionary(WIDTH, 24)
+    module = model.gpt_neox.layers[LAYER].get_submodule(output)
+    expected, _ = brute_force(model, module, BLOCKS, dictionary)
+    report = dictionary_report(model, LAYER, dictionary, BLOCKS, output=output, batch_size=3)
+    assert_measured(report, expected)
+    assert (report.layer, report.output) == (LAYER, output)
+
+
+def test_dictionaries_of_other_activations_are_noticed():
+    model = gpt_neox()
+    with pytest.warns(
+        UserWarning, match=r"explained variance -.*e\+03 on the first 80 activations of 'layers.1'"
+    ) as caught:
+        dictionary_report(model, LAYER, Dictionary(WIDTH, 24), BLOCKS)
+    (found,) = caught
+    assert "not trained on these activations: layer? hook? model? normalization?" in str(found.message)
+    assert found.filename == __file__
+    good = Identity()
+    good.source_ = {"format": "saelens", "model": "gpt2", "hook": "blocks.1.hook_mlp_out"}
+    with pytest.warns(UserWarning, match=r"hook='blocks.1.hook_mlp_out' \(layer=1, output='mlp'\).*of 'layers.1'"):
+        dictionary_report(model, LAYER, good, BLOCKS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dictionary_report(model, LAYER, good, BLOCKS, output="mlp")
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])  # with 1, the batch of the seventh sequence has nothing to replace
 def test_padding_does_not_count(batch_size):
     lengths = np.array([11, 4, 7, 2, 11, 5, 1, 9, 3, 6])
@@ -256,7 +286,7 @@ def test_frames_hold_the_measures():
     report = dictionary_report(gpt_neox(), LAYER, Dictionary(WIDTH, 24), BLOCKS)
     frame = report.frame().set_index("metric")
     for name, value in dataclasses.asdict(report).items():
-        if name == "closest_latents":
+        if name in ("closest_latents", "output"):
             continue
         if name.endswith("_error"):
             assert frame.standard_error[name.removesuffix("_error")] == value
@@ -283,6 +313,7 @@ class Unused(Identity):
         ({"autoencoder": Dictionary(5, 24)}, ValueError, "autoencoder=.* can't reconstruct activations of width 16"),
         ({"layer": 3}, ValueError, "layer=3"),
         ({"layer": 0.5}, ValueError, "layer=0.5"),
+        ({"output": "heads"}, ValueError, "output='heads' is unknown"),
         ({"teacher": torch.nn.Linear(2, 2)}, TypeError, "teacher="),
         ({"teacher": None}, ValueError, "teacher=None"),
         ({"tokens": BLOCKS + N_VOCABULARY}, ValueError, "tokens holds the token id"),
