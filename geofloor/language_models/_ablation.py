@@ -31,6 +31,7 @@ from geofloor.language_models._hooks import evaluating, hooked
 from geofloor.language_models._loading import load_language_model
 from geofloor.language_models._logits import LanguageModel
 from geofloor.language_models._pickles import PortablePickleMixin
+from geofloor.language_models._positions import Positions, tokens_to_exclude
 from geofloor.language_models._row_activations import row_activations, too_short
 from geofloor.language_models._sequence_means import covariance_of_means, mean_and_error
 from geofloor.language_models._token_rows import TokenRows
@@ -76,7 +77,11 @@ class AblationPredictor(
         Numbers of kept features at which the loss is measured, besides 0. Between them, predictions follow a monotone
         curve.
     skip_first : int, default=1
-        Leading positions of each sequence that are not ablated, since they are left out of the activations.
+        Leading positions of each sequence that are not ablated, since they are left out of the activations. Their loss
+        counts.
+    exclude_tokens : "special", list of int or None, default=None
+        Tokens whose positions are neither ablated nor counted: ids, or ``"special"`` for the special tokens of a
+        teacher given by name. Use those left out of the activations.
     batch_size : int, default=8
         Sequences per forward pass.
     pad_token_id : int or None, default=None
@@ -154,6 +159,7 @@ class AblationPredictor(
         above_own_width: bool = False,
         n_points: int = 24,
         skip_first: int = 1,
+        exclude_tokens: Any = None,
         batch_size: int = 8,
         pad_token_id: int | None = None,
         model_kwargs: dict[str, Any] | None = None,
@@ -170,6 +176,7 @@ class AblationPredictor(
         self.above_own_width = above_own_width
         self.n_points = n_points
         self.skip_first = skip_first
+        self.exclude_tokens = exclude_tokens
         self.batch_size = batch_size
         self.pad_token_id = pad_token_id
         self.model_kwargs = model_kwargs
@@ -219,11 +226,18 @@ class AblationPredictor(
         device, module = load_language_model(self.teacher, self.model_kwargs, self.device)
         check_object("teacher", module, PreTrainedModel, "give a transformers model, or its name or path")
         model = LanguageModel(module, "the teacher")
-        rows = model.token_rows(tokens, "tokens", self.pad_token_id)
+        excluded = tokens_to_exclude(self.exclude_tokens, self.teacher, self.model_kwargs, model.n_tokens)
+        rows = model.token_rows(tokens, "tokens", self.pad_token_id, excluded=excluded)
         if self._skip_first >= rows.length:
             raise too_short(self._skip_first, rows.length)
         extractor = ActivationExtractor(
-            module, layer, output=output, skip_first=self._skip_first, max_length=None, batch_size=self._batch_size
+            module,
+            layer,
+            output=output,
+            skip_first=self._skip_first,
+            exclude_tokens=excluded,
+            max_length=None,
+            batch_size=self._batch_size,
         ).fit()
         extractor._suspects = set()  # `token_rows` has warned of undeclared padding
         features = self._features(extractor, rows)
@@ -234,9 +248,8 @@ class AblationPredictor(
         kept = np.concatenate([[0], points])
         block = extractor.model_.get_submodule(extractor.module_name_)
         with evaluating(module), memory_advice(f"lower batch_size={self._batch_size}"):
-            sums, counts = self._losses(model, block, features, kept, rows, device)
-        if counts.max() <= self._skip_first:
-            raise too_short(self._skip_first, counts.max())
+            positions = Positions(self._skip_first, excluded)
+            sums, counts = self._losses(model, block, features, kept, rows, positions, device)
         self._draw_curve(kept, sums, counts, float(features.width))
         return self
 
@@ -305,6 +318,7 @@ class AblationPredictor(
         features: AblatedFeatures,
         kept: np.ndarray,
         rows: TokenRows,
+        positions: Positions,
         device: torch.device,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Compute the KL of each sequence, summed over positions (n_points, n_sequences), and count its positions."""
@@ -317,24 +331,27 @@ class AblationPredictor(
             for start in range(0, len(rows), self._batch_size):
                 at = np.arange(start, min(start + self._batch_size, len(rows)))
                 batch = rows.take(at)
-                counts[at] = rows.length if batch.mask is None else batch.mask.sum(axis=1)
-                ids = to_device(batch.ids, device)
-                mask = None if batch.mask is None else to_device(batch.mask, device)
+                counted = positions.included(batch.ids)
+                if batch.mask is not None:
+                    counted &= batch.mask
+                counts[at] = counted.sum(axis=1)
+                ablated = positions.kept(batch.ids) & counted
+                if not ablated.any():  # nothing is lost
+                    bar.update(len(at))
+                    continue
+                ids, mask, places = (to_device(each, device) for each in (batch.ids, counted, ablated))
                 swap.given = None
                 targets = Targets(model.logits(ids), self._temperature, keep=True)
                 whole = swap.seen
-                states = whole[:, self._skip_first :]
-                measured = features.encode(states.reshape(-1, states.shape[-1]).float().cpu().numpy())
+                measured = features.encode(whole[places].float().cpu().numpy())
                 removed = np.zeros((measured.shape[0], features.width))
                 for point in reversed(range(len(kept))):  # from all features down
                     if point + 1 < len(kept):
                         removed += features.part(measured, kept[point], kept[point + 1])
-                    change = to_device(removed.astype(np.float32), device).reshape(states.shape)
                     swap.given = whole.clone()
-                    swap.given[:, self._skip_first :] -= change.to(whole.dtype)
+                    swap.given[places] -= to_device(removed.astype(np.float32), device).to(whole.dtype)
                     kls = row_kls(model.logits(ids), targets).view(ids.shape)
-                    if mask is not None:
-                        kls = kls * mask
+                    kls = torch.where(mask, kls, 0.0)
                     sums[point, at] = kls.sum(dim=1).double().cpu().numpy()
                 bar.update(len(at))
         return sums, counts

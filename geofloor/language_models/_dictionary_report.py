@@ -23,6 +23,7 @@ from geofloor.language_models._hook_names import OUTPUTS
 from geofloor.language_models._hooks import evaluating, hooked
 from geofloor.language_models._loading import load_language_model
 from geofloor.language_models._logits import LanguageModel
+from geofloor.language_models._positions import Positions, tokens_to_exclude
 from geofloor.language_models._row_activations import row_activations, too_short
 from geofloor.language_models._sequence_means import mean_and_error
 from geofloor.language_models._token_rows import TokenRows
@@ -170,6 +171,7 @@ def dictionary_report(
     *,
     output: str = "residual",
     skip_first: int = 1,
+    exclude_tokens: Any = None,
     batch_size: int = 8,
     pad_token_id: int | None = None,
     model_kwargs: dict[str, Any] | None = None,
@@ -200,6 +202,9 @@ def dictionary_report(
     skip_first : int, default=1
         Leading positions of each sequence left intact by all three replacements. Use the number left out of the
         dictionary's training data.
+    exclude_tokens : "special", list of int or None, default=None
+        Tokens whose positions are left intact by all three replacements and do not count: ids, or ``"special"`` for
+        the special tokens of a teacher given by name.
     batch_size : int, default=8
         Sequences per forward pass.
     pad_token_id : int or None, default=None
@@ -239,9 +244,9 @@ def dictionary_report(
 
     Notes
     -----
-    The KL divergence is averaged over all positions except padding, and the cross-entropy over the positions with a
-    next token. Skipped positions lose nothing and count. SAEBench [1]_ replaces them as well, unless it is told to
-    leave out special tokens; ``skip_first=0`` does the same. The reconstruction bias is that of [2]_, Eq. 10.
+    The KL divergence is averaged over all positions except padding and excluded tokens, and the cross-entropy over
+    those with a next token. Skipped positions lose nothing and count. SAEBench [1]_ replaces them as well, unless it is
+    told to leave out special tokens; ``skip_first=0`` does the same. The reconstruction bias is that of [2]_, Eq. 10.
 
     Codes are computed in pieces of at most 16 million numbers, and cosines in blocks of 1,024 latents.
 
@@ -276,12 +281,20 @@ def dictionary_report(
     place, module = load_language_model(teacher, model_kwargs, device)
     check_object("teacher", module, PreTrainedModel, "give a transformers model, or its name or path")
     model = LanguageModel(module, "the teacher")
-    rows = model.token_rows(tokens, "tokens", pad_token_id)
+    excluded = tokens_to_exclude(exclude_tokens, teacher, model_kwargs, model.n_tokens)
+    rows = model.token_rows(tokens, "tokens", pad_token_id, excluded=excluded)
     if skip_first >= rows.length:
         raise too_short(skip_first, rows.length)
     extractor = ActivationExtractor(
-        module, layer, output=output, skip_first=skip_first, max_length=None, batch_size=batch_size
+        module,
+        layer,
+        output=output,
+        skip_first=skip_first,
+        exclude_tokens=excluded,
+        max_length=None,
+        batch_size=batch_size,
     ).fit()
+    positions = Positions(skip_first, excluded)
     extractor._suspects = set()  # `token_rows` has warned of undeclared padding
     block = extractor.model_.get_submodule(extractor.module_name_)
     with (
@@ -295,7 +308,7 @@ def dictionary_report(
         with hooked(block, swap := BlockSwap()), torch.no_grad():
             for start in range(0, len(rows), batch_size):
                 at = np.arange(start, min(start + batch_size, len(rows)))
-                _add_losses(losses, model, swap, rows, at, sums, mean, skip_first, place)
+                _add_losses(losses, model, swap, rows, at, sums, mean, positions, place)
                 bar.update(len(at))
     return DictionaryReport(
         **losses.measures(),
@@ -383,7 +396,7 @@ def _add_losses(
     at: np.ndarray,
     sums: DictionarySums,
     mean: np.ndarray,
-    skip_first: int,
+    positions: Positions,
     device: torch.device,
 ) -> None:
     """Run the teacher on some sequences, intact and with each replacement."""
@@ -391,7 +404,9 @@ def _add_losses(
     counted = np.ones(batch.ids.shape, dtype=bool) if batch.mask is None else batch.mask
     labeled = np.zeros_like(counted)
     labeled[:, :-1] = counted[:, 1:]
-    replaced = counted & (np.arange(rows.length) >= skip_first)
+    included = positions.included(batch.ids)
+    counted, labeled = counted & included, labeled & included
+    replaced = counted & positions.kept(batch.ids)
     losses.n_positions[at], losses.n_labels[at] = counted.sum(axis=1), labeled.sum(axis=1)
     ids, labels = to_device(batch.ids, device), to_device(np.roll(batch.ids, -1, axis=1).reshape(-1), device)
     of_kl, of_cross_entropy, places = (to_device(each, device) for each in (counted, labeled, replaced))

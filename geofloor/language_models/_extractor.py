@@ -35,6 +35,7 @@ from geofloor.language_models._loading import (
     naming,
 )
 from geofloor.language_models._pickles import PortablePickleMixin
+from geofloor.language_models._positions import Positions, check_exclude_tokens
 from geofloor.language_models._residual_stream import ResidualStream
 from geofloor.language_models._store import MANIFEST, STORE_DTYPES, ActivationStore, check_folder
 from geofloor.language_models._token_rows import ending_ids
@@ -75,11 +76,14 @@ class ActivationExtractor(
         Column of a ``datasets.Dataset`` that holds the text. A column ``input_ids`` takes precedence.
     pooling : {None, "mean", "last"}, default=None
         With None, one row per token. With ``"mean"`` or ``"last"``, one row per sequence, made of the positions left
-        after `skip_first`.
+        after `skip_first` and `exclude_tokens`.
     skip_first : int, default=1
         Positions left out at the start of each sequence. In most language models the first token is an attention
         sink: its norm can be hundreds of times that of any other token and would dominate every second moment. Use 0
         for encoders that pool into their first token.
+    exclude_tokens : "special", list of int or None, default=None
+        Tokens whose positions are left out as well: ids, or ``"special"`` for those of the tokenizer. The model still
+        reads them.
     max_length : int or None, default=512
         Sequences are cut to this many tokens, and to the number of positions of the model. Use `token_blocks` to
         keep all of longer texts.
@@ -111,6 +115,8 @@ class ActivationExtractor(
         Name of that block within `model_`, such as ``"layers.3"``.
     module_name_ : str or list of str
         Name of the module whose output is read: the block, or with `output` one inside, such as ``"layers.3.mlp"``.
+    exclude_tokens_ : list of int
+        Ids of the excluded tokens, sorted.
     max_length_ : int or None
         Tokens that a sequence is cut to.
     device_ : str
@@ -200,6 +206,7 @@ class ActivationExtractor(
         text_column: str = "text",
         pooling: str | None = None,
         skip_first: int = 1,
+        exclude_tokens: Any = None,
         max_length: int | None = 512,
         batch_size: int = 8,
         device: str = "auto",
@@ -214,6 +221,7 @@ class ActivationExtractor(
         self.text_column = text_column
         self.pooling = pooling
         self.skip_first = skip_first
+        self.exclude_tokens = exclude_tokens
         self.max_length = max_length
         self.batch_size = batch_size
         self.device = device
@@ -242,7 +250,8 @@ class ActivationExtractor(
             If model or tokenizer is an object of another kind.
         ValueError
             If a parameter is out of its range, `layer` is empty or names a block twice, the model has no such layer or
-            output or no list of blocks, or the tokenizer has more tokens than the model.
+            output or no list of blocks, the tokenizer has more tokens than the model, or `exclude_tokens` needs one and
+            there is none.
         MemoryError
             If the device has too little memory; the message names what to lower.
         """
@@ -287,6 +296,9 @@ class ActivationExtractor(
                 f"tokenizer does not match the model: it has {len(self.tokenizer_)} tokens, and the model embeds "
                 f"{self._n_vocabulary}; use the tokenizer that the model was trained with."
             )
+        self.exclude_tokens_: list[int] = check_exclude_tokens(
+            self.exclude_tokens, self._n_vocabulary, self.tokenizer_, self._why_no_tokenizer
+        )
         limits = [self.max_length, getattr(config, "max_position_embeddings", None)]
         limits.append(getattr(self.tokenizer_, "model_max_length", None))
         known = [int(limit) for limit in limits if limit is not None and 0 < limit < sys.maxsize]
@@ -294,7 +306,7 @@ class ActivationExtractor(
         self._n_features_out: int = config.hidden_size
         if changed or getattr(self, "_probed_output", None) != output:
             # Raises for a model that cannot be used.
-            self._residual_stream().rows([np.zeros(2, dtype=np.int64)], self._layers)
+            self._residual_stream(probe=True).rows([np.zeros(2, dtype=np.int64)], self._layers)
             self._source, self._probed_output = source, output
         return self
 
@@ -311,7 +323,8 @@ class ActivationExtractor(
         Returns
         -------
         activations : ndarray of shape (n_tokens, d_model) or (n_sequences, d_model), float32; or dict of int to ndarray
-            Rows in the order of the tokens in `X`, without skipped positions. A dict by block if `layer` is a list.
+            Rows in the order of the tokens in `X`, without skipped positions and excluded tokens. A dict by block if
+            `layer` is a list.
 
         Raises
         ------
@@ -428,6 +441,7 @@ class ActivationExtractor(
                 "output": self.output,
                 "n_layers": self.n_layers_,
                 "skip_first": self._skip_first,
+                "exclude_tokens": self.exclude_tokens_ or None,
                 "pooling": self.pooling,
                 "max_length": self.max_length_,
                 "batch_size": self._batch_size,
@@ -489,22 +503,24 @@ class ActivationExtractor(
             n_vocabulary=self._n_vocabulary,
             text_column=self.text_column,
             max_length=self.max_length_,
-            skip_first=self._skip_first,
-            pooled=self.pooling is not None,
+            positions=self._positions(),
             batch_size=self._batch_size,
             d_model=self._n_features_out,
-            suspects=set() if quiet else self._suspects,
+            suspects=set() if quiet else self._suspects.difference(self.exclude_tokens_),
             verbose=0 if quiet else self.verbose,
         ).windows(X)
 
-    def _residual_stream(self) -> ResidualStream:
+    def _positions(self) -> Positions:
+        return Positions(self._skip_first, self.exclude_tokens_, self.pooling is not None)
+
+    def _residual_stream(self, *, probe: bool = False) -> ResidualStream:
         return ResidualStream(
             model=self.model_,
             modules=self._modules,
             width=self._n_features_out,
             n_vocabulary=self._n_vocabulary,
             device=self.device_,
-            skip_first=self._skip_first,
+            positions=Positions(0) if probe else self._positions(),
             pooling=self.pooling,
             batch_size=self._batch_size,
             remedy=f"lower batch_size={self._batch_size} or max_length={self.max_length}",

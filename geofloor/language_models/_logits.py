@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -101,11 +102,12 @@ class LanguageModel:
         config = getattr(self.module, "config", None)
         return ending_ids(config.get_text_config()) if isinstance(config, PreTrainedConfig) else set()
 
-    def token_rows(self, tokens: Any, name: str, pad_token_id: int | None, **options: Any) -> TokenRows:
-        """Return token ids, checked for this model."""
-        return TokenRows(
-            tokens, name, self.n_tokens, self.max_length, pad_token_id, suspects=self.ending_ids, **options
-        )
+    def token_rows(
+        self, tokens: Any, name: str, pad_token_id: int | None, *, excluded: Collection[int] = (), **options: Any
+    ) -> TokenRows:
+        """Return token ids, checked for this model. Tokens that are `excluded` are no undeclared padding."""
+        suspects = self.ending_ids.difference(excluded)
+        return TokenRows(tokens, name, self.n_tokens, self.max_length, pad_token_id, suspects=suspects, **options)
 
     def inner_matrices(self) -> list[torch.nn.Parameter]:
         """List the two-dimensional weights other than embeddings and the unembedding."""

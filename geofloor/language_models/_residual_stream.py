@@ -16,6 +16,7 @@ from geofloor._training.products import faster_linear, largest_matrix
 from geofloor.language_models._blocks import block_output
 from geofloor.language_models._hooks import evaluating, hooked
 from geofloor.language_models._inputs import Window
+from geofloor.language_models._positions import Positions
 
 
 class _BlocksReached(Exception):  # noqa: N818 - it stops a forward pass that went well
@@ -38,8 +39,8 @@ class ResidualStream:
         Number of tokens that the model embeds.
     device : str
         Device that the model takes its input on.
-    skip_first : int
-        Positions left out at the start of each sequence.
+    positions : Positions
+        Positions of each sequence that give activations.
     pooling : {None, "mean", "last"}
         Rows to return: one per token, or one per sequence.
     batch_size : int
@@ -53,7 +54,7 @@ class ResidualStream:
     width: int
     n_vocabulary: int
     device: str
-    skip_first: int
+    positions: Positions
     pooling: str | None
     batch_size: int
     remedy: str
@@ -66,8 +67,8 @@ class ResidualStream:
     def activations(self, window: Window, layers: Collection[int]) -> Iterator[dict[int, np.ndarray]]:
         """Yield the rows of one window in input order, after sorting sequences by length to need little padding."""
         lengths = np.array([len(ids) for ids in window.sequences])
-        used = np.flatnonzero(lengths > self.skip_first)
-        counts = np.maximum(lengths - self.skip_first, 0) if self.pooling is None else np.ones_like(lengths)
+        counts = np.array([self.positions.n_rows(ids) for ids in window.sequences])
+        used = np.flatnonzero(counts)
         starts = np.cumsum(counts) - counts
         order = used[np.argsort(-lengths[used], kind="stable")]
         sorted_already = bool((np.diff(order) > 0).all())  # blocks of one length are
@@ -109,7 +110,8 @@ class ResidualStream:
         ids = np.full((len(sequences), lengths.max()), pad, dtype=np.int64)
         for row, sequence in zip(ids, sequences, strict=True):
             row[: len(sequence)] = sequence
-        mask = torch.from_numpy(np.arange(ids.shape[1]) < lengths[:, None]).to(self.device)
+        real = np.arange(ids.shape[1]) < lengths[:, None]
+        mask, kept = (torch.from_numpy(each).to(self.device) for each in (real, real & self.positions.kept(ids)))
         inputs: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(self.device)}
         if self.takes_mask:
             inputs["attention_mask"] = mask.long()
@@ -126,7 +128,7 @@ class ResidualStream:
                 )
             if layer not in found:
                 # Copied at once, because a later block may change its input in place.
-                found[layer] = self._pool(hidden, mask.to(hidden.device))
+                found[layer] = self._pool(hidden, kept.to(hidden.device))
             if len(found) == len(layers):
                 raise _BlocksReached
 
@@ -147,11 +149,11 @@ class ResidualStream:
         return {layer: found[layer] for layer in layers}
 
     def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Copy one row per token or per sequence, without padding and skipped positions."""
-        hidden, mask = hidden[:, self.skip_first :], mask[:, self.skip_first :]
+        """Copy one row per position that counts, or pool them to one row per sequence."""
+        hidden, mask = hidden[:, self.positions.skip_first :], mask[:, self.positions.skip_first :]
         if self.pooling is None:
             return hidden[mask]
-        counts = mask.sum(1)
         if self.pooling == "last":
-            return hidden[torch.arange(len(hidden), device=hidden.device), counts - 1]
-        return hidden.float().masked_fill(~mask[..., None], 0.0).sum(1) / counts[:, None]
+            rows, columns = (torch.arange(n, device=hidden.device) for n in mask.shape)
+            return hidden[rows, torch.where(mask, columns, -1).amax(1)]
+        return hidden.float().masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1)[:, None]

@@ -274,6 +274,14 @@ def shard_name(index: int) -> str:
 _NOTE_NAME = re.compile(r"shard-(\d{5,})\.json")
 _LEFT_BEHIND = re.compile(r"\.(shard-\d{5,}\.(?:npy|json))\.\w{8}\.part")
 _SHARD = fields(file=text, rows=number(1, 2**31, whole=True), bytes=count, sha256=sha256, input_sha256=sha256)
+
+
+def _token_ids_entry(name: str, value: Any) -> list[int]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is no list")
+    return [count(f"{name}[{index}]", each) for index, each in enumerate(value)]
+
+
 _EXTRACTION = fields(
     model=text,
     model_sha256=sha256,
@@ -281,6 +289,7 @@ _EXTRACTION = fields(
     output=choice(*OUTPUTS),
     n_layers=count,
     skip_first=count,
+    exclude_tokens=optional(_token_ids_entry),
     pooling=optional(choice("mean", "last")),
     max_length=optional(count),
     batch_size=count,
@@ -293,7 +302,7 @@ def _settings_entry(name: str, value: Any) -> dict[str, Any]:
     return _EXTRACTION(name, {**_SETTINGS_OF_OLD, **mapping(name, value)})
 
 
-_SETTINGS_OF_OLD = {"output": "residual"}
+_SETTINGS_OF_OLD = {"output": "residual", "exclude_tokens": None}
 
 
 def check_folder(path: Any) -> tuple[Path, bool]:

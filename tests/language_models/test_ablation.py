@@ -338,6 +338,32 @@ def test_padding_does_not_count(teacher, tokens, autoencoder, statistics):
     np.testing.assert_allclose(predictor.curve_.kl, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_excluded_tokens_are_neither_ablated_nor_counted(teacher, tokens, autoencoder, statistics):
+    text = np.minimum(tokens, 28)
+    longer = text.copy()
+    longer[:, 9:] = 31
+    longer[::3, 9:11] = 29  # the model is causal: later tokens change nothing before them
+    for features in ((), (autoencoder, statistics), (autoencoder,)):
+        short = AblationPredictor(teacher, LAYER, *features, n_points=4).fit(text[:, :9])
+        found = AblationPredictor(teacher, LAYER, *features, n_points=4, exclude_tokens=[31, 29]).fit(longer)
+        np.testing.assert_allclose(found.curve_, short.curve_, rtol=1e-4, atol=1e-6)
+    nothing = AblationPredictor(teacher, LAYER, n_points=3, batch_size=1, exclude_tokens=range(1, 32))
+    with pytest.raises(ValueError, match="exclude_tokens leaves no position of any sequence"):
+        nothing.fit(np.maximum(tokens, 1))
+    one = np.maximum(tokens, 1)
+    one[0, 3:] = 0
+    assert np.isfinite(nothing.fit(one).curve_.kl).all()
+
+
+def test_later_positions_see_excluded_tokens(teacher, tokens):
+    others = np.where(tokens == 7, 8, tokens)
+    curves = [
+        AblationPredictor(teacher, LAYER, n_points=3, exclude_tokens=[7, 8]).fit(each).curve_
+        for each in (tokens, others)
+    ]
+    assert not np.allclose(curves[0].kl, curves[1].kl, rtol=1e-5)
+
+
 @pytest.mark.parametrize("above_own_width", [False, True])
 def test_the_interval_holds_the_loss_over_all_text_as_often_as_it_says(
     teacher, autoencoder, statistics, above_own_width
