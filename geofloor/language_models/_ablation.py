@@ -24,7 +24,7 @@ from geofloor.features._dictionary_sums import Dictionary, check_methods
 from geofloor.language_models._ablated_features import AblatedFeatures, Latents, PrincipalComponents
 from geofloor.language_models._blocks import BlockSwap
 from geofloor.language_models._dictionary_source import check_fit
-from geofloor.language_models._divergence import Targets, row_kls
+from geofloor.language_models._divergence import Targets, row_kls, why_not_finite
 from geofloor.language_models._extractor import ActivationExtractor
 from geofloor.language_models._hook_names import OUTPUTS
 from geofloor.language_models._hooks import evaluating, hooked
@@ -89,6 +89,9 @@ class AblationPredictor(
     model_kwargs : dict or None, default=None
         More arguments for ``from_pretrained`` of a teacher given by name. It is loaded in float32 unless they hold a
         ``dtype``.
+    n_vocabulary : int or None, default=None
+        Number of tokens that count, the first ones. Rows of the unembedding beyond it, as those added to round up its
+        size, get no probability. None counts all.
     device : str, default="auto"
         As in `DistilledStudent`.
     verbose : int, default=0
@@ -163,6 +166,7 @@ class AblationPredictor(
         batch_size: int = 8,
         pad_token_id: int | None = None,
         model_kwargs: dict[str, Any] | None = None,
+        n_vocabulary: int | None = None,
         device: str = "auto",
         verbose: int = 0,
     ) -> None:
@@ -180,6 +184,7 @@ class AblationPredictor(
         self.batch_size = batch_size
         self.pad_token_id = pad_token_id
         self.model_kwargs = model_kwargs
+        self.n_vocabulary = n_vocabulary
         self.device = device
         self.verbose = verbose
 
@@ -225,7 +230,7 @@ class AblationPredictor(
         self._check_features()
         device, module = load_language_model(self.teacher, self.model_kwargs, self.device)
         check_object("teacher", module, PreTrainedModel, "give a transformers model, or its name or path")
-        model = LanguageModel(module, "the teacher")
+        model = LanguageModel(module, "the teacher", n_vocabulary=self.n_vocabulary)
         excluded = tokens_to_exclude(self.exclude_tokens, self.teacher, self.model_kwargs, model.n_tokens)
         rows = model.token_rows(tokens, "tokens", self.pad_token_id, excluded=excluded)
         if self._skip_first >= rows.length:
@@ -255,11 +260,9 @@ class AblationPredictor(
 
     def _draw_curve(self, kept: np.ndarray, sums: np.ndarray, counts: np.ndarray, own_width: float) -> None:
         """Interpolate losses over the number of kept features, and keep the covariance of their errors."""
+        if not np.isfinite(sums).all():
+            raise ValueError(f"The loss of the ablated teacher is not finite; {why_not_finite(sums)}.")
         means, errors = np.transpose([mean_and_error(row, counts) for row in sums])
-        if not np.isfinite(means).all():
-            raise ValueError(
-                "The loss of the ablated teacher is not finite; check the weights of teacher and autoencoder."
-            )
         self.curve_ = pd.DataFrame({"kept": kept, "kl": means, "standard_error": errors})
         # A student may leave a feature unused, so one feature more never makes a floor higher.
         lowest = np.minimum.accumulate(means)

@@ -74,6 +74,9 @@ class BottleneckPredictor(
     model_kwargs : dict or None, default=None
         More arguments for ``from_pretrained`` of a teacher given by name. It is loaded in float32 unless they hold a
         ``dtype``.
+    n_vocabulary : int or None, default=None
+        Number of tokens that count, the first ones. Rows of the unembedding beyond it, as those added to round up its
+        size, get no probability. None counts all.
     device : str, default="auto"
         As in `DistilledStudent`.
     verbose : int, default=0
@@ -155,6 +158,7 @@ class BottleneckPredictor(
         pad_token_id: int | None = None,
         exclude_tokens: Any = None,
         model_kwargs: dict[str, Any] | None = None,
+        n_vocabulary: int | None = None,
         device: str = "auto",
         verbose: int = 0,
         random_state: Any = None,
@@ -169,6 +173,7 @@ class BottleneckPredictor(
         self.pad_token_id = pad_token_id
         self.exclude_tokens = exclude_tokens
         self.model_kwargs = model_kwargs
+        self.n_vocabulary = n_vocabulary
         self.device = device
         self.verbose = verbose
         self.random_state = random_state
@@ -209,7 +214,7 @@ class BottleneckPredictor(
             if (self._widths != np.floor(self._widths)).any():
                 raise ValueError(f"widths={shown(self.widths)} must be whole numbers of dimensions.")
         device, module = load_language_model(self.teacher, self.model_kwargs, self.device)
-        model = LanguageModel(module, "the teacher")
+        model = LanguageModel(module, "the teacher", n_vocabulary=self.n_vocabulary)
         excluded = tokens_to_exclude(self.exclude_tokens, self.teacher, self.model_kwargs, model.n_tokens)
         rows = model.token_rows(tokens, "tokens", self.pad_token_id, excluded=excluded)
         if len(rows) < 2:

@@ -17,7 +17,7 @@ from geofloor._validation import check_choice, check_number, check_object
 from geofloor.features._dictionary_sums import DictionarySums, check_methods, nearest_cosines
 from geofloor.language_models._blocks import BlockSwap
 from geofloor.language_models._dictionary_source import check_fit
-from geofloor.language_models._divergence import Targets, row_losses
+from geofloor.language_models._divergence import Targets, row_losses, why_not_finite
 from geofloor.language_models._extractor import ActivationExtractor
 from geofloor.language_models._hook_names import OUTPUTS
 from geofloor.language_models._hooks import evaluating, hooked
@@ -175,6 +175,7 @@ def dictionary_report(
     batch_size: int = 8,
     pad_token_id: int | None = None,
     model_kwargs: dict[str, Any] | None = None,
+    n_vocabulary: int | None = None,
     device: str = "auto",
     verbose: int = 0,
 ) -> DictionaryReport:
@@ -212,6 +213,9 @@ def dictionary_report(
     model_kwargs : dict or None, default=None
         More arguments for ``from_pretrained`` of a teacher given by name. It is loaded in float32 unless they hold a
         ``dtype``.
+    n_vocabulary : int or None, default=None
+        Number of tokens that count, the first ones. Rows of the unembedding beyond it, as those added to round up its
+        size, get no probability. None counts all.
     device : str, default="auto"
         As in `DistilledStudent`. The dictionary gets NumPy arrays whatever the device.
     verbose : int, default=0
@@ -280,7 +284,7 @@ def dictionary_report(
     skip_first = check_number("skip_first", skip_first, 0, whole=True)
     place, module = load_language_model(teacher, model_kwargs, device)
     check_object("teacher", module, PreTrainedModel, "give a transformers model, or its name or path")
-    model = LanguageModel(module, "the teacher")
+    model = LanguageModel(module, "the teacher", n_vocabulary=n_vocabulary)
     excluded = tokens_to_exclude(exclude_tokens, teacher, model_kwargs, model.n_tokens)
     rows = model.token_rows(tokens, "tokens", pad_token_id, excluded=excluded)
     if skip_first >= rows.length:
@@ -363,7 +367,7 @@ class _Losses:
                     + (
                         "on tokens; check its weights, and leave out text with tokens of logit −inf."
                         if name == "without"
-                        else "with replaced activations; check the weights of teacher and autoencoder."
+                        else f"with replaced activations; {why_not_finite(sums[name][at])}."
                     )
                 )
 

@@ -355,6 +355,21 @@ def test_excluded_tokens_are_neither_ablated_nor_counted(teacher, tokens, autoen
     assert np.isfinite(nothing.fit(one).curve_.kl).all()
 
 
+def test_an_infinite_loss_names_its_cause(tokens, monkeypatch):
+    model = gpt_neox()
+    forward = model.forward
+
+    def masked(*arguments, **options):  # all but the likeliest tokens, which depend on the hidden states
+        output = forward(*arguments, **options)
+        lowest = output.logits.topk(5).values[..., -1:]
+        output.logits = output.logits.masked_fill(output.logits < lowest, -torch.inf)
+        return output
+
+    monkeypatch.setattr(model, "forward", masked)
+    with pytest.raises(ValueError, match=r"teacher is not finite; .* logit −inf, probability 0, .* n_vocabulary"):
+        AblationPredictor(model, LAYER, n_points=3).fit(tokens)
+
+
 def test_later_positions_see_excluded_tokens(teacher, tokens):
     others = np.where(tokens == 7, 8, tokens)
     curves = [
