@@ -296,6 +296,7 @@ def cases() -> dict[str, Case]:
             activation="jumprelu",
             threshold=0.1,
         ),
+        "drop_outliers": of_function(features.drop_outliers, list, X=ROWS, max_norm_ratio=2.0),
         "load_autoencoder": of_function(
             features.load_autoencoder, lambda made: made.transform(ROWS), path=published("autoencoder"), device="cpu"
         ),
