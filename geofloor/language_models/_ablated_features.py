@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from geofloor._validation import warn_caller
+from geofloor.features import OutlierRowsWarning
+from geofloor.features._code_sums import count_by_power, is_outlying, largest_rows
 from geofloor.features._dictionary_sums import Dictionary
 from geofloor.theory import capacity
 from geofloor.theory._capacity import CapacityMethod
@@ -71,6 +74,27 @@ class Latents:
         return activations[:, start:stop] @ directions - self._means[start:stop] @ directions
 
 
+class RowSizes:
+    """Squared norms of centered activations, counted to notice a few that dominate."""
+
+    def __init__(self) -> None:
+        self._by_power: Any = 0.0
+
+    def add(self, centered: np.ndarray) -> None:
+        """Count some rows."""
+        self._by_power = self._by_power + count_by_power(np.square(centered, dtype=np.float64).sum(axis=1))
+
+    def warn(self, effect: str) -> None:
+        """Warn if 0.1% of the rows carry a tenth of the sum."""
+        few, n_rows, share = largest_rows(self._by_power)
+        if is_outlying(few, n_rows, share):
+            warn_caller(
+                f"tokens: {few:,} of {n_rows:,} activations carry {share:.0%} of the variance and {effect}. Most often "
+                "they are attention sinks; leave them out by skip_first or exclude_tokens.",
+                OutlierRowsWarning,
+            )
+
+
 class PrincipalComponents:
     """Principal components of the activations, one per dimension.
 
@@ -83,7 +107,7 @@ class PrincipalComponents:
     """
 
     def __init__(self, activations: Iterator[np.ndarray], width: int) -> None:
-        n_tokens, shift = 0, np.zeros(width)
+        n_tokens, shift, sizes = 0, np.zeros(width), RowSizes()
         total, products = np.zeros(width), np.zeros((width, width))
         for batch in activations:
             if not n_tokens:
@@ -91,7 +115,9 @@ class PrincipalComponents:
             centered = batch - shift
             total += centered.sum(axis=0)
             products += centered.T @ centered
+            sizes.add(centered)
             n_tokens += len(batch)
+        sizes.warn("turn the principal components")
         mean = total / n_tokens
         _, vectors = np.linalg.eigh(products / n_tokens - np.outer(mean, mean))
         self._mean, self._vectors = shift + mean, vectors[:, ::-1]

@@ -215,6 +215,8 @@ class AblationPredictor(
 
         Warns
         -----
+        OutlierRowsWarning
+            If there is no autoencoder, and a few activations, such as attention sinks, carry much of the variance.
         UserWarning
             If the autoencoder explains less of the first activations than their mean does, or its `source_` names
             another layer, output or model.

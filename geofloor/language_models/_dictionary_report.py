@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from geofloor._training.devices import memory_advice, to_device
 from geofloor._training.progress import progress_bar
 from geofloor._validation import check_choice, check_number, check_object
 from geofloor.features._dictionary_sums import DictionarySums, check_methods, nearest_cosines
+from geofloor.language_models._ablated_features import RowSizes
 from geofloor.language_models._blocks import BlockSwap
 from geofloor.language_models._dictionary_source import check_fit
 from geofloor.language_models._divergence import Targets, row_losses, why_not_finite
@@ -237,6 +239,8 @@ def dictionary_report(
 
     Warns
     -----
+    OutlierRowsWarning
+        If a few activations, such as attention sinks, carry much of the variance.
     UserWarning
         If the dictionary explains less of the first activations than their mean does, or its `source_` names another
         layer, output or model.
@@ -330,13 +334,16 @@ def _first_pass(
     autoencoder: Any, extractor: ActivationExtractor, activations: Iterator[np.ndarray]
 ) -> tuple[DictionarySums, np.ndarray]:
     """Check the autoencoder on the first activations, and compute the mean of all."""
-    batch = next(activations)
-    sums = DictionarySums(autoencoder, batch)
-    check_fit(sums.dictionary, extractor, batch)
-    total, n_tokens = batch.sum(axis=0, dtype=np.float64), len(batch)
-    for batch in activations:
+    first = next(activations)
+    sums = DictionarySums(autoencoder, first)
+    check_fit(sums.dictionary, extractor, first)
+    total, n_tokens, sizes = np.zeros(first.shape[1]), 0, RowSizes()
+    center = first.mean(axis=0, dtype=np.float64)
+    for batch in chain([first], activations):
         total += batch.sum(axis=0, dtype=np.float64)
         n_tokens += len(batch)
+        sizes.add(batch - center)
+    sizes.warn("dominate the explained variance")
     return sums, total / n_tokens
 
 

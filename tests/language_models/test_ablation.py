@@ -21,7 +21,9 @@ from geofloor import (
     LossForecaster,
     SparseAutoencoder,
 )
+from geofloor.features import OutlierRowsWarning
 from geofloor.forecasting import Calibrated
+from geofloor.language_models import dictionary_report
 
 LAYER = 1
 
@@ -368,6 +370,28 @@ def test_an_infinite_loss_names_its_cause(tokens, monkeypatch):
     monkeypatch.setattr(model, "forward", masked)
     with pytest.raises(ValueError, match=r"teacher is not finite; .* logit −inf, probability 0, .* n_vocabulary"):
         AblationPredictor(model, LAYER, n_points=3).fit(tokens)
+
+
+@pytest.mark.parametrize("measure", ["ablation", "report"])
+def test_a_few_dominating_activations_are_noticed(tokens, measure):
+    model = gpt_neox()
+    text = np.random.default_rng(1).integers(31, size=(200, 12))
+    text[[3, 150], [5, 8]] = 31  # a sink in the middle of sequences
+    with torch.no_grad():
+        model.gpt_neox.embed_in.weight[31] *= 300
+
+    def run(**options):
+        if measure == "ablation":
+            return AblationPredictor(model, LAYER, n_points=3, batch_size=50, **options).fit(text)
+        components = PCA(4).fit(ActivationExtractor(model, LAYER, **options).transform(text))
+        return dictionary_report(model, LAYER, components, text, batch_size=50, **options)
+
+    with pytest.warns(OutlierRowsWarning, match=r"3 of 2,200 activations carry \d\d% .* exclude_tokens") as caught:
+        run()
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(exclude_tokens=[31])
 
 
 def test_later_positions_see_excluded_tokens(teacher, tokens):
