@@ -241,6 +241,14 @@ def cases() -> dict[str, Case]:
         "ActivationExtractor": of_class(
             geofloor.ActivationExtractor, lambda made: made.transform(TOKENS), model=teacher(), layer=0, device="cpu"
         ),
+        "ActivationExtractor(output='attention')": of_class(
+            geofloor.ActivationExtractor,
+            lambda made: made.transform(TOKENS),
+            model=teacher(),
+            layer=0,
+            output="attention",
+            device="cpu",
+        ),
         "ActivationExtractor.fit": of_method("extractor", "fit", X=TOKENS),
         "ActivationExtractor.transform": of_method("extractor", "transform", X=TOKENS),
         "ActivationExtractor.iter_batches": of_method("extractor", "iter_batches", list, X=TOKENS),
@@ -294,6 +302,7 @@ def cases() -> dict[str, Case]:
             activation="jumprelu",
             threshold=0.1,
         ),
+        "drop_outliers": of_function(features.drop_outliers, list, X=ROWS, max_norm_ratio=2.0),
         "load_autoencoder": of_function(
             features.load_autoencoder, lambda made: made.transform(ROWS), path=published("autoencoder"), device="cpu"
         ),
@@ -327,6 +336,15 @@ def cases() -> dict[str, Case]:
         "FloorPredictor.get_feature_names_out": of_method("floor", "get_feature_names_out"),
         "AblationPredictor": of_class(
             geofloor.AblationPredictor, fit["tokens"], teacher=teacher(), layer=0, n_points=3, device="cpu"
+        ),
+        "AblationPredictor(output='mlp')": of_class(
+            geofloor.AblationPredictor,
+            fit["tokens"],
+            teacher=teacher(),
+            layer=0,
+            output="mlp",
+            n_points=3,
+            device="cpu",
         ),
         "AblationPredictor.fit": of_method("ablation", "fit", lambda made: made.predict([2]), tokens=TOKENS),
         "AblationPredictor.fit_transform": of_method("ablation", "fit_transform", X=TOKENS),
@@ -486,6 +504,7 @@ def cases() -> dict[str, Case]:
             parameters_of(students.distill_widths),
         ),
         "distillation_kl": of_function(language_models.distillation_kl, student=logits, teacher=logits.flip(0)),
+        "parse_hook": of_function(language_models.parse_hook, hook="blocks.3.hook_mlp_out"),
         "dictionary_report": of_function(
             language_models.dictionary_report,
             teacher=teacher(),

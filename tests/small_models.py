@@ -1,5 +1,7 @@
 """Small models, tokenizers and token ids for tests of language models."""
 
+import copy
+
 import numpy as np
 import torch
 from joblib import Parallel, delayed
@@ -41,6 +43,15 @@ def gpt2():
 
 def bert():
     return new_model(BertForMaskedLM, BertConfig(**SIZES, intermediate_size=32, max_position_embeddings=64))
+
+
+def with_padded_vocabulary(model, n=5):
+    """Give a copy of a model more tokens, as those that round up a vocabulary."""
+    padded = copy.deepcopy(model)
+    padded.resize_token_embeddings(N_VOCABULARY + n, mean_resizing=False)
+    with torch.no_grad():
+        padded.get_output_embeddings().weight[N_VOCABULARY:] = 0.5
+    return padded
 
 
 def word_tokenizer(n_words=N_VOCABULARY - 1, with_start=False):

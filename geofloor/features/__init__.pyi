@@ -1,5 +1,6 @@
 from ._autoencoder import SparseAutoencoder as SparseAutoencoder
 from ._bootstrap import bootstrap_floors as bootstrap_floors
+from ._outlying_rows import drop_outliers as drop_outliers
 from ._published import load_autoencoder as load_autoencoder
 from ._resampling import resampled_tables as resampled_tables
 from ._statistics import FeatureStatistics as FeatureStatistics

@@ -115,7 +115,8 @@ def find_outliers(sample: np.ndarray) -> str | None:
     return (
         f"X has {n_outlying} row(s) in {len(sample):,} with {share:.0%} of the variance. The distance of each from the "
         "median row is over ten times the median distance. They may be attention sinks, and they dominate the loss and "
-        "every second moment; drop them, or raise skip_first of the ActivationExtractor."
+        "every second moment; leave them out by skip_first or exclude_tokens of the ActivationExtractor, or by "
+        "geofloor.features.drop_outliers."
     )
 
 

@@ -11,6 +11,7 @@ from sklearn.utils import gen_batches
 _CHUNK = 2**16  # codes summed at a time, so that their conversion to float64 stays in the cache
 _LOWEST_POWER = -1074  # of 2, of float64
 _FEW_ROWS = 1e-3  # share of the rows
+_OUTLYING = 100.0  # times the mean squared norm; the largest 0.1% then carry a tenth of the second moment or more
 
 
 def sum_sparse(codes: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -97,3 +98,8 @@ def largest_rows(by_power: np.ndarray) -> tuple[int, int, float]:
     taken = np.minimum(counts, np.maximum(few - (np.cumsum(counts) - counts), 0.0))
     largest = sums @ np.divide(taken, counts, out=np.zeros_like(counts), where=counts > 0.0)
     return few, n_rows, float(largest / total) if total > 0.0 else 0.0
+
+
+def is_outlying(n_largest: int, n_rows: int, share: float) -> bool:
+    """Return whether the largest rows, as measured by `largest_rows`, dominate the sum."""
+    return share * n_rows >= _OUTLYING * n_largest

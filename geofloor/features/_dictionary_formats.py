@@ -245,7 +245,7 @@ def read_qwen_scope(tensors: Tensors, config: Config, given: Given) -> RawDictio
     """Understand a dictionary of Qwen-Scope: TopK without ReLU; only the repository's name tells k."""
     found = re.search(r"L0_(\d+)", given.name)
     k = given.k or (None if found is None else int(found[1]))
-    model = re.search(r"SAE-Res-(.+)-W\d+K", given.name)
+    model = re.search(r"SAE-Res-([^/]+)-W\d+K", given.name)
     layer = re.search(r"layer(\d+)\.sae\.pt", given.name)
     return RawDictionary(
         encoder=_tensor(tensors, "W_enc"),

@@ -1,4 +1,4 @@
-"""Sums over the rows that a dictionary reconstructs, and the cosines between its directions."""
+"""Dictionaries of any library: checked codes, sums over rows, and the cosines between directions."""
 
 from __future__ import annotations
 
@@ -15,18 +15,156 @@ from geofloor._validation import check_csr, plain_array, shown
 _CODES_AT_A_TIME = 2**24  # numbers in a dense array of codes
 
 
+class Dictionary:
+    """A `SparseAutoencoder`, or any other object that encodes and decodes, with checked results.
+
+    Parameters
+    ----------
+    autoencoder : object
+        ``transform`` turns rows (n_rows, width), float32, into codes (n_rows, n_latents): an array or a SciPy sparse
+        matrix. ``inverse_transform`` turns codes into rows. The directions are the rows of ``decoder_``, an array of
+        shape (n_latents, width), if there is one. Otherwise they are the reconstructions of unit codes, minus that of
+        codes of 0, which assumes that ``inverse_transform`` is linear with an offset.
+    rows : ndarray of shape (n_rows, width), float32
+        Some rows, to check the autoencoder on.
+
+    Attributes
+    ----------
+    n_latents : int
+        Codes per row.
+    width : int
+        Numbers per row.
+    is_sparse : bool
+        Whether codes are a sparse matrix.
+
+    Raises
+    ------
+    TypeError
+        If it lacks a method.
+    ValueError
+        If it can't encode and decode the rows.
+    """
+
+    def __init__(self, autoencoder: Any, rows: np.ndarray) -> None:
+        self.autoencoder = autoencoder
+        self.width = rows.shape[1]
+        self.n_latents, self.is_sparse = -1, False
+        check_methods(autoencoder)
+        fitted_on = getattr(autoencoder, "n_features_in_", self.width)
+        if fitted_on != self.width:
+            raise ValueError(
+                f"autoencoder was fitted on activations of width {fitted_on}, and the teacher's are {self.width} wide; "
+                "fit one on activations of this teacher, after this block."
+            )
+        try:
+            codes, _ = self.run(rows[:2])
+        except NotFittedError:
+            raise
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"autoencoder={shown(autoencoder)} can't reconstruct activations of width {self.width}; give a "
+                f"dictionary of this teacher's activations after this block ({type(error).__name__}: {error})."
+            ) from error
+        self.n_latents, self.is_sparse = codes.shape[1], sp.issparse(codes)
+
+    def run(self, rows: np.ndarray) -> tuple[Any, np.ndarray]:
+        """Return the codes and the reconstruction of rows."""
+        codes = self.encode(rows)
+        decoded = self.decode(codes)
+        if decoded.shape != rows.shape:
+            raise ValueError(
+                f"autoencoder gave a reconstruction of shape {decoded.shape} for rows of shape {rows.shape}."
+            )
+        return codes, decoded
+
+    def encode(self, rows: np.ndarray) -> Any:
+        """Return the codes of rows, (n_rows, n_latents): a CSR array or an ndarray."""
+        codes: Any = self.autoencoder.transform(rows)
+        if hasattr(codes, "tocsr"):
+            codes = codes.tocsr()
+            check_csr(codes, "codes")
+        else:
+            codes = np.asarray(plain_array(codes, "codes"))
+        if codes.ndim != 2 or codes.shape[0] != len(rows):
+            raise ValueError(
+                f"autoencoder gave codes of shape {codes.shape} for {len(rows)} rows; give one row for each."
+            )
+        if self.n_latents >= 0 and (codes.shape[1] != self.n_latents or sp.issparse(codes) != self.is_sparse):
+            kind = "a sparse matrix" if self.is_sparse else "an array"
+            raise ValueError(
+                f"autoencoder gave codes of another kind than before; give {kind} of {self.n_latents} columns each "
+                "time."
+            )
+        return codes
+
+    def decode(self, codes: Any) -> np.ndarray:
+        """Return the rows that codes stand for, float32."""
+        decoded = self.autoencoder.inverse_transform(codes)
+        return np.asarray(plain_array(decoded, "autoencoder.inverse_transform"), dtype=np.float32)
+
+    def explained_variance(self, rows: np.ndarray) -> float:
+        """Return one minus the squared error over the squared distance from the mean; NaN for constant rows."""
+        step = max(_CODES_AT_A_TIME // max(self.n_latents, self.width), 1)
+        error = total = 0.0
+        mean = rows.mean(axis=0, dtype=np.float64)
+        for start in range(0, len(rows), step):
+            piece = rows[start : start + step].astype(np.float64)
+            error += float(np.square(piece - self.run(rows[start : start + step])[1]).sum())
+            total += float(np.square(piece - mean).sum())
+        return 1.0 - error / total if total > 0.0 else float("nan")
+
+    def directions(self, latents: np.ndarray) -> np.ndarray:
+        """Return the decoder directions of some latents, (n, width), float32.
+
+        These are rows of ``decoder_`` where the dictionary has it. Otherwise they are the reconstructions of unit
+        codes, minus the reconstruction of codes of 0.
+        """
+        decoder = getattr(self.autoencoder, "decoder_", None)
+        if getattr(decoder, "shape", None) == (self.n_latents, self.width):
+            return np.asarray(plain_array(decoder, "autoencoder.decoder_"), dtype=np.float32)[latents]
+        step = max(_CODES_AT_A_TIME // self.n_latents, 1)
+        origin = self.decode(self._unit_codes(latents[:1]) * np.float32(0.0))
+        pieces = [
+            self.decode(self._unit_codes(latents[start : start + step])) - origin
+            for start in range(0, len(latents), step)
+        ]
+        return np.concatenate(pieces) if pieces else np.empty((0, self.width), dtype=np.float32)
+
+    def _unit_codes(self, latents: np.ndarray) -> Any:
+        """Make one row per latent, with a 1 in its column."""
+        ones = np.ones(len(latents), dtype=np.float32)
+        shape = (len(latents), self.n_latents)
+        codes = sp.csr_array((ones, (np.arange(len(latents)), latents)), shape=shape)
+        return codes if self.is_sparse else codes.toarray()
+
+
+def check_methods(autoencoder: Any) -> None:
+    """Refuse objects without the two methods, and unfitted estimators."""
+    if isinstance(autoencoder, type) or not (
+        hasattr(autoencoder, "transform") and hasattr(autoencoder, "inverse_transform")
+    ):
+        raise TypeError(
+            f"autoencoder={shown(autoencoder)} is a {type(autoencoder).__name__} without transform and "
+            "inverse_transform; give a fitted SparseAutoencoder, or another object that has both."
+        )
+    if isinstance(autoencoder, BaseEstimator):
+        check_is_fitted(autoencoder)
+
+
 class DictionarySums:
     """A dictionary that adds to its sums whenever it reconstructs rows.
 
     Parameters
     ----------
     autoencoder : object
-        Any object with ``transform`` from rows to codes, and ``inverse_transform`` from codes to rows.
+        As in `Dictionary`.
     rows : ndarray of shape (n_rows, width), float32
         Some rows, to check the autoencoder on.
 
     Attributes
     ----------
+    dictionary : Dictionary
+        The dictionary.
     n_latents : int
         Codes per row.
     n_tokens : int
@@ -36,21 +174,8 @@ class DictionarySums:
     """
 
     def __init__(self, autoencoder: Any, rows: np.ndarray) -> None:
-        self._autoencoder = autoencoder
-        self._width = rows.shape[1]
-        _check_autoencoder(autoencoder, self._width)
-        try:
-            codes, _ = self._run(rows[:2])
-        except NotFittedError:
-            raise
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise ValueError(
-                f"autoencoder={shown(autoencoder)} can't reconstruct activations of width {self._width}; give a "
-                f"dictionary of this teacher's activations after this block ({type(error).__name__}: {error})."
-            ) from error
-        self._sparse = sp.issparse(codes)
-        self._kind = "a sparse matrix" if self._sparse else "an array"
-        self.n_latents = codes.shape[1]
+        self.dictionary = Dictionary(autoencoder, rows)
+        self.n_latents = self.dictionary.n_latents
         self.n_tokens = 0
         self.n_fired = np.zeros(self.n_latents, dtype=np.int64)
         self._total_ratio = 0.0
@@ -78,46 +203,19 @@ class DictionarySums:
             If the dictionary gives anything but finite codes and reconstructions of the right shape.
         """
         reconstruction = np.empty_like(rows)
-        step = max(_CODES_AT_A_TIME // max(self.n_latents, self._width), 1)
+        step = max(_CODES_AT_A_TIME // max(self.n_latents, rows.shape[1]), 1)
         for start in range(0, len(rows), step):
             piece = rows[start : start + step]
-            codes, decoded = self._run(piece)
-            if codes.shape[1] != self.n_latents or sp.issparse(codes) != self._sparse:
-                raise ValueError(
-                    f"autoencoder gave codes of another kind than before; give {self._kind} of "
-                    f"{self.n_latents} columns each time."
-                )
+            codes, decoded = self.dictionary.run(piece)
             if not np.isfinite(decoded).all():
                 raise ValueError("autoencoder gave reconstructions that are not finite; check its weights.")
             self._add(piece, codes, decoded, mean)
             reconstruction[start : start + step] = decoded
         return reconstruction
 
-    def _run(self, rows: np.ndarray) -> tuple[Any, np.ndarray]:
-        codes: Any = self._autoencoder.transform(rows)
-        if hasattr(codes, "tocsr"):
-            codes = codes.tocsr()
-            check_csr(codes, "codes")
-        else:
-            codes = np.asarray(plain_array(codes, "codes"))
-        if codes.ndim != 2 or codes.shape[0] != len(rows):
-            raise ValueError(
-                f"autoencoder gave codes of shape {codes.shape} for {len(rows)} rows; give one row for each."
-            )
-        decoded = self._decode(codes)
-        if decoded.shape != rows.shape:
-            raise ValueError(
-                f"autoencoder gave a reconstruction of shape {decoded.shape} for rows of shape {rows.shape}."
-            )
-        return codes, decoded
-
-    def _decode(self, codes: Any) -> np.ndarray:
-        decoded = self._autoencoder.inverse_transform(codes)
-        return np.asarray(plain_array(decoded, "autoencoder.inverse_transform"), dtype=np.float32)
-
     def _add(self, rows: np.ndarray, codes: Any, decoded: np.ndarray, mean: np.ndarray) -> None:
         self.n_tokens += len(rows)
-        if self._sparse:
+        if self.dictionary.is_sparse:
             self.n_fired += np.bincount(codes.indices[codes.data != 0], minlength=self.n_latents)
         else:
             self.n_fired += np.count_nonzero(codes, axis=0)
@@ -163,47 +261,8 @@ class DictionarySums:
         return float((self.n_fired > rate * self.n_tokens).mean())
 
     def directions(self, latents: np.ndarray) -> np.ndarray:
-        """Return the decoder directions of some latents, (n, width), float32.
-
-        These are rows of ``decoder_`` where the dictionary has it. Otherwise they are the reconstructions of unit
-        codes, minus the reconstruction of codes of 0.
-        """
-        decoder = getattr(self._autoencoder, "decoder_", None)
-        if getattr(decoder, "shape", None) == (self.n_latents, self._width):
-            return np.asarray(plain_array(decoder, "autoencoder.decoder_"), dtype=np.float32)[latents]
-        step = max(_CODES_AT_A_TIME // self.n_latents, 1)
-        origin = self._decode(self._unit_codes(latents[:1]) * np.float32(0.0))
-        pieces = [
-            self._decode(self._unit_codes(latents[start : start + step])) - origin
-            for start in range(0, len(latents), step)
-        ]
-        return np.concatenate(pieces) if pieces else np.empty((0, self._width), dtype=np.float32)
-
-    def _unit_codes(self, latents: np.ndarray) -> Any:
-        """Make one row per latent, with a 1 in its column."""
-        ones = np.ones(len(latents), dtype=np.float32)
-        shape = (len(latents), self.n_latents)
-        codes = sp.csr_array((ones, (np.arange(len(latents)), latents)), shape=shape)
-        return codes if self._sparse else codes.toarray()
-
-
-def _check_autoencoder(autoencoder: Any, width: int) -> None:
-    """Refuse objects without the two methods, unfitted estimators and those of another width."""
-    if isinstance(autoencoder, type) or not (
-        hasattr(autoencoder, "transform") and hasattr(autoencoder, "inverse_transform")
-    ):
-        raise TypeError(
-            f"autoencoder={shown(autoencoder)} is a {type(autoencoder).__name__} without transform and "
-            "inverse_transform; give a fitted SparseAutoencoder, or another object that has both."
-        )
-    if isinstance(autoencoder, BaseEstimator):
-        check_is_fitted(autoencoder)
-    fitted_on = getattr(autoencoder, "n_features_in_", width)
-    if fitted_on != width:
-        raise ValueError(
-            f"autoencoder was fitted on activations of width {fitted_on}, and the teacher's are {width} wide; fit one "
-            "on activations of this teacher, after this block."
-        )
+        """Return the decoder directions of some latents, (n, width), float32."""
+        return self.dictionary.directions(latents)
 
 
 def nearest_cosines(directions: np.ndarray, *, block: int = 1024) -> tuple[np.ndarray, np.ndarray]:

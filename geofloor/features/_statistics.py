@@ -16,13 +16,12 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
 from geofloor._validation import check_csr, check_number, is_stream, plain_array, shown, warn_caller
-from geofloor.features._code_sums import count_by_power, largest_rows, sum_dense, sum_sparse
+from geofloor.features._code_sums import count_by_power, is_outlying, largest_rows, sum_dense, sum_sparse
 from geofloor.features._tail import PowerLawTail, check_level, power_law_tail
 from geofloor.theory import is_too_dense
 from geofloor.theory._capacity import CapacityMethod, features_per_dimension
 
 COLUMNS = ("importance", "firing_rate", "mean")
-_OUTLYING = 100.0  # times the mean squared norm; the largest 0.1% then carry a tenth of the second moment or more
 _SMALLEST_SQUARE = 1e-290  # squares near the smallest float64 lose digits
 
 
@@ -333,11 +332,12 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
                 ConvergenceWarning,
             )
         few, all_rows, share = largest_rows(self._norms_by_power)
-        if share * all_rows >= _OUTLYING * few:
+        if is_outlying(few, all_rows, share):
             warn_caller(
                 f"{few:,} of the {all_rows:,} rows with firings carry {share:.0%} of the second moment of the codes "
                 "and change all importances. Most often such rows are attention sinks or padding: drop them before "
-                "the autoencoder is trained, by skip_first if they stand at the start of sequences.",
+                "the autoencoder is trained, by skip_first if they stand at the start of sequences, by exclude_tokens "
+                "if they are special tokens, or by geofloor.features.drop_outliers.",
                 OutlierRowsWarning,
             )
 

@@ -6,6 +6,7 @@ from ._dictionary_report import DictionaryReport as DictionaryReport
 from ._dictionary_report import dictionary_report as dictionary_report
 from ._divergence import distillation_kl as distillation_kl
 from ._extractor import ActivationExtractor as ActivationExtractor
+from ._hook_names import parse_hook as parse_hook
 from ._store import ActivationStore as ActivationStore
 from ._tokens import token_blocks as token_blocks
 from ._zero_width import zero_width_kl as zero_width_kl

@@ -7,12 +7,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from geofloor._validation import warn_caller
+from geofloor.features import OutlierRowsWarning
+from geofloor.features._code_sums import count_by_power, is_outlying, largest_rows
+from geofloor.features._dictionary_sums import Dictionary
 from geofloor.theory import capacity
 from geofloor.theory._capacity import CapacityMethod
 
 
 class AblatedFeatures(Protocol):
-    """Features as directions in the residual stream, most important first."""
+    """Features as directions in the activations, most important first."""
 
     n_features: int
     width: int
@@ -27,46 +31,68 @@ class AblatedFeatures(Protocol):
 
 
 class Latents:
-    """Features of a sparse autoencoder, ordered by E[z²].
+    """Features of a dictionary, ordered by E[z²].
 
     Parameters
     ----------
-    autoencoder : SparseAutoencoder
-        Fitted.
+    dictionary : Dictionary
+        The dictionary.
     statistics : FeatureStatistics
-        Fitted on codes of the autoencoder.
+        Fitted on codes of the dictionary.
     method : str or callable
         As in `geofloor.theory.capacity`.
     """
 
-    def __init__(self, autoencoder: Any, statistics: Any, method: CapacityMethod) -> None:
+    def __init__(self, dictionary: Dictionary, statistics: Any, method: CapacityMethod) -> None:
         table = np.asarray(statistics.table_)
-        if statistics.alive_[-1] >= len(autoencoder.decoder_):
+        if statistics.n_features_in_ != dictionary.n_latents:
             raise ValueError(
-                f"statistics hold latent {statistics.alive_[-1]}, and autoencoder has {len(autoencoder.decoder_)} "
+                f"statistics are of {statistics.n_features_in_} latents, and autoencoder has {dictionary.n_latents} "
                 "latents; fit statistics on the autoencoder's codes."
             )
-        norms = np.linalg.norm(np.asarray(autoencoder.decoder_, dtype=np.float64), axis=1)
+        order = np.argsort(-table[:, 0], kind="stable")
+        self._dictionary = dictionary
+        self._latents, self._means = statistics.alive_[order], table[order, 2]
+        self._directions = dictionary.directions(self._latents)
+        norms = np.linalg.norm(self._directions.astype(np.float64), axis=1)
         if not np.allclose(norms, 1.0, atol=1e-3):
             raise ValueError(
                 f"autoencoder has decoder_ directions of norm {norms.min():.3g} to {norms.max():.3g}. Importances "
                 "assume norm 1: divide each row of decoder_ by its norm, and multiply the latent's encoder weight and "
                 "bias by it."
             )
-        order = np.argsort(-table[:, 0], kind="stable")
-        self._autoencoder = autoencoder
-        self._latents, self._means = statistics.alive_[order], table[order, 2]
-        self._directions = autoencoder.decoder_[self._latents]
         self.n_features, self.width = self._directions.shape
         self.alpha = float(statistics.alpha_)
         self.capacity = float(capacity(self.alpha, method))
 
     def encode(self, states: np.ndarray) -> Any:
-        return self._autoencoder.transform(states)[:, self._latents].tocsc()
+        codes = self._dictionary.encode(states)[:, self._latents]
+        return codes.tocsc() if self._dictionary.is_sparse else codes
 
     def part(self, activations: Any, start: int, stop: int) -> np.ndarray:
         directions = self._directions[start:stop]
         return activations[:, start:stop] @ directions - self._means[start:stop] @ directions
+
+
+class RowSizes:
+    """Squared norms of centered activations, counted to notice a few that dominate."""
+
+    def __init__(self) -> None:
+        self._by_power: Any = 0.0
+
+    def add(self, centered: np.ndarray) -> None:
+        """Count some rows."""
+        self._by_power = self._by_power + count_by_power(np.square(centered, dtype=np.float64).sum(axis=1))
+
+    def warn(self, effect: str) -> None:
+        """Warn if 0.1% of the rows carry a tenth of the sum."""
+        few, n_rows, share = largest_rows(self._by_power)
+        if is_outlying(few, n_rows, share):
+            warn_caller(
+                f"tokens: {few:,} of {n_rows:,} activations carry {share:.0%} of the variance and {effect}. Most often "
+                "they are attention sinks; leave them out by skip_first or exclude_tokens.",
+                OutlierRowsWarning,
+            )
 
 
 class PrincipalComponents:
@@ -81,7 +107,7 @@ class PrincipalComponents:
     """
 
     def __init__(self, activations: Iterator[np.ndarray], width: int) -> None:
-        n_tokens, shift = 0, np.zeros(width)
+        n_tokens, shift, sizes = 0, np.zeros(width), RowSizes()
         total, products = np.zeros(width), np.zeros((width, width))
         for batch in activations:
             if not n_tokens:
@@ -89,7 +115,9 @@ class PrincipalComponents:
             centered = batch - shift
             total += centered.sum(axis=0)
             products += centered.T @ centered
+            sizes.add(centered)
             n_tokens += len(batch)
+        sizes.warn("turn the principal components")
         mean = total / n_tokens
         _, vectors = np.linalg.eigh(products / n_tokens - np.outer(mean, mean))
         self._mean, self._vectors = shift + mean, vectors[:, ::-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,20 @@ from transformers import PreTrainedModel
 from geofloor._estimators import SharedParametersMixin, ShortReprMixin
 from geofloor._training.devices import memory_advice, to_device
 from geofloor._training.progress import progress_bar
-from geofloor._validation import check_flag, check_number, check_object
+from geofloor._validation import check_choice, check_flag, check_number, check_object
 from geofloor.features import FeatureStatistics
+from geofloor.features._dictionary_sums import Dictionary, check_methods
 from geofloor.language_models._ablated_features import AblatedFeatures, Latents, PrincipalComponents
 from geofloor.language_models._blocks import BlockSwap
-from geofloor.language_models._divergence import Targets, row_kls
+from geofloor.language_models._dictionary_source import check_fit
+from geofloor.language_models._divergence import Targets, row_kls, why_not_finite
 from geofloor.language_models._extractor import ActivationExtractor
+from geofloor.language_models._hook_names import OUTPUTS
 from geofloor.language_models._hooks import evaluating, hooked
 from geofloor.language_models._loading import load_language_model
 from geofloor.language_models._logits import LanguageModel
 from geofloor.language_models._pickles import PortablePickleMixin
+from geofloor.language_models._positions import Positions, tokens_to_exclude
 from geofloor.language_models._row_activations import row_activations, too_short
 from geofloor.language_models._sequence_means import covariance_of_means, mean_and_error
 from geofloor.language_models._token_rows import TokenRows
@@ -50,14 +55,19 @@ class AblationPredictor(
         A causal language model of ``transformers``, or its name on the hub or its folder. It is not changed.
     layer : int
         Block after which features are removed, from 0; negative indices count from the last.
-    autoencoder : SparseAutoencoder, default=None
-        Fitted on activations after that block. With None the features are the principal components of the
-        activations, one per dimension, which need no training.
+    autoencoder : SparseAutoencoder or object, default=None
+        Fitted on activations after that block: a `SparseAutoencoder`, or any object with the methods that
+        `dictionary_report <geofloor.language_models.dictionary_report>` asks for and directions of norm 1. With None
+        the features are the principal components of the activations, one per dimension, which need no training.
     statistics : FeatureStatistics, default=None
         Fitted on codes of `autoencoder`, for the order of the features, their means and the sparsity. With None they
         are measured on the tokens given to `fit`. Few tokens miss rare features, which makes the sparsity too low.
     temperature : float, default=2.0
         T, by which logits are divided, as in `DistilledStudent`.
+    output : {"residual", "mlp", "attention"}, default="residual"
+        Activations that the features are removed from, as in `ActivationExtractor`. Eq. 2 is about the residual stream.
+        Features removed from the output of one MLP or attention stay in the rest of the teacher, so that their loss
+        tells what they are worth there and is no floor of a student.
     capacity : {"asymptotic", "minimax", "minimax_nonnegative"} or callable, default="asymptotic"
         Features per dimension g(α), as in `geofloor.theory.capacity`. Principal components have 1.
     above_own_width : bool, default=False
@@ -67,7 +77,11 @@ class AblationPredictor(
         Numbers of kept features at which the loss is measured, besides 0. Between them, predictions follow a monotone
         curve.
     skip_first : int, default=1
-        Leading positions of each sequence that are not ablated, since they are left out of the activations.
+        Leading positions of each sequence that are not ablated, since they are left out of the activations. Their loss
+        counts.
+    exclude_tokens : "special", list of int or None, default=None
+        Tokens whose positions are neither ablated nor counted: ids, or ``"special"`` for the special tokens of a
+        teacher given by name. Use those left out of the activations.
     batch_size : int, default=8
         Sequences per forward pass.
     pad_token_id : int or None, default=None
@@ -75,6 +89,9 @@ class AblationPredictor(
     model_kwargs : dict or None, default=None
         More arguments for ``from_pretrained`` of a teacher given by name. It is loaded in float32 unless they hold a
         ``dtype``.
+    n_vocabulary : int or None, default=None
+        Number of tokens that count, the first ones. Rows of the unembedding beyond it, as those added to round up its
+        size, get no probability. None counts all.
     device : str, default="auto"
         As in `DistilledStudent`.
     verbose : int, default=0
@@ -104,7 +121,7 @@ class AblationPredictor(
     Notes
     -----
     A feature is removed by setting its activation to its mean (mean ablation), since a student gets a bias for free.
-    With h the residual stream, z the codes, w the decoder's directions and D the dropped features,
+    With h the activations, z the codes, w the decoder's directions and D the dropped features,
 
     .. math:: h' = h - \sum_{i \in D} (z_i - \mathbb{E}[z_i])\, w_i .
 
@@ -139,14 +156,17 @@ class AblationPredictor(
         autoencoder: Any = None,
         statistics: Any = None,
         *,
+        output: str = "residual",
         temperature: float = 2.0,
         capacity: CapacityMethod = "asymptotic",
         above_own_width: bool = False,
         n_points: int = 24,
         skip_first: int = 1,
+        exclude_tokens: Any = None,
         batch_size: int = 8,
         pad_token_id: int | None = None,
         model_kwargs: dict[str, Any] | None = None,
+        n_vocabulary: int | None = None,
         device: str = "auto",
         verbose: int = 0,
     ) -> None:
@@ -154,14 +174,17 @@ class AblationPredictor(
         self.layer = layer
         self.autoencoder = autoencoder
         self.statistics = statistics
+        self.output = output
         self.temperature = temperature
         self.capacity = capacity
         self.above_own_width = above_own_width
         self.n_points = n_points
         self.skip_first = skip_first
+        self.exclude_tokens = exclude_tokens
         self.batch_size = batch_size
         self.pad_token_id = pad_token_id
         self.model_kwargs = model_kwargs
+        self.n_vocabulary = n_vocabulary
         self.device = device
         self.verbose = verbose
 
@@ -189,6 +212,14 @@ class AblationPredictor(
             If tokens, teacher, layer, autoencoder or statistics do not fit each other, or the loss is not finite.
         MemoryError
             If the device has too little memory; the message names what to lower.
+
+        Warns
+        -----
+        OutlierRowsWarning
+            If there is no autoencoder, and a few activations, such as attention sinks, carry much of the variance.
+        UserWarning
+            If the autoencoder explains less of the first activations than their mean does, or its `source_` names
+            another layer, output or model.
         """
         # Plain integers, because small integers of NumPy overflow.
         n_points = check_number("n_points", self.n_points, 2, whole=True)
@@ -197,44 +228,43 @@ class AblationPredictor(
         self._temperature = check_number("temperature", self.temperature, 1e-6)
         check_flag("above_own_width", self.above_own_width)
         layer = check_number("layer", self.layer, whole=True)
+        output = check_choice("output", self.output, OUTPUTS)
         self._check_features()
         device, module = load_language_model(self.teacher, self.model_kwargs, self.device)
         check_object("teacher", module, PreTrainedModel, "give a transformers model, or its name or path")
-        model = LanguageModel(module, "the teacher")
-        rows = model.token_rows(tokens, "tokens", self.pad_token_id)
+        model = LanguageModel(module, "the teacher", n_vocabulary=self.n_vocabulary)
+        excluded = tokens_to_exclude(self.exclude_tokens, self.teacher, self.model_kwargs, model.n_tokens)
+        rows = model.token_rows(tokens, "tokens", self.pad_token_id, excluded=excluded)
         if self._skip_first >= rows.length:
             raise too_short(self._skip_first, rows.length)
         extractor = ActivationExtractor(
-            module, layer, skip_first=self._skip_first, max_length=None, batch_size=self._batch_size
+            module,
+            layer,
+            output=output,
+            skip_first=self._skip_first,
+            exclude_tokens=excluded,
+            max_length=None,
+            batch_size=self._batch_size,
         ).fit()
         extractor._suspects = set()  # `token_rows` has warned of undeclared padding
         features = self._features(extractor, rows)
-        if features.width != extractor._n_features_out:
-            raise ValueError(
-                f"autoencoder was fitted on activations of width {features.width}, and the teacher's are "
-                f"{extractor._n_features_out} wide; fit one on activations of this teacher, after block "
-                f"{extractor.layer_}."
-            )
         self.n_features_ = features.n_features
         self.alpha_, self.capacity_ = features.alpha, features.capacity
         first = max(self.n_features_ / 1024, 1.0)
         points = np.unique(np.rint(np.geomspace(first, self.n_features_, n_points)).astype(np.int64))
         kept = np.concatenate([[0], points])
-        block = extractor.model_.get_submodule(extractor.block_name_)
+        block = extractor.model_.get_submodule(extractor.module_name_)
         with evaluating(module), memory_advice(f"lower batch_size={self._batch_size}"):
-            sums, counts = self._losses(model, block, features, kept, rows, device)
-        if counts.max() <= self._skip_first:
-            raise too_short(self._skip_first, counts.max())
+            positions = Positions(self._skip_first, excluded)
+            sums, counts = self._losses(model, block, features, kept, rows, positions, device)
         self._draw_curve(kept, sums, counts, float(features.width))
         return self
 
     def _draw_curve(self, kept: np.ndarray, sums: np.ndarray, counts: np.ndarray, own_width: float) -> None:
         """Interpolate losses over the number of kept features, and keep the covariance of their errors."""
+        if not np.isfinite(sums).all():
+            raise ValueError(f"The loss of the ablated teacher is not finite; {why_not_finite(sums)}.")
         means, errors = np.transpose([mean_and_error(row, counts) for row in sums])
-        if not np.isfinite(means).all():
-            raise ValueError(
-                "The loss of the ablated teacher is not finite; check the weights of teacher and autoencoder."
-            )
         self.curve_ = pd.DataFrame({"kept": kept, "kl": means, "standard_error": errors})
         # A student may leave a feature unused, so one feature more never makes a floor higher.
         lowest = np.minimum.accumulate(means)
@@ -264,26 +294,26 @@ class AblationPredictor(
     def _check_features(self) -> None:
         if self.statistics is not None and self.autoencoder is None:
             raise ValueError("statistics are given and autoencoder=None; give both or none.")
-        for name, kind, attribute in (
-            ("autoencoder", "SparseAutoencoder", "decoder_"),
-            ("statistics", "FeatureStatistics", "alive_"),
-        ):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            check_object(name, value, BaseEstimator, f"give a fitted {kind}")
-            check_is_fitted(value)
-            if not hasattr(value, attribute):
-                raise TypeError(f"{name} is a {type(value).__name__}; give a fitted {kind}.")
+        if self.autoencoder is not None:
+            check_methods(self.autoencoder)
+        if self.statistics is not None:
+            check_object("statistics", self.statistics, BaseEstimator, "give a fitted FeatureStatistics")
+            check_is_fitted(self.statistics)
+            if not hasattr(self.statistics, "alive_"):
+                raise TypeError(f"statistics is a {type(self.statistics).__name__}; give a fitted FeatureStatistics.")
 
     def _features(self, extractor: ActivationExtractor, rows: TokenRows) -> AblatedFeatures:
         activations = row_activations(extractor, rows, skip_first=self._skip_first, batch_size=self._batch_size)
         if self.autoencoder is None:
             return PrincipalComponents(activations, extractor._n_features_out)
+        first = next(activations)
+        dictionary = Dictionary(self.autoencoder, first)
         statistics = self.statistics
         if statistics is None:
-            statistics = FeatureStatistics().fit(self.autoencoder.transform(batch) for batch in activations)
-        return Latents(self.autoencoder, statistics, self.capacity)
+            statistics = FeatureStatistics().fit(dictionary.encode(batch) for batch in chain([first], activations))
+        features = Latents(dictionary, statistics, self.capacity)
+        check_fit(dictionary, extractor, first)
+        return features
 
     @torch.no_grad()
     def _losses(
@@ -293,6 +323,7 @@ class AblationPredictor(
         features: AblatedFeatures,
         kept: np.ndarray,
         rows: TokenRows,
+        positions: Positions,
         device: torch.device,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Compute the KL of each sequence, summed over positions (n_points, n_sequences), and count its positions."""
@@ -305,24 +336,27 @@ class AblationPredictor(
             for start in range(0, len(rows), self._batch_size):
                 at = np.arange(start, min(start + self._batch_size, len(rows)))
                 batch = rows.take(at)
-                counts[at] = rows.length if batch.mask is None else batch.mask.sum(axis=1)
-                ids = to_device(batch.ids, device)
-                mask = None if batch.mask is None else to_device(batch.mask, device)
+                counted = positions.included(batch.ids)
+                if batch.mask is not None:
+                    counted &= batch.mask
+                counts[at] = counted.sum(axis=1)
+                ablated = positions.kept(batch.ids) & counted
+                if not ablated.any():  # nothing is lost
+                    bar.update(len(at))
+                    continue
+                ids, mask, places = (to_device(each, device) for each in (batch.ids, counted, ablated))
                 swap.given = None
                 targets = Targets(model.logits(ids), self._temperature, keep=True)
                 whole = swap.seen
-                states = whole[:, self._skip_first :]
-                measured = features.encode(states.reshape(-1, states.shape[-1]).float().cpu().numpy())
+                measured = features.encode(whole[places].float().cpu().numpy())
                 removed = np.zeros((measured.shape[0], features.width))
                 for point in reversed(range(len(kept))):  # from all features down
                     if point + 1 < len(kept):
                         removed += features.part(measured, kept[point], kept[point + 1])
-                    change = to_device(removed.astype(np.float32), device).reshape(states.shape)
                     swap.given = whole.clone()
-                    swap.given[:, self._skip_first :] -= change.to(whole.dtype)
+                    swap.given[places] -= to_device(removed.astype(np.float32), device).to(whole.dtype)
                     kls = row_kls(model.logits(ids), targets).view(ids.shape)
-                    if mask is not None:
-                        kls = kls * mask
+                    kls = torch.where(mask, kls, 0.0)
                     sums[point, at] = kls.sum(dim=1).double().cpu().numpy()
                 bar.update(len(at))
         return sums, counts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from geofloor.language_models._dictionary_report import DictionaryReport, dictio
 from geofloor.language_models._extractor import ActivationExtractor
 from geofloor.language_models._loading import load_language_model
 from geofloor.language_models._logits import LanguageModel
+from geofloor.language_models._positions import tokens_to_exclude
 from geofloor.theory import FloorPredictor
 
 _ROWS_AT_A_TIME = 8192
@@ -244,7 +245,10 @@ def measure_band(
     teacher: Any = None,
     layer: int | None = None,
     tokens: Any = None,
+    output: str = "residual",
     skip_first: int = 1,
+    exclude_tokens: Any = None,
+    n_vocabulary: int | None = None,
     batch_size: int = 8,
     pad_token_id: int | None = None,
     model_kwargs: dict[str, Any] | None = None,
@@ -281,8 +285,14 @@ def measure_band(
         Block of the activations.
     tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset, default=None
         Token ids of text that the dictionaries were not trained on.
+    output : {"residual", "mlp", "attention"}, default="residual"
+        Output of the block that the activations are of, as in `dictionary_report`, like the next seven parameters.
     skip_first : int, default=1
-        As in `dictionary_report`, like the next four parameters.
+        Leading positions of each sequence left intact.
+    exclude_tokens : "special", list of int or None, default=None
+        Tokens whose positions are left intact and do not count.
+    n_vocabulary : int or None, default=None
+        Number of tokens that count.
     batch_size : int, default=8
         Sequences per forward pass.
     pad_token_id : int or None, default=None
@@ -361,6 +371,9 @@ def measure_band(
         name, rows = "table_rows", _checked(table_rows, "table_rows")
     held_out = _in_memory(held_out)
     report: dict[str, Any] = {
+        "output": output,
+        "exclude_tokens": exclude_tokens,
+        "n_vocabulary": n_vocabulary,
         "skip_first": skip_first,
         "batch_size": batch_size,
         "pad_token_id": pad_token_id,
@@ -428,9 +441,12 @@ def _batches(rows: Any, name: str) -> Iterator[np.ndarray]:
 
 
 def _check_teacher(
-    teacher: Any, layer: Any, tokens: Any, model_kwargs: Any, n_inputs: int, report: Mapping[str, Any]
+    teacher: Any, layer: Any, tokens: Any, model_kwargs: Any, n_inputs: int, report: dict[str, Any]
 ) -> Any:
-    """Load the teacher, if there is one, and check block and tokens before the fits."""
+    """Load the teacher, if there is one, and check block and tokens before the fits.
+
+    Tokens to exclude are resolved in `report`.
+    """
     given = {"teacher": teacher, "layer": layer, "tokens": tokens}
     missing = [name for name, value in given.items() if value is None]
     if len(missing) == len(given):
@@ -439,9 +455,17 @@ def _check_teacher(
         raise ValueError(f"{missing[0]}=None, and a report needs teacher, layer and tokens; give all three, or none.")
     layer = check_number("layer", layer, whole=True)
     _, module = load_language_model(teacher, model_kwargs, report["device"])
-    LanguageModel(module, "the teacher").token_rows(tokens, "tokens", report["pad_token_id"])
+    model = LanguageModel(module, "the teacher", n_vocabulary=report["n_vocabulary"])
+    excluded = tokens_to_exclude(report["exclude_tokens"], teacher, model_kwargs, model.n_tokens)
+    report["exclude_tokens"] = excluded  # the module has no tokenizer
+    model.token_rows(tokens, "tokens", report["pad_token_id"], excluded=excluded)
     extractor = ActivationExtractor(
-        module, layer, skip_first=report["skip_first"], max_length=None, batch_size=report["batch_size"]
+        module,
+        layer,
+        output=report["output"],
+        skip_first=report["skip_first"],
+        max_length=None,
+        batch_size=report["batch_size"],
     ).fit()
     if extractor._n_features_out != n_inputs:
         raise ValueError(

@@ -26,6 +26,7 @@ from geofloor.language_models._loading import load_language_model
 from geofloor.language_models._logits import LanguageModel
 from geofloor.language_models._low_rank import LowRankLogits, project_logits, without_masked_tokens
 from geofloor.language_models._pickles import PortablePickleMixin
+from geofloor.language_models._positions import Positions, tokens_to_exclude
 from geofloor.language_models._token_rows import TokenRows
 from geofloor.theory._widths import WidthPredictorMixin, read_targets, read_widths
 
@@ -68,9 +69,14 @@ class BottleneckPredictor(
         Sequences per forward pass of the teacher.
     pad_token_id : int or None, default=None
         Token that pads sequences at their end. Its positions do not count.
+    exclude_tokens : "special", list of int or None, default=None
+        Tokens whose positions do not count: ids, or ``"special"`` for the special tokens of a teacher given by name.
     model_kwargs : dict or None, default=None
         More arguments for ``from_pretrained`` of a teacher given by name. It is loaded in float32 unless they hold a
         ``dtype``.
+    n_vocabulary : int or None, default=None
+        Number of tokens that count, the first ones. Rows of the unembedding beyond it, as those added to round up its
+        size, get no probability. None counts all.
     device : str, default="auto"
         As in `DistilledStudent`.
     verbose : int, default=0
@@ -150,7 +156,9 @@ class BottleneckPredictor(
         n_steps: int = 150,
         batch_size: int = 8,
         pad_token_id: int | None = None,
+        exclude_tokens: Any = None,
         model_kwargs: dict[str, Any] | None = None,
+        n_vocabulary: int | None = None,
         device: str = "auto",
         verbose: int = 0,
         random_state: Any = None,
@@ -163,7 +171,9 @@ class BottleneckPredictor(
         self.n_steps = n_steps
         self.batch_size = batch_size
         self.pad_token_id = pad_token_id
+        self.exclude_tokens = exclude_tokens
         self.model_kwargs = model_kwargs
+        self.n_vocabulary = n_vocabulary
         self.device = device
         self.verbose = verbose
         self.random_state = random_state
@@ -204,15 +214,19 @@ class BottleneckPredictor(
             if (self._widths != np.floor(self._widths)).any():
                 raise ValueError(f"widths={shown(self.widths)} must be whole numbers of dimensions.")
         device, module = load_language_model(self.teacher, self.model_kwargs, self.device)
-        model = LanguageModel(module, "the teacher")
-        rows = model.token_rows(tokens, "tokens", self.pad_token_id)
+        model = LanguageModel(module, "the teacher", n_vocabulary=self.n_vocabulary)
+        excluded = tokens_to_exclude(self.exclude_tokens, self.teacher, self.model_kwargs, model.n_tokens)
+        rows = model.token_rows(tokens, "tokens", self.pad_token_id, excluded=excluded)
         if len(rows) < 2:
             raise ValueError("tokens has 1 sequence; give more, to fit logits on some and test them on others.")
         order = read_random_state(self.random_state).permutation(len(rows))
         generator = np.random.default_rng(order)
         advice = f"lower batch_size={self._batch_size} or n_positions={self._n_positions}"
         with evaluating(module), memory_advice(advice):
-            drawn = [self._draw(model, rows, np.sort(part), generator, device) for part in (order[::2], order[1::2])]
+            drawn = [
+                self._draw(model, rows, np.sort(part), Positions(0, excluded), generator, device)
+                for part in (order[::2], order[1::2])
+            ]
         fitted, others = (Targets(part, self._temperature, keep=True) for part in without_masked_tokens(drawn))
         with memory_advice(advice):
             start = LowRankLogits(fitted)
@@ -268,6 +282,7 @@ class BottleneckPredictor(
         model: LanguageModel,
         rows: TokenRows,
         sequences: np.ndarray,
+        positions: Positions,
         generator: np.random.Generator,
         device: torch.device,
     ) -> LazyLogits:
@@ -276,7 +291,7 @@ class BottleneckPredictor(
         kept: list[LazyLogits] = []
         for begin in range(0, len(sequences), self._batch_size):
             batch = rows.take(sequences[begin : begin + self._batch_size])
-            drawn = generator.random(batch.ids.size) < share
+            drawn = (generator.random(batch.ids.size) < share) & positions.included(batch.ids).reshape(-1)
             if batch.mask is not None:
                 drawn &= batch.mask.reshape(-1)
             kept.append(model.logits(to_device(batch.ids, device)).at(to_device(np.flatnonzero(drawn), device)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,23 @@ from transformers import PreTrainedModel
 
 from geofloor._training.devices import memory_advice, to_device
 from geofloor._training.progress import progress_bar
-from geofloor._validation import check_number, check_object
-from geofloor.features._dictionary_sums import DictionarySums, nearest_cosines
+from geofloor._validation import check_choice, check_number, check_object
+from geofloor.features._dictionary_sums import DictionarySums, check_methods, nearest_cosines
+from geofloor.language_models._ablated_features import RowSizes
 from geofloor.language_models._blocks import BlockSwap
-from geofloor.language_models._divergence import Targets, row_losses
+from geofloor.language_models._dictionary_source import check_fit
+from geofloor.language_models._divergence import Targets, row_losses, why_not_finite
 from geofloor.language_models._extractor import ActivationExtractor
+from geofloor.language_models._hook_names import OUTPUTS
 from geofloor.language_models._hooks import evaluating, hooked
 from geofloor.language_models._loading import load_language_model
 from geofloor.language_models._logits import LanguageModel
+from geofloor.language_models._positions import Positions, tokens_to_exclude
 from geofloor.language_models._row_activations import row_activations, too_short
 from geofloor.language_models._sequence_means import mean_and_error
 from geofloor.language_models._token_rows import TokenRows
 
+_NO_NUMBERS = ("closest_latents", "output")
 _PASSES = ("without", "sae", "zero", "mean")  # the intact teacher, and the three replacements
 
 
@@ -97,7 +103,9 @@ class DictionaryReport:
     n_sequences : int
         Sequences of the text.
     layer : int
-        Block after which activations are replaced, from 0.
+        Block of the activations, from 0.
+    output : str
+        Output of the block, as in `ActivationExtractor <geofloor.ActivationExtractor>`.
 
     See Also
     --------
@@ -134,6 +142,7 @@ class DictionaryReport:
     n_tokens: int
     n_sequences: int
     layer: int
+    output: str = "residual"
 
     def frame(self) -> pd.DataFrame:
         """Return the measures as a table.
@@ -150,7 +159,7 @@ class DictionaryReport:
             - ``standard_error``: standard error over sequences, NaN where none is measured.
         """
         names = [each.name for each in fields(self)]
-        numbers = [name for name in names if not name.endswith("_error") and name != "closest_latents"]
+        numbers = [name for name in names if not name.endswith("_error") and name not in _NO_NUMBERS]
         errors = [getattr(self, f"{name}_error", float("nan")) for name in numbers]
         values = [float(getattr(self, name)) for name in numbers]
         return pd.DataFrame({"metric": numbers, "value": values, "standard_error": errors})
@@ -162,16 +171,19 @@ def dictionary_report(
     autoencoder: Any,
     tokens: Any,
     *,
+    output: str = "residual",
     skip_first: int = 1,
+    exclude_tokens: Any = None,
     batch_size: int = 8,
     pad_token_id: int | None = None,
     model_kwargs: dict[str, Any] | None = None,
+    n_vocabulary: int | None = None,
     device: str = "auto",
     verbose: int = 0,
 ) -> DictionaryReport:
     r"""Measure a dictionary by the teacher's loss in nats per token with reconstructed activations.
 
-    The activations after one block are replaced by their reconstruction, by zeros, and by their mean. The rest of the
+    The activations of one block are replaced by their reconstruction, by zeros, and by their mean. The rest of the
     teacher then runs on each.
 
     Parameters
@@ -179,7 +191,7 @@ def dictionary_report(
     teacher : PreTrainedModel, str or path-like
         A causal language model of ``transformers``, or its name on the hub or its folder. It is not changed.
     layer : int
-        Block after which activations are replaced, from 0; negative indices count from the last.
+        Block of the activations that are replaced, from 0; negative indices count from the last.
     autoencoder : object
         A fitted `SparseAutoencoder`, or any object with two methods. ``transform`` turns activations of shape
         (n_tokens, d_model), float32, into codes of shape (n_tokens, n_latents): an array or a SciPy sparse matrix.
@@ -188,9 +200,14 @@ def dictionary_report(
         codes of 0, which assumes that ``inverse_transform`` is linear with an offset.
     tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset
         Token ids of text that the dictionary was not trained on.
+    output : {"residual", "mlp", "attention"}, default="residual"
+        Activations to replace: the residual stream after the block, or what its MLP or attention adds to it.
     skip_first : int, default=1
         Leading positions of each sequence left intact by all three replacements. Use the number left out of the
         dictionary's training data.
+    exclude_tokens : "special", list of int or None, default=None
+        Tokens whose positions are left intact by all three replacements and do not count: ids, or ``"special"`` for
+        the special tokens of a teacher given by name.
     batch_size : int, default=8
         Sequences per forward pass.
     pad_token_id : int or None, default=None
@@ -198,6 +215,9 @@ def dictionary_report(
     model_kwargs : dict or None, default=None
         More arguments for ``from_pretrained`` of a teacher given by name. It is loaded in float32 unless they hold a
         ``dtype``.
+    n_vocabulary : int or None, default=None
+        Number of tokens that count, the first ones. Rows of the unembedding beyond it, as those added to round up its
+        size, get no probability. None counts all.
     device : str, default="auto"
         As in `DistilledStudent`. The dictionary gets NumPy arrays whatever the device.
     verbose : int, default=0
@@ -217,6 +237,14 @@ def dictionary_report(
     MemoryError
         If the device has too little memory; the message names what to lower.
 
+    Warns
+    -----
+    OutlierRowsWarning
+        If a few activations, such as attention sinks, carry much of the variance.
+    UserWarning
+        If the dictionary explains less of the first activations than their mean does, or its `source_` names another
+        layer, output or model.
+
     See Also
     --------
     SparseAutoencoder.score : Explained variance alone, without a teacher.
@@ -224,9 +252,9 @@ def dictionary_report(
 
     Notes
     -----
-    The KL divergence is averaged over all positions except padding, and the cross-entropy over the positions with a
-    next token. Skipped positions lose nothing and count. SAEBench [1]_ replaces them as well, unless it is told to
-    leave out special tokens; ``skip_first=0`` does the same. The reconstruction bias is that of [2]_, Eq. 10.
+    The KL divergence is averaged over all positions except padding and excluded tokens, and the cross-entropy over
+    those with a next token. Skipped positions lose nothing and count. SAEBench [1]_ replaces them as well, unless it is
+    told to leave out special tokens; ``skip_first=0`` does the same. The reconstruction bias is that of [2]_, Eq. 10.
 
     Codes are computed in pieces of at most 16 million numbers, and cosines in blocks of 1,024 latents.
 
@@ -254,30 +282,41 @@ def dictionary_report(
     True
     """
     layer = check_number("layer", layer, whole=True)
+    check_choice("output", output, OUTPUTS)
+    check_methods(autoencoder)
     batch_size = check_number("batch_size", batch_size, 1, whole=True)
     skip_first = check_number("skip_first", skip_first, 0, whole=True)
     place, module = load_language_model(teacher, model_kwargs, device)
     check_object("teacher", module, PreTrainedModel, "give a transformers model, or its name or path")
-    model = LanguageModel(module, "the teacher")
-    rows = model.token_rows(tokens, "tokens", pad_token_id)
+    model = LanguageModel(module, "the teacher", n_vocabulary=n_vocabulary)
+    excluded = tokens_to_exclude(exclude_tokens, teacher, model_kwargs, model.n_tokens)
+    rows = model.token_rows(tokens, "tokens", pad_token_id, excluded=excluded)
     if skip_first >= rows.length:
         raise too_short(skip_first, rows.length)
-    extractor = ActivationExtractor(module, layer, skip_first=skip_first, max_length=None, batch_size=batch_size).fit()
+    extractor = ActivationExtractor(
+        module,
+        layer,
+        output=output,
+        skip_first=skip_first,
+        exclude_tokens=excluded,
+        max_length=None,
+        batch_size=batch_size,
+    ).fit()
+    positions = Positions(skip_first, excluded)
     extractor._suspects = set()  # `token_rows` has warned of undeclared padding
-    block = extractor.model_.get_submodule(extractor.block_name_)
+    block = extractor.model_.get_submodule(extractor.module_name_)
     with (
         progress_bar("dictionary", total=len(rows), unit="sequence", verbose=verbose) as bar,
         evaluating(module),
         memory_advice(f"lower batch_size={batch_size}"),
     ):
-        sums, mean = _first_pass(
-            autoencoder, row_activations(extractor, rows, skip_first=skip_first, batch_size=batch_size)
-        )
+        activations = row_activations(extractor, rows, skip_first=skip_first, batch_size=batch_size)
+        sums, mean = _first_pass(autoencoder, extractor, activations)
         losses = _Losses(len(rows))
         with hooked(block, swap := BlockSwap()), torch.no_grad():
             for start in range(0, len(rows), batch_size):
                 at = np.arange(start, min(start + batch_size, len(rows)))
-                _add_losses(losses, model, swap, rows, at, sums, mean, skip_first, place)
+                _add_losses(losses, model, swap, rows, at, sums, mean, positions, place)
                 bar.update(len(at))
     return DictionaryReport(
         **losses.measures(),
@@ -287,17 +326,24 @@ def dictionary_report(
         n_tokens=sums.n_tokens,
         n_sequences=len(rows),
         layer=extractor.layer_,
+        output=output,
     )
 
 
-def _first_pass(autoencoder: Any, activations: Iterator[np.ndarray]) -> tuple[DictionarySums, np.ndarray]:
+def _first_pass(
+    autoencoder: Any, extractor: ActivationExtractor, activations: Iterator[np.ndarray]
+) -> tuple[DictionarySums, np.ndarray]:
     """Check the autoencoder on the first activations, and compute the mean of all."""
-    batch = next(activations)
-    sums = DictionarySums(autoencoder, batch)
-    total, n_tokens = batch.sum(axis=0, dtype=np.float64), len(batch)
-    for batch in activations:
+    first = next(activations)
+    sums = DictionarySums(autoencoder, first)
+    check_fit(sums.dictionary, extractor, first)
+    total, n_tokens, sizes = np.zeros(first.shape[1]), 0, RowSizes()
+    center = first.mean(axis=0, dtype=np.float64)
+    for batch in chain([first], activations):
         total += batch.sum(axis=0, dtype=np.float64)
         n_tokens += len(batch)
+        sizes.add(batch - center)
+    sizes.warn("dominate the explained variance")
     return sums, total / n_tokens
 
 
@@ -328,7 +374,7 @@ class _Losses:
                     + (
                         "on tokens; check its weights, and leave out text with tokens of logit −inf."
                         if name == "without"
-                        else "with replaced activations; check the weights of teacher and autoencoder."
+                        else f"with replaced activations; {why_not_finite(sums[name][at])}."
                     )
                 )
 
@@ -361,7 +407,7 @@ def _add_losses(
     at: np.ndarray,
     sums: DictionarySums,
     mean: np.ndarray,
-    skip_first: int,
+    positions: Positions,
     device: torch.device,
 ) -> None:
     """Run the teacher on some sequences, intact and with each replacement."""
@@ -369,7 +415,9 @@ def _add_losses(
     counted = np.ones(batch.ids.shape, dtype=bool) if batch.mask is None else batch.mask
     labeled = np.zeros_like(counted)
     labeled[:, :-1] = counted[:, 1:]
-    replaced = counted & (np.arange(rows.length) >= skip_first)
+    included = positions.included(batch.ids)
+    counted, labeled = counted & included, labeled & included
+    replaced = counted & positions.kept(batch.ids)
     losses.n_positions[at], losses.n_labels[at] = counted.sum(axis=1), labeled.sum(axis=1)
     ids, labels = to_device(batch.ids, device), to_device(np.roll(batch.ids, -1, axis=1).reshape(-1), device)
     of_kl, of_cross_entropy, places = (to_device(each, device) for each in (counted, labeled, replaced))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from geofloor._training.products import add_product, linear, product, zero_sum
@@ -24,6 +25,7 @@ def distillation_kl(
     student_bias: torch.Tensor | None = None,
     teacher_weight: torch.Tensor | None = None,
     teacher_bias: torch.Tensor | None = None,
+    n_vocabulary: int | None = None,
     chunk_rows: int | None = None,
 ) -> torch.Tensor:
     r"""Compute the mean forward KL divergence of a student from its teacher, in nats per token.
@@ -45,6 +47,9 @@ def distillation_kl(
         Unembedding matrix.
     student_bias, teacher_bias : Tensor of shape (n_vocabulary,), default=None
         Bias of the unembedding.
+    n_vocabulary : int, default=None
+        Number of tokens that count, the first ones of either vocabulary; by default all. Further rows of an
+        unembedding, as those added to round up its size, get no probability. The two may differ in their number.
     chunk_rows : int, default=None
         Positions per chunk; by default chosen for the device.
 
@@ -63,8 +68,8 @@ def distillation_kl(
 
     Notes
     -----
-    A token with logit −inf has probability 0. In the teacher it adds nothing to the divergence; in the student alone it
-    makes the divergence infinite.
+    A token with logit −inf has probability 0. In the teacher it adds nothing to the divergence, since p log p is 0 at
+    p = 0, whatever the student's logit. In the student alone it makes the divergence infinite.
 
     The divergence has no factor :math:`T^2`. In training this factor makes the size of the gradient independent of the
     temperature: `DistilledStudent` has it in its training loss, not in the losses that it reports.
@@ -108,11 +113,15 @@ def distillation_kl(
         rows.shape[-1] if weight is None else weight.shape[0]
         for rows, weight in ((student, student_weight), (teacher, teacher_weight))
     ]
-    if sizes[0] != sizes[1]:
+    if n_vocabulary is not None:
+        n_vocabulary = check_number("n_vocabulary", n_vocabulary, 1, min(sizes), whole=True)
+    elif sizes[0] != sizes[1]:
         raise ValueError(
-            f"student has a vocabulary of {sizes[0]} tokens, teacher one of {sizes[1]}; they must be the same."
+            f"student has a vocabulary of {sizes[0]} tokens, teacher one of {sizes[1]}; they must be the same. If one "
+            f"is padded, set n_vocabulary to the number of real tokens."
         )
     source = LazyLogits(teacher.detach().reshape(-1, teacher.shape[-1]), teacher_weight, teacher_bias)
+    source = source.first(n_vocabulary)
     targets = Targets(source, temperature, chunk_rows=chunk_rows)
     weights = None if mask is None else mask.reshape(-1).to(targets.dtype)
     total = len(source.rows) if weights is None else weights.sum()
@@ -121,7 +130,8 @@ def distillation_kl(
             f"No position counts, of {len(source.rows)} positions in student and teacher; select at least one."
         )
     terms = LossTerms(targets, weights, 1.0 / total)
-    loss, _ = ChunkedLoss.apply(student.reshape(-1, student.shape[-1]), student_weight, student_bias, terms)
+    given = LazyLogits(student.reshape(-1, student.shape[-1]), student_weight, student_bias).first(n_vocabulary)
+    loss, _ = ChunkedLoss.apply(*given, terms)
     if bool(loss.isnan()):
         wrong = any(bool(targets.chunk(index)[0].isnan().any()) for index in range(len(targets.chunks)))
         raise ValueError(
@@ -170,6 +180,15 @@ class LazyLogits(NamedTuple):
     def n_vocabulary(self) -> int:
         """Number of tokens."""
         return self.rows.shape[1] if self.weight is None else self.weight.shape[0]
+
+    def first(self, n_vocabulary: int | None) -> LazyLogits:
+        """Cut the vocabulary to its first tokens."""
+        if n_vocabulary is None or n_vocabulary == self.n_vocabulary:
+            return self
+        if self.weight is None:
+            return LazyLogits(self.rows[:, :n_vocabulary])
+        bias = None if self.bias is None else self.bias[:n_vocabulary]
+        return LazyLogits(self.rows, self.weight[:n_vocabulary], bias)
 
     @property
     def may_be_masked(self) -> bool:
@@ -424,3 +443,14 @@ def chunks_of(logits: LazyLogits) -> list[slice]:
     """Cut the rows into slices, of the default size for their device."""
     size = default_chunk_rows(logits.n_vocabulary, logits.rows.device)
     return [slice(start, start + size) for start in range(0, len(logits.rows), size)]
+
+
+def why_not_finite(losses: np.ndarray) -> str:
+    """Return the cause and the remedy of losses of a changed teacher that are not finite, for an error."""
+    if np.isposinf(losses).any() and not np.isnan(losses).any():
+        return (
+            "with changed activations it gives logit −inf, probability 0, to tokens that the intact teacher gives a "
+            "probability above 0; give a teacher whose logits are not masked by position, or set n_vocabulary if the "
+            "tokens are padding of the vocabulary"
+        )
+    return "check the weights of teacher and autoencoder"

@@ -130,7 +130,8 @@ def _split(window: Window, batch_size: int) -> Iterator[Window]:
     if any(len(ids) != len(sequences[0]) for ids in sequences):
         yield window
         return
-    per_sequence = window.n_rows // len(sequences)
+    counts = window.counts or [window.n_rows // len(sequences)] * len(sequences)
     for start in range(0, len(sequences), batch_size):
         batch = sequences[start : start + batch_size]
-        yield Window(window.first + start, batch, per_sequence * len(batch))
+        of_batch = counts[start : start + batch_size]
+        yield Window(window.first + start, batch, sum(of_batch), of_batch)

@@ -24,6 +24,7 @@ from geofloor._training.weights import model_sha256
 from geofloor._validation import check_choice, check_number, check_object, check_path
 from geofloor.language_models._blocks import check_layers, find_blocks, resolve_layers
 from geofloor.language_models._extraction import write_stores
+from geofloor.language_models._hook_names import OUTPUTS, output_module
 from geofloor.language_models._inputs import InputReader, Window
 from geofloor.language_models._loading import (
     check_model_kwargs,
@@ -34,6 +35,7 @@ from geofloor.language_models._loading import (
     naming,
 )
 from geofloor.language_models._pickles import PortablePickleMixin
+from geofloor.language_models._positions import Positions, check_exclude_tokens
 from geofloor.language_models._residual_stream import ResidualStream
 from geofloor.language_models._store import MANIFEST, STORE_DTYPES, ActivationStore, check_folder
 from geofloor.language_models._token_rows import ending_ids
@@ -49,11 +51,11 @@ class ActivationExtractor(
     TransformerMixin,
     BaseEstimator,
 ):
-    """Extract the residual stream of a language model after one block or several, one row per token.
+    """Extract activations of a language model at one block or several, one row per token.
 
-    The forward pass stops after the last of these blocks. Sequences of about the same length share a batch, and
-    activations are streamed. Nothing is learned from data: `fit` loads and checks the model, and `transform` calls it
-    first.
+    By default these are the residual stream after the block. The forward pass stops after the last of these blocks.
+    Sequences of about the same length share a batch, and activations are streamed. Nothing is learned from data: `fit`
+    loads and checks the model, and `transform` calls it first.
 
     Parameters
     ----------
@@ -65,6 +67,8 @@ class ActivationExtractor(
         Index of the block, from 0; negative indices count from the last block. The Notes compare this with the
         numbering of other libraries. With a list, one forward pass per batch reads all of these blocks, and
         `transform`, `iter_batches` and `transform_to_store` give a dict by block, even for a list of one.
+    output : {"residual", "mlp", "attention"}, default="residual"
+        The residual stream after the block, or what its MLP or its attention adds to the residual stream.
     tokenizer : PreTrainedTokenizerBase, str, path-like or None, default=None
         Tokenizer for texts, used with the special tokens that it adds by default. With None, a model given by name
         brings its own. Token ids need no tokenizer.
@@ -72,11 +76,14 @@ class ActivationExtractor(
         Column of a ``datasets.Dataset`` that holds the text. A column ``input_ids`` takes precedence.
     pooling : {None, "mean", "last"}, default=None
         With None, one row per token. With ``"mean"`` or ``"last"``, one row per sequence, made of the positions left
-        after `skip_first`.
+        after `skip_first` and `exclude_tokens`.
     skip_first : int, default=1
         Positions left out at the start of each sequence. In most language models the first token is an attention
         sink: its norm can be hundreds of times that of any other token and would dominate every second moment. Use 0
         for encoders that pool into their first token.
+    exclude_tokens : "special", list of int or None, default=None
+        Tokens whose positions are left out as well: ids, or ``"special"`` for those of the tokenizer. The model still
+        reads them.
     max_length : int or None, default=512
         Sequences are cut to this many tokens, and to the number of positions of the model. Use `token_blocks` to
         keep all of longer texts.
@@ -106,6 +113,10 @@ class ActivationExtractor(
         Index of the block, from 0. A list if `layer` is one, in the same order. The dicts have these keys.
     block_name_ : str or list of str
         Name of that block within `model_`, such as ``"layers.3"``.
+    module_name_ : str or list of str
+        Name of the module whose output is read: the block, or with `output` one inside, such as ``"layers.3.mlp"``.
+    exclude_tokens_ : list of int
+        Ids of the excluded tokens, sorted.
     max_length_ : int or None
         Tokens that a sequence is cut to.
     device_ : str
@@ -125,6 +136,34 @@ class ActivationExtractor(
     normalization, and the residual stream does not. "Layer 12" counted from 0, as here, in TransformerLens'
     ``blocks.12.hook_resid_post`` and in SAELens, is the output of the thirteenth block, ``hidden_states[13]``. For
     ``hidden_states[12]`` use ``layer=11``.
+
+    Published dictionaries name the place that they were trained on. `parse_hook
+    <geofloor.language_models.parse_hook>` reads these names:
+
+    ====================================================  =======  ===============
+    name                                                  `layer`  `output`
+    ====================================================  =======  ===============
+    ``blocks.L.hook_resid_post``                          L        ``"residual"``
+    ``blocks.L.hook_resid_pre``                           L − 1    ``"residual"``
+    ``blocks.L.hook_mlp_out``                             L        ``"mlp"``
+    ``blocks.L.hook_attn_out``                            L        ``"attention"``
+    ``model.layers.L.output``                             L        ``"residual"``
+    ``model.layers.L.input``                              L − 1    ``"residual"``
+    ``model.layers.L.post_feedforward_layernorm.output``  L        ``"mlp"``
+    ``layers.L``                                          L        ``"residual"``
+    ``layers.L.mlp``                                      L        ``"mlp"``
+    ``layers.L.self_attn``                                L        ``"attention"``
+    ``resid_post_layer_L``                                L        ``"residual"``
+    ``mlp_out_layer_L``                                   L        ``"mlp"``
+    ``attn_out_layer_L``                                  L        ``"attention"``
+    ====================================================  =======  ===============
+
+    The names are those of TransformerLens and SAELens, of ``transformers`` and Gemma Scope, of sparsify, and of
+    dictionary_learning. Not read are ``blocks.L.hook_resid_mid`` and the input of attention's output projection:
+    ``blocks.L.attn.hook_z``, or ``self_attn.o_proj.input`` in Gemma Scope. In families that normalize the output of the
+    MLP or of attention before it is added (Gemma 2 and 3, OLMo 2, GLM-4), it is read after that normalization, as in
+    TransformerLens. Blocks without such a module of its own (the MLP of OPT) and modules that add the residual stream
+    themselves (BLOOM, MPT, BERT) are refused.
 
     The activations of a sequence depend on the rest of its batch by rounding only. The same input and settings give
     the same bits on the same CPU with the same number of threads. A block's activations have the same bits whether it
@@ -162,10 +201,12 @@ class ActivationExtractor(
         model: Any,
         layer: int | Sequence[int],
         *,
+        output: str = "residual",
         tokenizer: Any = None,
         text_column: str = "text",
         pooling: str | None = None,
         skip_first: int = 1,
+        exclude_tokens: Any = None,
         max_length: int | None = 512,
         batch_size: int = 8,
         device: str = "auto",
@@ -175,10 +216,12 @@ class ActivationExtractor(
     ):
         self.model = model
         self.layer = layer
+        self.output = output
         self.tokenizer = tokenizer
         self.text_column = text_column
         self.pooling = pooling
         self.skip_first = skip_first
+        self.exclude_tokens = exclude_tokens
         self.max_length = max_length
         self.batch_size = batch_size
         self.device = device
@@ -207,7 +250,8 @@ class ActivationExtractor(
             If model or tokenizer is an object of another kind.
         ValueError
             If a parameter is out of its range, `layer` is empty or names a block twice, the model has no such layer or
-            no list of blocks, or the tokenizer has more tokens than the model.
+            output or no list of blocks, the tokenizer has more tokens than the model, or `exclude_tokens` needs one and
+            there is none.
         MemoryError
             If the device has too little memory; the message names what to lower.
         """
@@ -216,6 +260,7 @@ class ActivationExtractor(
         self._batch_size: int = check_number("batch_size", self.batch_size, 1, whole=True)
         if self.max_length is not None:
             check_number("max_length", self.max_length, self._skip_first + 1, whole=True)
+        output = check_choice("output", self.output, OUTPUTS)
         check_choice("pooling", self.pooling, (None, "mean", "last"))
         check_choice("dtype", self.dtype, _MODEL_DTYPES)
         indices = check_layers(self.layer)
@@ -235,9 +280,14 @@ class ActivationExtractor(
         self._blocks, self.n_layers_ = find_blocks(self.model_)
         self._layers: list[int] = resolve_layers(indices, self.n_layers_)
         names = [f"{self._blocks}.{layer}" for layer in self._layers]
+        self._modules: dict[int, str] = {
+            layer: output_module(self.model_, f"{self._blocks}.{layer}", output) for layer in self._layers
+        }
+        modules = list(self._modules.values())
         # Any, because the caller knows which of the two it is.
         self.layer_: int | Any = self._layers[0] if "layer" in indices else list(self._layers)
         self.block_name_: str | Any = names[0] if "layer" in indices else names
+        self.module_name_: str | Any = modules[0] if "layer" in indices else modules
         embedding = (self.model_ if self._by_name() else self.model).get_input_embeddings().weight
         self._n_vocabulary: int = embedding.shape[0]
         self.device_: str = str(embedding.device)
@@ -246,15 +296,18 @@ class ActivationExtractor(
                 f"tokenizer does not match the model: it has {len(self.tokenizer_)} tokens, and the model embeds "
                 f"{self._n_vocabulary}; use the tokenizer that the model was trained with."
             )
+        self.exclude_tokens_: list[int] = check_exclude_tokens(
+            self.exclude_tokens, self._n_vocabulary, self.tokenizer_, self._why_no_tokenizer
+        )
         limits = [self.max_length, getattr(config, "max_position_embeddings", None)]
         limits.append(getattr(self.tokenizer_, "model_max_length", None))
         known = [int(limit) for limit in limits if limit is not None and 0 < limit < sys.maxsize]
         self.max_length_: int | None = min(known, default=None)
         self._n_features_out: int = config.hidden_size
-        if changed:
+        if changed or getattr(self, "_probed_output", None) != output:
             # Raises for a model that cannot be used.
-            self._residual_stream().rows([np.zeros(2, dtype=np.int64)], self._layers)
-            self._source = source
+            self._residual_stream(probe=True).rows([np.zeros(2, dtype=np.int64)], self._layers)
+            self._source, self._probed_output = source, output
         return self
 
     def transform(self, X: Any) -> np.ndarray | pd.DataFrame | Any:
@@ -270,7 +323,8 @@ class ActivationExtractor(
         Returns
         -------
         activations : ndarray of shape (n_tokens, d_model) or (n_sequences, d_model), float32; or dict of int to ndarray
-            Rows in the order of the tokens in `X`, without skipped positions. A dict by block if `layer` is a list.
+            Rows in the order of the tokens in `X`, without skipped positions and excluded tokens. A dict by block if
+            `layer` is a list.
 
         Raises
         ------
@@ -384,8 +438,10 @@ class ActivationExtractor(
                 "model": os.fspath(name or type(self.model).__name__),
                 "model_sha256": weights,
                 "layer": layer,
+                "output": self.output,
                 "n_layers": self.n_layers_,
                 "skip_first": self._skip_first,
+                "exclude_tokens": self.exclude_tokens_ or None,
                 "pooling": self.pooling,
                 "max_length": self.max_length_,
                 "batch_size": self._batch_size,
@@ -447,22 +503,24 @@ class ActivationExtractor(
             n_vocabulary=self._n_vocabulary,
             text_column=self.text_column,
             max_length=self.max_length_,
-            skip_first=self._skip_first,
-            pooled=self.pooling is not None,
+            positions=self._positions(),
             batch_size=self._batch_size,
             d_model=self._n_features_out,
-            suspects=set() if quiet else self._suspects,
+            suspects=set() if quiet else self._suspects.difference(self.exclude_tokens_),
             verbose=0 if quiet else self.verbose,
         ).windows(X)
 
-    def _residual_stream(self) -> ResidualStream:
+    def _positions(self) -> Positions:
+        return Positions(self._skip_first, self.exclude_tokens_, self.pooling is not None)
+
+    def _residual_stream(self, *, probe: bool = False) -> ResidualStream:
         return ResidualStream(
             model=self.model_,
-            blocks=self._blocks,
+            modules=self._modules,
             width=self._n_features_out,
             n_vocabulary=self._n_vocabulary,
             device=self.device_,
-            skip_first=self._skip_first,
+            positions=Positions(0) if probe else self._positions(),
             pooling=self.pooling,
             batch_size=self._batch_size,
             remedy=f"lower batch_size={self._batch_size} or max_length={self.max_length}",

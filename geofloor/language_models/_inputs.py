@@ -13,6 +13,7 @@ import numpy as np
 from geofloor._training.progress import progress_bar
 from geofloor._validation import plain_array
 from geofloor.language_models._dataset_columns import column_names, column_values, is_dataset, is_dataset_stream
+from geofloor.language_models._positions import Positions
 from geofloor.language_models._token_rows import PaddingWatch
 
 _LOOK_AHEAD = 64  # batches sorted by length together
@@ -25,6 +26,7 @@ class Window(NamedTuple):
     first: int  # index in X of the first sequence
     sequences: list[np.ndarray]
     n_rows: int  # rows of activations that they give
+    counts: list[int] | None = None  # rows of each; by default all give as many
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,8 @@ class InputReader:
         Column of a dataset that holds the text.
     max_length : int or None
         Tokens that a sequence is cut to.
-    skip_first : int
-        Leading positions of each sequence that give no activations.
-    pooled : bool
-        Whether a sequence gives one row of activations, in place of one row per token.
+    positions : Positions
+        Positions of each sequence that give activations.
     batch_size : int
         Sequences per forward pass. Windows hold whole batches.
     d_model : int
@@ -62,8 +62,7 @@ class InputReader:
     n_vocabulary: int
     text_column: str
     max_length: int | None
-    skip_first: int
-    pooled: bool
+    positions: Positions
     batch_size: int
     d_model: int
     suspects: Set[int]
@@ -89,37 +88,42 @@ class InputReader:
         with progress_bar("activations", total=total, unit="sequence", verbose=self.verbose) as bar:
             while chunk := list(islice(items, _LOOK_AHEAD * self.batch_size)):
                 window: list[np.ndarray] = []
+                counts: list[int] = []
                 n_window = 0
                 if not warned and not isinstance(chunk[0], str):
                     for _, alike in groupby(sorted(chunk, key=len), key=len):
                         watch.look(np.stack(list(alike)))
                     warned = watch.warn("X", "leave them out, since sequences may have different lengths")
                 for ids in self._cut(chunk, n_sequences):
-                    kept = max(len(ids) - self.skip_first, 0)
-                    if self.pooled:
-                        if not kept:
-                            raise ValueError(
-                                f"X[{n_sequences + len(window)}] has {len(ids)} tokens and skip_first="
-                                f"{self.skip_first} leaves none to pool; leave the sequence out or lower skip_first."
-                            )
-                        kept = 1
+                    kept = self.positions.n_rows(ids)
+                    if self.positions.pooled and not kept:
+                        raise ValueError(
+                            f"X[{n_sequences + len(window)}] has {len(ids)} tokens and {self._left_out()} leaves none "
+                            "to pool; leave the sequence out or lower skip_first."
+                        )
                     if n_window >= budget and len(window) % self.batch_size == 0:
-                        yield Window(n_sequences, window, n_window)
+                        yield Window(n_sequences, window, n_window, counts)
                         bar.update(len(window))
                         n_sequences, n_rows = n_sequences + len(window), n_rows + n_window
-                        window, n_window = [], 0
+                        window, counts, n_window = [], [], 0
                     window.append(ids)
+                    counts.append(kept)
                     n_window += kept
-                yield Window(n_sequences, window, n_window)
+                yield Window(n_sequences, window, n_window, counts)
                 bar.update(len(window))
                 n_sequences, n_rows = n_sequences + len(window), n_rows + n_window
         if not n_sequences:
             raise ValueError("X is empty: it holds no sequence.")
         if not n_rows:
+            others = " beside those of exclude_tokens" if self.positions.excluded else ""
             raise ValueError(
                 f"X leaves no activations: none of its {n_sequences} sequences has more than "
-                f"skip_first={self.skip_first} tokens."
+                f"skip_first={self.positions.skip_first} tokens{others}."
             )
+
+    def _left_out(self) -> str:
+        excluded = ", with exclude_tokens," if self.positions.excluded else ""
+        return f"skip_first={self.positions.skip_first}{excluded}"
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -29,9 +30,11 @@ class LanguageModel:
         Model from token ids (n, seq_len) to logits, or to an object with logits.
     name : str
         Name of the model in error messages.
+    n_vocabulary : int or None, default=None
+        Number of tokens that count, the first ones; None takes all.
     """
 
-    def __init__(self, module: torch.nn.Module, name: str) -> None:
+    def __init__(self, module: torch.nn.Module, name: str, *, n_vocabulary: Any = None) -> None:
         self.module: Any = module
         parameter = next(module.parameters(), None)
         self.device = torch.device("cpu") if parameter is None else parameter.device
@@ -53,7 +56,9 @@ class LanguageModel:
                 raise ValueError(
                     f"{name} is a {type(module).__name__}, which gives no logits (n, seq_len, n_vocabulary)."
                 )
-            self.n_vocabulary = logits.shape[-1]
+            self._n_logits = self.n_vocabulary = logits.shape[-1]
+            if n_vocabulary is not None:
+                self.n_vocabulary = check_number("n_vocabulary", n_vocabulary, 2, self._n_logits, whole=True)
             if isinstance(module, PreTrainedModel):
                 if "use_cache" in inspect.signature(module.base_model.forward).parameters:
                     self._options["use_cache"] = False
@@ -101,11 +106,12 @@ class LanguageModel:
         config = getattr(self.module, "config", None)
         return ending_ids(config.get_text_config()) if isinstance(config, PreTrainedConfig) else set()
 
-    def token_rows(self, tokens: Any, name: str, pad_token_id: int | None, **options: Any) -> TokenRows:
-        """Return token ids, checked for this model."""
-        return TokenRows(
-            tokens, name, self.n_tokens, self.max_length, pad_token_id, suspects=self.ending_ids, **options
-        )
+    def token_rows(
+        self, tokens: Any, name: str, pad_token_id: int | None, *, excluded: Collection[int] = (), **options: Any
+    ) -> TokenRows:
+        """Return token ids, checked for this model. Tokens that are `excluded` are no undeclared padding."""
+        suspects = self.ending_ids.difference(excluded)
+        return TokenRows(tokens, name, self.n_tokens, self.max_length, pad_token_id, suspects=suspects, **options)
 
     def inner_matrices(self) -> list[torch.nn.Parameter]:
         """List the two-dimensional weights other than embeddings and the unembedding."""
@@ -113,15 +119,15 @@ class LanguageModel:
         matrices = [each for each in self.module.parameters() if each.ndim == 2 and id(each) not in outer]
         if self.head is not None:
             return [each for each in matrices if each is not self.head.weight]
-        return [each for each in matrices if self.n_vocabulary not in each.shape]
+        return [each for each in matrices if self._n_logits not in each.shape]
 
     def logits(self, ids: torch.Tensor) -> LazyLogits:
         """Run the model on token ids (n, seq_len), and return logits with one row per position."""
         with faster_linear(ids.numel(), self._largest, ids.device):
             if self.head is None:
-                return LazyLogits(_logits(self.module(ids, **self._options)).flatten(0, 1))
+                return LazyLogits(_logits(self.module(ids, **self._options)).flatten(0, 1)).first(self.n_vocabulary)
             hidden = self.module.base_model(ids, **self._options)[0]
-        return LazyLogits(hidden.flatten(0, 1), self.head.weight, self.head.bias)
+        return LazyLogits(hidden.flatten(0, 1), self.head.weight, self.head.bias).first(self.n_vocabulary)
 
     def digest(self) -> str:
         """Identify the model by a SHA-256 over weights, buffers and configuration."""

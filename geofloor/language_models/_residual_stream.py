@@ -1,10 +1,10 @@
-"""Forward passes that stop after the last block asked for."""
+"""Forward passes that stop after the last module asked for."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from geofloor._training.products import faster_linear, largest_matrix
 from geofloor.language_models._blocks import block_output
 from geofloor.language_models._hooks import evaluating, hooked
 from geofloor.language_models._inputs import Window
+from geofloor.language_models._positions import Positions
 
 
 class _BlocksReached(Exception):  # noqa: N818 - it stops a forward pass that went well
@@ -24,22 +25,22 @@ class _BlocksReached(Exception):  # noqa: N818 - it stops a forward pass that we
 
 @dataclass(frozen=True)
 class ResidualStream:
-    """The residual stream of a language model after its blocks, read by hooks.
+    """The residual stream of a language model after its blocks, or the outputs of modules inside, read by hooks.
 
     Parameters
     ----------
     model : PreTrainedModel
         The base model, without its head.
-    blocks : str
-        Name of its list of blocks.
+    modules : mapping of int to str
+        Name of the module to read, by block.
     width : int
         d_model.
     n_vocabulary : int
         Number of tokens that the model embeds.
     device : str
         Device that the model takes its input on.
-    skip_first : int
-        Positions left out at the start of each sequence.
+    positions : Positions
+        Positions of each sequence that give activations.
     pooling : {None, "mean", "last"}
         Rows to return: one per token, or one per sequence.
     batch_size : int
@@ -49,11 +50,11 @@ class ResidualStream:
     """
 
     model: Any
-    blocks: str
+    modules: Mapping[int, str]
     width: int
     n_vocabulary: int
     device: str
-    skip_first: int
+    positions: Positions
     pooling: str | None
     batch_size: int
     remedy: str
@@ -66,8 +67,8 @@ class ResidualStream:
     def activations(self, window: Window, layers: Collection[int]) -> Iterator[dict[int, np.ndarray]]:
         """Yield the rows of one window in input order, after sorting sequences by length to need little padding."""
         lengths = np.array([len(ids) for ids in window.sequences])
-        used = np.flatnonzero(lengths > self.skip_first)
-        counts = np.maximum(lengths - self.skip_first, 0) if self.pooling is None else np.ones_like(lengths)
+        counts = np.array([self.positions.n_rows(ids) for ids in window.sequences])
+        used = np.flatnonzero(counts)
         starts = np.cumsum(counts) - counts
         order = used[np.argsort(-lengths[used], kind="stable")]
         sorted_already = bool((np.diff(order) > 0).all())  # blocks of one length are
@@ -99,7 +100,7 @@ class ResidualStream:
             yield ordered
 
     def rows(self, sequences: list[np.ndarray], layers: Collection[int]) -> dict[int, torch.Tensor]:
-        """Run one batch, and return its rows after each layer, without padding and skipped positions."""
+        """Run one batch, and return its rows of each layer, without padding and skipped positions."""
         model = self.model
         config = model.config.get_text_config()
         kind = config.model_type
@@ -109,7 +110,8 @@ class ResidualStream:
         ids = np.full((len(sequences), lengths.max()), pad, dtype=np.int64)
         for row, sequence in zip(ids, sequences, strict=True):
             row[: len(sequence)] = sequence
-        mask = torch.from_numpy(np.arange(ids.shape[1]) < lengths[:, None]).to(self.device)
+        real = np.arange(ids.shape[1]) < lengths[:, None]
+        mask, kept = (torch.from_numpy(each).to(self.device) for each in (real, real & self.positions.kept(ids)))
         inputs: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(self.device)}
         if self.takes_mask:
             inputs["attention_mask"] = mask.long()
@@ -121,12 +123,12 @@ class ResidualStream:
             hidden = block_output(output)
             if hidden.shape != (*ids.shape, self.width):
                 raise ValueError(
-                    f"'{self.blocks}.{layer}' of model type {kind!r} gives hidden states of shape "
+                    f"'{self.modules[layer]}' of model type {kind!r} gives hidden states of shape "
                     f"{tuple(hidden.shape)}, not (n_sequences, seq_len, d_model) = {(*ids.shape, self.width)}."
                 )
             if layer not in found:
                 # Copied at once, because a later block may change its input in place.
-                found[layer] = self._pool(hidden, mask.to(hidden.device))
+                found[layer] = self._pool(hidden, kept.to(hidden.device))
             if len(found) == len(layers):
                 raise _BlocksReached
 
@@ -135,7 +137,7 @@ class ResidualStream:
             stack.enter_context(contextlib.suppress(_BlocksReached))
             stack.enter_context(evaluating(model))
             for layer in layers:
-                module = model.get_submodule(f"{self.blocks}.{layer}")
+                module = model.get_submodule(self.modules[layer])
                 stack.enter_context(hooked(module, lambda _, __, output, layer=layer: read(layer, output)))
             stack.enter_context(memory_advice(self.remedy))
             stack.enter_context(torch.inference_mode())
@@ -143,15 +145,15 @@ class ResidualStream:
             model(**inputs)
         for layer in layers:
             if layer not in found:
-                raise ValueError(f"the forward pass of model type {kind!r} never ran '{self.blocks}.{layer}'.")
+                raise ValueError(f"the forward pass of model type {kind!r} never ran '{self.modules[layer]}'.")
         return {layer: found[layer] for layer in layers}
 
     def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Copy one row per token or per sequence, without padding and skipped positions."""
-        hidden, mask = hidden[:, self.skip_first :], mask[:, self.skip_first :]
+        """Copy one row per position that counts, or pool them to one row per sequence."""
+        hidden, mask = hidden[:, self.positions.skip_first :], mask[:, self.positions.skip_first :]
         if self.pooling is None:
             return hidden[mask]
-        counts = mask.sum(1)
         if self.pooling == "last":
-            return hidden[torch.arange(len(hidden), device=hidden.device), counts - 1]
-        return hidden.float().masked_fill(~mask[..., None], 0.0).sum(1) / counts[:, None]
+            rows, columns = (torch.arange(n, device=hidden.device) for n in mask.shape)
+            return hidden[rows, torch.where(mask, columns, -1).amax(1)]
+        return hidden.float().masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1)[:, None]

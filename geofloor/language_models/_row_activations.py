@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from geofloor.language_models._extractor import ActivationExtractor
+from geofloor.language_models._positions import Positions
 from geofloor.language_models._token_rows import TokenRows
 
 
@@ -36,20 +37,24 @@ def row_activations(
     ValueError
         If all sequences are too short.
     """
-    longest = 0
+    longest, found = 0, False
+    positions = Positions(skip_first, extractor.exclude_tokens_)
     for start in range(0, len(rows), 64 * batch_size):
         batch = rows.take(np.arange(start, min(start + 64 * batch_size, len(rows))))
-        if batch.mask is None:
-            longest = rows.length
-            yield from extractor.iter_batches(batch.ids)
-            continue
-        lengths = batch.mask.sum(axis=1)
+        lengths = np.full(len(batch.ids), rows.length) if batch.mask is None else batch.mask.sum(axis=1)
         longest = max(longest, lengths.max())
-        used = np.flatnonzero(lengths > skip_first)
-        if used.size:
-            yield from extractor.iter_batches([batch.ids[row, : lengths[row]] for row in used])
-    if longest <= skip_first:
-        raise too_short(skip_first, longest)
+        used = [ids[:n] for ids, n in zip(batch.ids, lengths, strict=True) if positions.count(ids[:n])]
+        if used:
+            found = True
+            yield from extractor.iter_batches(used)
+    if not found:
+        raise (
+            too_short(skip_first, longest)
+            if longest <= skip_first
+            else ValueError(
+                "exclude_tokens leaves no position of any sequence; exclude fewer tokens, or give other text."
+            )
+        )
 
 
 def too_short(skip_first: int, length: int) -> ValueError:

@@ -14,9 +14,10 @@ import numpy as np
 
 from geofloor._files.atomic import atomic_path, check_writable, remove_left_behind
 from geofloor._files.npy import map_npy, npy_header
-from geofloor._files.schema import Field, choice, fields, number, optional, text
+from geofloor._files.schema import Field, choice, fields, mapping, number, optional, text
 from geofloor._files.sealed import count, lock_left, read_sealed, sha256, write_sealed
 from geofloor._validation import check_number, check_path
+from geofloor.language_models._hook_names import OUTPUTS
 from geofloor.language_models._inputs import Window
 
 STORE_DTYPES = ("float32", "float16")
@@ -96,7 +97,7 @@ class ActivationStore:
             entries={
                 "shape": _shape_entry,
                 "dtype": choice(*STORE_DTYPES),
-                "settings": _SETTINGS,
+                "settings": _settings_entry,
                 "input_sha256": sha256 if name == MANIFEST else optional(sha256),
                 "shards": _shards_entry,
             },
@@ -273,17 +274,35 @@ def shard_name(index: int) -> str:
 _NOTE_NAME = re.compile(r"shard-(\d{5,})\.json")
 _LEFT_BEHIND = re.compile(r"\.(shard-\d{5,}\.(?:npy|json))\.\w{8}\.part")
 _SHARD = fields(file=text, rows=number(1, 2**31, whole=True), bytes=count, sha256=sha256, input_sha256=sha256)
-_SETTINGS = fields(
+
+
+def _token_ids_entry(name: str, value: Any) -> list[int]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is no list")
+    return [count(f"{name}[{index}]", each) for index, each in enumerate(value)]
+
+
+_EXTRACTION = fields(
     model=text,
     model_sha256=sha256,
     layer=count,
+    output=choice(*OUTPUTS),
     n_layers=count,
     skip_first=count,
+    exclude_tokens=optional(_token_ids_entry),
     pooling=optional(choice("mean", "last")),
     max_length=optional(count),
     batch_size=count,
     shard_tokens=count,
 )
+
+
+def _settings_entry(name: str, value: Any) -> dict[str, Any]:
+    """Check the settings of an extraction; those of old stores lack the settings added since."""
+    return _EXTRACTION(name, {**_SETTINGS_OF_OLD, **mapping(name, value)})
+
+
+_SETTINGS_OF_OLD = {"output": "residual", "exclude_tokens": None}
 
 
 def check_folder(path: Any) -> tuple[Path, bool]:

@@ -24,6 +24,7 @@ def zero_width_kl(
     batch_size: int = 8,
     pad_token_id: int | None = None,
     model_kwargs: dict[str, Any] | None = None,
+    n_vocabulary: int | None = None,
     device: str = "auto",
 ) -> float:
     r"""Compute the loss of a student of width 0, in nats per token, without training one.
@@ -45,6 +46,9 @@ def zero_width_kl(
     model_kwargs : dict or None, default=None
         More arguments for ``from_pretrained`` of a teacher given by name. It is loaded in float32 unless they hold a
         ``dtype``.
+    n_vocabulary : int or None, default=None
+        Number of tokens that count, the first ones. Rows of the unembedding beyond it, as those added to round up its
+        size, get no probability. None counts all.
     device : str, default="auto"
         As in `DistilledStudent`.
 
@@ -81,7 +85,7 @@ def zero_width_kl(
     batch_size = check_number("batch_size", batch_size, 1, whole=True)
     temperature = check_number("temperature", temperature, 0, open_low=True)
     place, module = load_language_model(teacher, model_kwargs, device)
-    model = LanguageModel(module, f"teacher={type(module).__name__}")
+    model = LanguageModel(module, f"teacher={type(module).__name__}", n_vocabulary=n_vocabulary)
     rows = model.token_rows(tokens, "tokens", pad_token_id)
     loss = ZeroWidthLoss(model.n_vocabulary)
     with evaluating(module), torch.no_grad(), memory_advice(f"lower batch_size={batch_size}"):

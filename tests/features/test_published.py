@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from published_files import WRITERS, D, F, K, X, saelens, sparsify, weights, write
+from published_files import WRITERS, D, F, K, X, qwen_scope, saelens, sparsify, weights, write
 from safetensors.numpy import save_file
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.frozen import FrozenEstimator
@@ -118,6 +118,11 @@ def test_a_configuration_out_of_range_is_refused(changes, tmp_path):
     made = sparsify(tmp_path, "topk", **changes)
     with pytest.raises(ValueError, match=r"sae.safetensors' can't be used: it"):
         load_autoencoder(made.path)
+
+
+def test_the_model_of_qwen_scope_is_in_the_name_of_its_repository(tmp_path):
+    sae = load_autoencoder(qwen_scope(tmp_path).path)
+    assert (sae.source_["model"], sae.source_["hook"]) == ("Qwen/Qwen3-1.7B-Base", "model.layers.3.output")
 
 
 def test_one_of_several_dictionaries_is_chosen_by_file(tmp_path):

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,9 @@ from geofloor import (
     LossForecaster,
     SparseAutoencoder,
 )
+from geofloor.features import OutlierRowsWarning
 from geofloor.forecasting import Calibrated
+from geofloor.language_models import dictionary_report
 
 LAYER = 1
 
@@ -65,6 +69,19 @@ def autoencoder(activations):
 @pytest.fixture(scope="module")
 def statistics(autoencoder, activations):
     return FeatureStatistics().fit(autoencoder.transform(activations))
+
+
+class Foreign:
+    """A dictionary of another library: dense codes, and neither `decoder_` nor scikit-learn."""
+
+    def __init__(self, autoencoder):
+        self.autoencoder = autoencoder
+
+    def transform(self, X):
+        return self.autoencoder.transform(X).toarray()
+
+    def inverse_transform(self, codes):
+        return torch.from_numpy(self.autoencoder.inverse_transform(codes))
 
 
 def loss_of(teacher, blocks, tokens, change, temperature):
@@ -129,6 +146,43 @@ def test_latents_are_dropped_in_the_order_of_importance_and_leave_their_means(te
     assert predictor.kept_features(widths).tolist() == [
         min(int(width * predictor.capacity_), predictor.n_features_) for width in widths
     ]
+
+
+@pytest.mark.parametrize("output", ["mlp", "attention"])
+def test_features_of_a_module_are_removed_from_its_output(teacher, tokens, output):
+    predictor = AblationPredictor(teacher, LAYER, output=output, n_points=5, batch_size=7).fit(tokens)
+    pca = PCA().fit(ActivationExtractor(teacher, LAYER, output=output).transform(tokens))
+    for row in predictor.curve_.itertuples():
+        kept = pca.components_[: row.kept]
+
+        def change(states, kept=kept):
+            return (pca.mean_ + (states - pca.mean_) @ kept.T @ kept).astype(np.float32)
+
+        losses = loss_of(teacher, {LAYER: teacher.gpt_neox.layers[LAYER].get_submodule(output)}, tokens, change, 2.0)
+        assert row.kl == pytest.approx(losses.mean(), abs=2e-5)
+    assert predictor.curve_.kl[0] > 1e-3
+
+
+def test_dictionaries_of_other_libraries_give_the_same(teacher, tokens, autoencoder, statistics):
+    for given in ((), (statistics,)):
+        own = AblationPredictor(teacher, LAYER, autoencoder, *given, n_points=5).fit(tokens)
+        foreign = AblationPredictor(teacher, LAYER, Foreign(autoencoder), *given, n_points=5).fit(tokens)
+        np.testing.assert_allclose(foreign.curve_, own.curve_, rtol=1e-4, atol=1e-6)
+        assert foreign.alpha_ == pytest.approx(own.alpha_)
+
+
+def test_dictionaries_of_other_activations_are_noticed(teacher, tokens, autoencoder, statistics):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AblationPredictor(teacher, LAYER, autoencoder, statistics, n_points=3).fit(tokens)
+    shifted = Foreign(autoencoder)
+    shifted.inverse_transform = lambda codes: autoencoder.inverse_transform(codes) + 10.0
+    with pytest.warns(UserWarning, match="not trained on these activations: layer. hook. model. normalization."):
+        AblationPredictor(teacher, LAYER, shifted, statistics, n_points=3).fit(tokens)
+    named = Foreign(autoencoder)
+    named.source_ = {"format": None, "model": None, "hook": "blocks.1.hook_resid_pre"}
+    with pytest.warns(UserWarning, match="hook='blocks.1.hook_resid_pre'.*these are activations of 'layers.1'"):
+        AblationPredictor(teacher, LAYER, named, statistics, n_points=3).fit(tokens)
 
 
 def test_predictions_meet_what_was_measured_and_never_rise(teacher, tokens):
@@ -284,6 +338,69 @@ def test_padding_does_not_count(teacher, tokens, autoencoder, statistics):
     weights = [real[::2, :5].size, real[1::2].size]
     expected = np.average([half.curve_.kl for half in halves], axis=0, weights=weights)
     np.testing.assert_allclose(predictor.curve_.kl, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_excluded_tokens_are_neither_ablated_nor_counted(teacher, tokens, autoencoder, statistics):
+    text = np.minimum(tokens, 28)
+    longer = text.copy()
+    longer[:, 9:] = 31
+    longer[::3, 9:11] = 29  # the model is causal: later tokens change nothing before them
+    for features in ((), (autoencoder, statistics), (autoencoder,)):
+        short = AblationPredictor(teacher, LAYER, *features, n_points=4).fit(text[:, :9])
+        found = AblationPredictor(teacher, LAYER, *features, n_points=4, exclude_tokens=[31, 29]).fit(longer)
+        np.testing.assert_allclose(found.curve_, short.curve_, rtol=1e-4, atol=1e-6)
+    nothing = AblationPredictor(teacher, LAYER, n_points=3, batch_size=1, exclude_tokens=range(1, 32))
+    with pytest.raises(ValueError, match="exclude_tokens leaves no position of any sequence"):
+        nothing.fit(np.maximum(tokens, 1))
+    one = np.maximum(tokens, 1)
+    one[0, 3:] = 0
+    assert np.isfinite(nothing.fit(one).curve_.kl).all()
+
+
+def test_an_infinite_loss_names_its_cause(tokens, monkeypatch):
+    model = gpt_neox()
+    forward = model.forward
+
+    def masked(*arguments, **options):  # all but the likeliest tokens, which depend on the hidden states
+        output = forward(*arguments, **options)
+        lowest = output.logits.topk(5).values[..., -1:]
+        output.logits = output.logits.masked_fill(output.logits < lowest, -torch.inf)
+        return output
+
+    monkeypatch.setattr(model, "forward", masked)
+    with pytest.raises(ValueError, match=r"teacher is not finite; .* logit −inf, probability 0, .* n_vocabulary"):
+        AblationPredictor(model, LAYER, n_points=3).fit(tokens)
+
+
+@pytest.mark.parametrize("measure", ["ablation", "report"])
+def test_a_few_dominating_activations_are_noticed(tokens, measure):
+    model = gpt_neox()
+    text = np.random.default_rng(1).integers(31, size=(200, 12))
+    text[[3, 150], [5, 8]] = 31  # a sink in the middle of sequences
+    with torch.no_grad():
+        model.gpt_neox.embed_in.weight[31] *= 300
+
+    def run(**options):
+        if measure == "ablation":
+            return AblationPredictor(model, LAYER, n_points=3, batch_size=50, **options).fit(text)
+        components = PCA(4).fit(ActivationExtractor(model, LAYER, **options).transform(text))
+        return dictionary_report(model, LAYER, components, text, batch_size=50, **options)
+
+    with pytest.warns(OutlierRowsWarning, match=r"3 of 2,200 activations carry \d\d% .* exclude_tokens") as caught:
+        run()
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(exclude_tokens=[31])
+
+
+def test_later_positions_see_excluded_tokens(teacher, tokens):
+    others = np.where(tokens == 7, 8, tokens)
+    curves = [
+        AblationPredictor(teacher, LAYER, n_points=3, exclude_tokens=[7, 8]).fit(each).curve_
+        for each in (tokens, others)
+    ]
+    assert not np.allclose(curves[0].kl, curves[1].kl, rtol=1e-5)
 
 
 @pytest.mark.parametrize("above_own_width", [False, True])

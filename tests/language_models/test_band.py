@@ -113,6 +113,17 @@ def test_reports_are_those_of_each_dictionary(in_teacher):
     assert made.frame()["kl_recovered"].tolist() == [each.kl_div_score_above_mean for each in made.reports]
 
 
+def test_reports_are_of_the_output_and_tokens_asked_for(in_teacher):
+    teacher, tokens, X, held_out, made = in_teacher
+    settings = {"output": "mlp", "exclude_tokens": [3, 5], "n_vocabulary": 30}
+    text = np.minimum(tokens, 29)
+    found = measure_band(
+        made.autoencoders[:1], X, WIDTHS, held_out=held_out, teacher=teacher, layer=1, tokens=text, **settings
+    )
+    assert repr(found.reports[0]) == repr(dictionary_report(teacher, 1, made.autoencoders[0], text, **settings))
+    assert found.reports[0].output == "mlp"
+
+
 def test_the_sparsest_setting_that_recovers_the_share_with_every_seed_is_chosen(in_teacher):
     *_, made = in_teacher
 

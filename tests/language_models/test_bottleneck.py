@@ -398,3 +398,17 @@ def test_bad_input_is_named(tokens):
 )
 def test_scikit_learn_checks(check):
     getattr(estimator_checks, check)("BottleneckPredictor", BottleneckPredictor(gpt_neox()))
+
+
+def test_excluded_tokens_do_not_count(tokens):
+    text = np.minimum(tokens, N_TOKENS - 3)
+    longer = text.copy()
+    longer[:, 7:] = N_TOKENS - 1  # the model is causal: later tokens change nothing before them
+    longer[::3, 7] = N_TOKENS - 2
+    found = fitted(gpt_neox(), longer, n_points=3, n_steps=5, exclude_tokens=[N_TOKENS - 1, N_TOKENS - 2])
+    short = fitted(gpt_neox(), text[:, :7], n_points=3, n_steps=5)
+    np.testing.assert_allclose(found.curve_, short.curve_, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match="tokens give 0 position"):
+        fitted(gpt_neox(), tokens, exclude_tokens=range(N_TOKENS))
+    with pytest.raises(ValueError, match="exclude_tokens='special' needs a tokenizer, and the teacher is an object"):
+        fitted(gpt_neox(), tokens, exclude_tokens="special")

@@ -1,4 +1,5 @@
 import dataclasses
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from geofloor.features import _dictionary_sums
 from geofloor.language_models import _dictionary_report, dictionary_report
 
 LAYER = 1
+pytestmark = pytest.mark.filterwarnings("ignore:autoencoder has the explained variance")
 
 
 class Dictionary:
@@ -48,20 +50,23 @@ class Zero(Identity):
         return np.zeros_like(codes)
 
 
-def brute_force(model, block, tokens, dictionary, *, skip_first=1, lengths=None):
+def brute_force(model, block, tokens, dictionary, *, skip_first=1, lengths=None, excluded=()):
     """Compute the losses one sequence at a time, with the model's own forward pass and a plain hook."""
     lengths = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
     sequences = [torch.tensor(row[:n])[None] for row, n in zip(tokens, lengths, strict=True)]
     states = {}
+    included = [~np.isin(ids[0], excluded) for ids in sequences]
 
     def run(ids, change=None):
+        at = ~np.isin(ids[0], excluded) & (np.arange(ids.shape[1]) >= skip_first)
+
         def hook(module, arguments, output):
             hidden = output if isinstance(output, torch.Tensor) else output[0]
-            states["last"] = hidden[0, skip_first:].double().numpy()
+            states["last"] = hidden[0, at].double().numpy()
             if change is None:
                 return None
             changed = hidden.clone()
-            changed[:, skip_first:] = torch.tensor(change(states["last"]), dtype=hidden.dtype)
+            changed[0, at] = torch.tensor(change(states["last"]), dtype=hidden.dtype)
             return changed if isinstance(output, torch.Tensor) else (changed, *output[1:])
 
         handle = block.register_forward_hook(hook)
@@ -86,10 +91,11 @@ def brute_force(model, block, tokens, dictionary, *, skip_first=1, lengths=None)
     for name, change in changes.items():
         others = [run(ids, change) for ids in sequences]
         kls = [(torch.where(k, p.exp() * (p - q), 0.0)).sum(-1) for p, q, k in zip(whole, others, kept, strict=True)]
+        kls = [kl[at] for kl, at in zip(kls, included, strict=True)]
         per_sequence[name] = np.array([kl.sum().item() for kl in kls])
         expected[f"kl_div_with_{name}"] = torch.cat(kls).mean().item()
-        expected[f"ce_loss_with_{name}"] = cross_entropy(others, sequences)
-    expected["ce_loss_without_sae"] = cross_entropy(whole, sequences)
+        expected[f"ce_loss_with_{name}"] = cross_entropy(others, sequences, included)
+    expected["ce_loss_without_sae"] = cross_entropy(whole, sequences, included)
     codes = sp.csr_array(dictionary.transform(rows.astype(np.float32))).toarray()
     decoded = reconstruct(rows)
     expected |= {
@@ -104,9 +110,10 @@ def brute_force(model, block, tokens, dictionary, *, skip_first=1, lengths=None)
     return expected, per_sequence
 
 
-def cross_entropy(log_probabilities, sequences):
-    pairs = zip(log_probabilities, sequences, strict=True)
-    return torch.cat([functional.nll_loss(p[:-1], ids[0, 1:], reduction="none") for p, ids in pairs]).mean().item()
+def cross_entropy(log_probabilities, sequences, included):
+    all_of_them = zip(log_probabilities, sequences, included, strict=True)
+    losses = [functional.nll_loss(p[:-1], ids[0, 1:], reduction="none")[at[:-1]] for p, ids, at in all_of_them]
+    return torch.cat(losses).mean().item()
 
 
 def assert_measured(report, expected):
@@ -149,6 +156,47 @@ def test_losses_of_small_models_in_pieces(make, sparse, skip_first, monkeypatch)
     block = model.gpt_neox.layers[LAYER] if make is gpt_neox else model.transformer.h[LAYER]
     expected, _ = brute_force(model, block, BLOCKS, dictionary, skip_first=skip_first)
     assert_measured(dictionary_report(model, LAYER, dictionary, BLOCKS, skip_first=skip_first, batch_size=3), expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_excluded_tokens_are_neither_replaced_nor_counted(batch_size):
+    model, dictionary = gpt_neox(), Dictionary(WIDTH, 24)
+    tokens = BLOCKS.copy()
+    tokens[4], excluded = 3, [3, *range(20, 30)]  # nothing is left of the fifth sequence
+    expected, _ = brute_force(model, model.gpt_neox.layers[LAYER], tokens, dictionary, excluded=excluded)
+    assert 0 < expected["n_tokens"] < 90
+    report = dictionary_report(model, LAYER, dictionary, tokens, exclude_tokens=excluded, batch_size=batch_size)
+    assert_measured(report, expected)
+    with pytest.raises(ValueError, match="exclude_tokens leaves no position of any sequence"):
+        dictionary_report(model, LAYER, dictionary, tokens, exclude_tokens=range(N_VOCABULARY))
+
+
+@pytest.mark.parametrize("output", ["mlp", "attention"])
+def test_outputs_of_modules_are_replaced_where_they_are_given(output):
+    model, dictionary = gpt_neox(), Dictionary(WIDTH, 24)
+    module = model.gpt_neox.layers[LAYER].get_submodule(output)
+    expected, _ = brute_force(model, module, BLOCKS, dictionary)
+    report = dictionary_report(model, LAYER, dictionary, BLOCKS, output=output, batch_size=3)
+    assert_measured(report, expected)
+    assert (report.layer, report.output) == (LAYER, output)
+
+
+def test_dictionaries_of_other_activations_are_noticed():
+    model = gpt_neox()
+    with pytest.warns(
+        UserWarning, match=r"explained variance -.*e\+03 on the first 80 activations of 'layers.1'"
+    ) as caught:
+        dictionary_report(model, LAYER, Dictionary(WIDTH, 24), BLOCKS)
+    (found,) = caught
+    assert "not trained on these activations: layer? hook? model? normalization?" in str(found.message)
+    assert found.filename == __file__
+    good = Identity()
+    good.source_ = {"format": "saelens", "model": "gpt2", "hook": "blocks.1.hook_mlp_out"}
+    with pytest.warns(UserWarning, match=r"hook='blocks.1.hook_mlp_out' \(layer=1, output='mlp'\).*of 'layers.1'"):
+        dictionary_report(model, LAYER, good, BLOCKS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dictionary_report(model, LAYER, good, BLOCKS, output="mlp")
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])  # with 1, the batch of the seventh sequence has nothing to replace
@@ -256,7 +304,7 @@ def test_frames_hold_the_measures():
     report = dictionary_report(gpt_neox(), LAYER, Dictionary(WIDTH, 24), BLOCKS)
     frame = report.frame().set_index("metric")
     for name, value in dataclasses.asdict(report).items():
-        if name == "closest_latents":
+        if name in ("closest_latents", "output"):
             continue
         if name.endswith("_error"):
             assert frame.standard_error[name.removesuffix("_error")] == value
@@ -283,6 +331,7 @@ class Unused(Identity):
         ({"autoencoder": Dictionary(5, 24)}, ValueError, "autoencoder=.* can't reconstruct activations of width 16"),
         ({"layer": 3}, ValueError, "layer=3"),
         ({"layer": 0.5}, ValueError, "layer=0.5"),
+        ({"output": "heads"}, ValueError, "output='heads' is unknown"),
         ({"teacher": torch.nn.Linear(2, 2)}, TypeError, "teacher="),
         ({"teacher": None}, ValueError, "teacher=None"),
         ({"tokens": BLOCKS + N_VOCABULARY}, ValueError, "tokens holds the token id"),
@@ -290,6 +339,8 @@ class Unused(Identity):
         ({"tokens": BLOCKS[0]}, ValueError, "tokens has shape"),
         ({"skip_first": 11}, ValueError, "skip_first=11 leaves nothing of sequences of 11 tokens"),
         ({"skip_first": -1}, ValueError, "skip_first=-1"),
+        ({"exclude_tokens": "special"}, ValueError, "exclude_tokens='special' needs .* the teacher is an object"),
+        ({"exclude_tokens": [N_VOCABULARY]}, ValueError, "exclude_tokens=40 must be .* at most 39"),
         ({"batch_size": 0}, ValueError, "batch_size=0"),
         ({"pad_token_id": "0"}, ValueError, "pad_token_id='0'"),
         ({"model_kwargs": {"dtype": "float32"}}, ValueError, "model_kwargs="),

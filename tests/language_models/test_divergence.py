@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,49 @@ def test_masked_logits_of_both_and_of_the_student_alone():
         float(distillation_kl(masked[:, :2], masked.flip(0)[:, :2])), rel=1e-6
     )
     assert float(distillation_kl(masked, torch.zeros(2, 3))) == torch.inf
+
+
+def test_closed_forms_with_probability_zero():
+    def kl(student, teacher, **options):
+        return float(
+            distillation_kl(*(torch.tensor([each], dtype=torch.float64) for each in (student, teacher)), **options)
+        )
+
+    none = -math.inf
+    a, b, c = math.log(0.5), math.log(0.3), math.log(0.2)
+    # p = (1/2, 1/2, 0): of a uniform student KL = log 3 − log 2, and of one with the same mask log 2 + log(q₁q₂)/−2.
+    assert kl([0.0, 0.0, 0.0], [a, a, none]) == pytest.approx(math.log(1.5), abs=1e-15)
+    assert kl([b, c, none], [a, a, none]) == pytest.approx(-0.5 * math.log(4 * 0.6 * 0.4), abs=1e-15)
+    # One certain token: KL = −log q.
+    assert kl([a, b, c], [none, none, 0.0]) == pytest.approx(-math.log(0.2), abs=1e-15)
+    assert kl([none, none, 0.0], [none, none, 0.0]) == 0.0
+    # A probability that underflows to 0 counts as 0, also where the student has 0.
+    assert kl([0.0, none], [0.0, -1e4]) == 0.0
+    assert kl([0.0, none], [0.0, -700.0]) == math.inf
+    assert kl([0.0, 0.0], [0.0, none], temperature=3.0) == pytest.approx(math.log(2.0), abs=1e-15)
+
+
+def test_a_padded_vocabulary_is_that_without_its_padding():
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((9, 5), (20, 5), (20,)))
+    student = torch.randn(9, 16, generator=generator, dtype=torch.float64)
+    found, expected = (student.clone().requires_grad_() for _ in range(2))
+    given = {"teacher_weight": weight, "teacher_bias": bias, "temperature": 2.0}
+    value = distillation_kl(found, hidden, n_vocabulary=14, **given)
+    reference = brute_kl(expected[:, :14], functional.linear(hidden, weight, bias)[:, :14], 2.0)
+    assert value.item() == pytest.approx(reference.item(), abs=1e-12)
+    value.backward()
+    reference.backward()
+    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-9, atol=1e-12)
+    assert not found.grad[:, 14:].any()
+    masked = torch.where(torch.arange(20) < 14, functional.linear(hidden, weight, bias), -torch.inf)
+    padded = functional.pad(student, (0, 4))
+    padded[:, 14:] = -torch.inf
+    assert value.item() == pytest.approx(distillation_kl(padded, masked, temperature=2.0).item(), abs=1e-12)
+    with pytest.raises(ValueError, match="student has a vocabulary of 16 .* teacher one of 20; .* set n_vocabulary"):
+        distillation_kl(student, hidden, **given)
+    with pytest.raises(ValueError, match="n_vocabulary=17 must be a whole number of at least 1 and at most 16"):
+        distillation_kl(student, hidden, n_vocabulary=17, **given)
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])

@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import pickle
 import threading
@@ -546,3 +547,23 @@ def test_writers_of_the_same_layers_in_other_orders_do_not_wait_for_each_other(t
         assert not thread.is_alive()
     ActivationExtractor(MODEL, [0, 2]).transform_to_store(BLOCKS, tmp_path / "one")
     assert files_of(tmp_path / "both") == files_of(tmp_path / "one")
+
+
+def test_a_store_of_another_output_is_refused(tmp_path):
+    ActivationExtractor(MODEL, 1, output="mlp").transform_to_store(BLOCKS, tmp_path)
+    assert ActivationStore(tmp_path).manifest["settings"]["output"] == "mlp"
+    with pytest.raises(ValueError, match="was made with output='mlp', not 'residual'; remove"):
+        ActivationExtractor(MODEL, 1).transform_to_store(BLOCKS, tmp_path)
+
+
+def test_a_store_made_before_there_were_outputs_is_of_the_residual_stream(tmp_path):
+    extractor = ActivationExtractor(MODEL, 1)
+    extractor.transform_to_store(BLOCKS, tmp_path)
+    path = tmp_path / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["settings"]["output"]
+    sealed.write_sealed(path, {key: value for key, value in content.items() if key != sealed._CHECKSUM})
+    assert ActivationStore(tmp_path).manifest["settings"]["output"] == "residual"
+    np.testing.assert_array_equal(extractor.transform_to_store(BLOCKS, tmp_path)[:], extractor.transform(BLOCKS))
+    with pytest.raises(ValueError, match="was made with output='residual', not 'attention'"):
+        ActivationExtractor(MODEL, 1, output="attention").transform_to_store(BLOCKS, tmp_path)
