@@ -5,12 +5,14 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BloomConfig,
+    CohereConfig,
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTJConfig,
+    GPTNeoConfig,
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
@@ -20,10 +22,12 @@ from transformers import (
     Olmo2Config,
     OPTConfig,
     Phi3Config,
+    PhiConfig,
     Qwen2Config,
     Qwen3Config,
     SmolLM3Config,
     StableLmConfig,
+    Starcoder2Config,
 )
 
 N_VOCABULARY, WIDTH, LENGTH = 96, 32, 12
@@ -81,14 +85,27 @@ RANDOM = {
     "gptj": GPTJConfig(
         vocab_size=N_VOCABULARY, n_embd=WIDTH, n_layer=2, n_head=2, rotary_dim=8, n_positions=64, **SPECIAL
     ),
+    "cohere": CohereConfig(**{**COMMON, "num_key_value_heads": 2, "logit_scale": 0.5}),
     "granite": GraniteConfig(**LLAMA, logits_scaling=0.5),
+    "gpt_neo": GPTNeoConfig(
+        vocab_size=N_VOCABULARY,
+        hidden_size=WIDTH,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=4,
+        max_position_embeddings=64,
+        **SPECIAL,
+    ),
+    "phi": PhiConfig(**COMMON),
+    "starcoder2": Starcoder2Config(**COMMON, num_key_value_heads=2),
     "stablelm": StableLmConfig(**{**COMMON, "num_key_value_heads": 2}),
 }
 # Refused
 REFUSED = {
+    "bert": BertConfig(**COMMON),
     "mixtral": MixtralConfig(**LLAMA, num_local_experts=4, head_dim=8),
     "mamba": MambaConfig(vocab_size=N_VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, state_size=4, **SPECIAL),
-    "bert": BertConfig(**COMMON),
 }
 
 
