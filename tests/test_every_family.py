@@ -107,6 +107,7 @@ def started(name, init):
     assert student.model_.get_input_embeddings().weight.shape[1] == WIDTH // 2
     assert np.isfinite([row["eval_kl"] for row in student.history_]).all()
     if init == "principal":
+        assert student.history_[0]["eval_kl"] < 4 * student.zero_width_loss_
         own = make_student(teacher, WIDTH, init="principal", random_state=0, tokens=tokens)
         with torch.no_grad():
             logits, expected = (model(torch.from_numpy(tokens)).logits for model in (own, teacher))

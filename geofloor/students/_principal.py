@@ -25,6 +25,7 @@ from geofloor.students._views import (
 
 _N_TOKENS = 16_384  # residual vectors per block from which principal directions are computed
 _SEQUENCES_PER_PASS = 8
+_FLOAT32_NOISE = 1e-5  # of a singular value, as a share of the largest
 _SMALLEST_GAIN = 1e-3  # of a normalization after a writer, as a share of its largest gain
 
 
@@ -304,7 +305,14 @@ def _project_logits(stream: _Stream, source: TransformerView, target: Transforme
     if source.norm.bias is not None and target.norm.bias is not None:
         # The unembedding has no bias to absorb the normalization's, so fit a bias that changes the logits alike.
         wanted = unembedding @ _double(source.norm.bias)
-        target.norm.bias.copy_(torch.linalg.lstsq(projected, wanted[:, None], driver="gelsd").solution[:, 0])
+        target.norm.bias.copy_(_solve(projected, wanted))
+
+
+def _solve(matrix: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return the shortest solution of a linear problem by least squares."""
+    # A centered, tied embedding has no mean over dimensions. Its rounding to float32 must not count as a direction.
+    found = torch.linalg.lstsq(matrix, wanted[:, None], rcond=_FLOAT32_NOISE, driver="gelsd")
+    return torch.as_tensor(found.solution[:, 0])
 
 
 def _set(target: Affine, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
@@ -390,8 +398,7 @@ def _project_attention(stream: _Stream, old: Attention, new: Attention, moments:
     if new.out.bias is None and new.values.bias is not None:
         # Only the student's value biases can add the constant (Qwen2).
         reached = new_out.unflatten(1, (-1, new_group)).sum(dim=2).flatten(1)
-        found = torch.linalg.lstsq(reached, constant[:, None], driver="gelsd").solution
-        new_value_biases = found.view(new_values.shape[:2])
+        new_value_biases = _solve(reached, constant).view(new_values.shape[:2])
     _set(new.values, new_values, new_value_biases)
     _set(new.out, new_out, constant if out_bias is None else constant + out_bias)
 
