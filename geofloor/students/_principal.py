@@ -94,7 +94,7 @@ def project_weights(source: TransformerView, target: TransformerView, moments: M
     the stream may be centered: the student then reserves its own mean direction, and the other width − 1 directions
     carry the teacher's principal ones. Gains and biases of such normalizations are absorbed by the weights that read
     their output. A tied unembedding can't absorb a gain, so the final normalization keeps the gain averaged over each
-    direction.
+    direction. If the stream is not centered, its directions are rotated so that the gain only acts along them.
 
     A normalization after a writer (Gemma 2 and 3, OLMo 2) has gains in the teacher's dimensions, and the student's are
     in its own. The writer absorbs the gain g, and the student's normalization gets the gains 1 / √(Bᵀ g⁻² B) of its
@@ -113,7 +113,11 @@ def project_weights(source: TransformerView, target: TransformerView, moments: M
         The teacher's, on a text.
     """
     centered = source.norm.bias is not None
-    stream = _Stream(_basis(moments.stream, target.embeddings[0].shape[1], centered), centered)
+    basis = _basis(moments.stream, target.embeddings[0].shape[1], centered)
+    if target.tied and not centered:
+        # Any rotation of the student's stream will do, and this one makes the final gain diagonal.
+        basis = basis @ torch.linalg.eigh(basis.T @ (_double(source.norm.gain)[:, None] * basis)).eigenvectors
+    stream = _Stream(basis, centered)
     scale = source.embedding_scale / target.embedding_scale
     for old, new in zip(source.embeddings, target.embeddings, strict=True):
         new.copy_(scale * stream.written(_double(old).T).T)

@@ -59,6 +59,17 @@ def test_a_projection_on_all_directions_is_the_teacher(tokens, rng, name):
     assert_same_logits(student, teacher, tokens, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["gemma", "qwen2", "smollm3"])
+def test_a_final_gain_before_a_tied_unembedding_is_kept_in_all_directions(tokens, name):
+    teacher = family_model(PRINCIPAL[name])
+    source = view_of(teacher)
+    assert source.tied
+    assert source.norm.gain.std() > 0.1
+    student = make_student(teacher, WIDTH, random_state=0).requires_grad_(False)
+    project_weights(source, view_of(student), _measure(source, teacher, tokens))
+    assert_same_logits(student, teacher, tokens, atol=1e-4)
+
+
 @torch.no_grad()
 def use_half(view):
     """Restrict a teacher to half of its dimensions, heads and units."""
