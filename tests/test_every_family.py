@@ -46,15 +46,12 @@ MODELS = {
 }
 # Known from the equations, see geofloor/students/_principal.py
 APPROXIMATE = {
-    "gemma": "gain of the tied unembedding",
-    "gemma2": "gain of the tied unembedding; lengths after sublayers",
-    "gemma3_text": "gain of the tied unembedding; lengths after sublayers",
+    "gemma2": "lengths after sublayers",
+    "gemma3_text": "lengths after sublayers",
     "gpt2": "gain and bias of the tied unembedding",
-    "llama": "in SmolLM2 and small Llama 3, gain of the tied unembedding",
     "olmo2": "lengths after sublayers; norm of queries and keys",
     "opt": "gain and bias of the tied unembedding",
-    "qwen2": "constant of the value biases; in small models, gain of the tied unembedding",
-    "smollm3": "gain of the tied unembedding",
+    "qwen2": "constant of the value biases",
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*too few to learn from:sklearn.exceptions.ConvergenceWarning")

@@ -98,9 +98,9 @@ def make_student(
     it keeps the largest singular values of the query-key and of the output-value products. Heads with normalized
     queries and keys are kept whole. A student of the teacher's own width is the teacher.
 
-    Two gains can't be absorbed by a neighboring weight. A tied embedding (``tie_word_embeddings``) keeps only part of
-    the gain of the final normalization. If a normalization comes after a sublayer (Gemma 2 and 3, OLMo 2), the
-    sublayer's output keeps its direction at every token, and its length on average.
+    Two gains can't be absorbed by a neighboring weight. If normalizations subtract the mean and the unembedding is the
+    embedding (GPT-2, OPT), the final gain is averaged over each direction. If a normalization comes after a sublayer
+    (Gemma 2 and 3, OLMo 2), the sublayer's output keeps its direction at every token, and its length on average.
 
     See Also
     --------

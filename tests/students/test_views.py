@@ -168,3 +168,8 @@ def test_a_final_bias_is_not_fitted_to_the_rounding_of_a_tied_embedding(tokens, 
     teacher = family_model(PRINCIPAL[name])
     bias = view_of(make_student(teacher, WIDTH // 2, init="principal", random_state=0, tokens=tokens)).norm.bias
     assert bias.abs().max() < 10 * view_of(teacher).norm.bias.abs().max()
+
+
+def test_blocks_without_rotation_have_no_frequencies_to_match():
+    view = view_of(family_model(PRINCIPAL["smollm3"]))
+    assert [len(attention.frequencies) for attention, _ in view.blocks] == [4, 0]
