@@ -82,7 +82,8 @@ def keep_head_size(
 ) -> tuple[int, int]:
     """Choose the student's numbers of heads if they keep the teacher's size.
 
-    The number falls with the width. It divides the width, as many configurations demand.
+    The number falls with the width. It divides the width, as many configurations demand. At the teacher's own width it
+    is the teacher's.
 
     Parameters
     ----------
@@ -116,6 +117,8 @@ def keep_head_size(
         if wanted not in possible:
             raise ValueError(f"n_heads={wanted!r} can't divide width={width}; use one of {possible}.")
         return wanted, _shared_heads(wanted, group, n_key_value_heads or wanted)
+    if width == teacher_width:
+        return n_heads, n_key_value_heads or n_heads
     share = n_heads * width / teacher_width
     found = [n for n in possible if n <= n_heads]
     n = min(found, key=lambda n: (n % group != 0, abs(n - share), -n))

@@ -150,7 +150,14 @@ SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 128, "v
 
 @pytest.mark.parametrize(
     ("heads", "width", "expected"),
-    [((4, 2), 32, (2, 1)), ((4, 2), 48, (4, 2)), ((4, 1), 32, (4, 1)), ((4, 4), 16, (1, 1)), ((4, 2), 6, (2, 1))],
+    [
+        ((5, 1), 64, (5, 1)),
+        ((4, 2), 32, (2, 1)),
+        ((4, 2), 48, (4, 2)),
+        ((4, 1), 32, (4, 1)),
+        ((4, 4), 16, (1, 1)),
+        ((4, 2), 6, (2, 1)),
+    ],
 )
 def test_heads_with_a_size_of_their_own_keep_it_and_their_number_falls(heads, width, expected):
     config = MistralConfig(**SIZES, num_attention_heads=heads[0], num_key_value_heads=heads[1], head_dim=24)
