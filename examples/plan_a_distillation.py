@@ -44,7 +44,7 @@ from geofloor.datasets import load_local_corpus, load_teacher
 from geofloor.displays import FloorBandDisplay, FloorDisplay, ForecastDisplay, SpectrumDisplay
 from geofloor.forecasting import AboveBottleneck, Anchored, Calibrated, Exponential
 from geofloor.language_models import measure_band, token_blocks
-from geofloor.students import distill_widths
+from geofloor.students import distill_widths, student_config
 
 
 def count_or_auto(text):
@@ -95,6 +95,10 @@ class Measured(NamedTuple):
     held_out: np.ndarray  # tokens
 
 
+def distilled_widths(options, own):
+    return options.distill_widths or [max(own // 4, 1), max(3 * own // 4, 2)]
+
+
 def extract(options):
     if options.model is None:
         path, texts = load_teacher().path, (document.text for document in load_local_corpus("test"))
@@ -107,6 +111,9 @@ def extract(options):
     ).fit()
     layer = extractor.n_layers_ // 2 if options.layer is None else options.layer
     extractor.set_params(layer=layer).fit()
+    if not options.no_distill:  # a teacher without students is refused here, not after hours
+        for width in distilled_widths(options, extractor.model_.config.get_text_config().hidden_size):
+            student_config(extractor.model_.config, width)
     n_blocks = -(-options.tokens // (options.length - 1))
     n_distilled = 0 if options.no_distill else options.distill_steps * options.distill_batch
     tokens = token_blocks(texts, extractor.tokenizer_, length=options.length, max_blocks=n_blocks + n_distilled)
@@ -258,8 +265,7 @@ def predict(options, source, band):
 
 
 def forecast(options, source, nats, result):
-    own = source.test.shape[1]
-    widths = options.distill_widths or [max(own // 4, 1), max(3 * own // 4, 2)]
+    widths = distilled_widths(options, source.test.shape[1])
     students = distill_widths(
         str(source.path),
         source.tokens,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from small_families import PRINCIPAL, RANDOM, REFUSED, family_model
 
 from geofloor import SparseAutoencoder
 from geofloor.datasets import load_teacher
@@ -147,6 +148,43 @@ def test_another_model_and_text(tmp_path, capsys):
     plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert plan["runs"][0]["floor"] > plan["zero_width_loss"]  # random, and all but untrained: worse than none
     assert "(1 + d)" not in plan["law"]
+
+
+def family_folder(name, folder):
+    """Save a tiny model of a family, with the tokenizer of the embedded teacher."""
+    tokenizer = load_teacher().tokenizer
+    config = {**PRINCIPAL, **RANDOM, **REFUSED}[name]
+    kind = type(config)
+    model = family_model(kind.from_dict({**config.to_dict(), "vocab_size": len(tokenizer)}))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def plan_of(folder, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(EXAMPLE.read_text() * 3)
+    arguments = ["--model", str(folder), "--text", str(text), "--length", "32", "--tokens", "3000", "--epochs", "5"]
+    arguments += ["--expansion", "4", "--widths", "8", "24", "--distill-widths", "8", "16"]
+    arguments += ["--distill-steps", "4", "--distill-batch", "2", "--output", str(tmp_path / "plan")]
+    load_example().main(arguments)
+    return json.loads((tmp_path / "plan" / "plan.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma2", "stablelm"])
+def test_a_teacher_of_any_family_has_a_plan(name, tmp_path):
+    plan = plan_of(family_folder(name, tmp_path / "model"), tmp_path)
+    assert plan["students"]["width"] == [8, 24]
+    assert [run["width"] for run in plan["runs"]] == [8, 16]
+    assert np.isfinite([run["floor"] for run in plan["runs"]] + plan["students"]["forecast"]).all()
+
+
+def test_a_teacher_without_students_is_refused_before_the_activations(tmp_path):
+    folder = family_folder("mixtral", tmp_path / "model")
+    with pytest.raises(ValueError, match="is a mixture of experts"):
+        plan_of(folder, tmp_path)
+    assert not (tmp_path / "plan" / "activations").exists()
 
 
 def test_settings_that_do_not_fit_what_is_there_are_refused(finished):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from geofloor._training.devices import memory_advice, resolve_device
 from geofloor._training.seeds import OwnDraws
@@ -61,6 +61,25 @@ def new_language_model(config: PreTrainedConfig, seed: int = 0) -> Any:
     """Make a causal language model from a configuration, in float32 on the CPU."""
     with building(seed), torch.device("cpu"):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def load_config(argument: str, name: str | os.PathLike[str], model_kwargs: Mapping[str, Any] | None) -> Any:
+    """Load the configuration of a model given by name, or return None for a file that is slow to read.
+
+    Parameters
+    ----------
+    argument : str
+        Name of the argument in error messages.
+    name : str or path-like
+        Name or folder of the model.
+    model_kwargs : dict or None
+        Arguments of ``from_pretrained`` for the model.
+    """
+    options = {key: value for key, value in (model_kwargs or {}).items() if key in _SHARED_OPTIONS}
+    if "gguf_file" in options:
+        return None
+    with naming(argument, name):
+        return AutoConfig.from_pretrained(os.fspath(name), **options)
 
 
 def model_options(model_kwargs: Mapping[str, Any] | None, dtype: str = "float32") -> dict[str, Any]:

@@ -69,6 +69,9 @@ class LanguageModel:
         head = self.module.get_output_embeddings()
         if type(head) is not torch.nn.Linear or self.module.base_model is self.module:
             return
+        # Capped logits differ from the product by less than the tolerance where they are small (Gemma 2).
+        if getattr(self.module.config.get_text_config(), "final_logit_softcapping", None):
+            return
         hidden = self.module.base_model(probe, **self._options)[0]
         if hidden.shape[-1] == head.in_features and torch.allclose(head(hidden), logits, rtol=1e-3, atol=1e-4):
             self.head = head

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from geofloor._training.seeds import draw_seed
 from geofloor._validation import check_choice, check_object
-from geofloor.language_models._loading import building
+from geofloor.language_models._loading import building, load_config
 from geofloor.students._families import check_positive_width, student_config
-from geofloor.students._principal import has_principal_start, project
+from geofloor.students._principal import check_principal_start, has_principal_start, project
 
 _INITS = ("random", "principal")
 
@@ -72,7 +73,7 @@ def make_student(
     init : {"random", "principal"}, default="random"
         ``"random"`` initializes weights as the teacher's class does; the paper starts its students this way.
         ``"principal"`` projects the teacher's weights on the principal directions of its residual stream; available
-        for GPT-NeoX, Llama and GPT-2.
+        for the families of :doc:`/user_guide/families`.
     random_state : int, RandomState or None, default=None
         Seed for the initial weights. With ``init="principal"`` it only affects parameters that the teacher does not
         have. Global seeds are neither used nor changed.
@@ -87,15 +88,19 @@ def make_student(
     Raises
     ------
     ValueError
-        If the teacher has no rule, or a parameter is out of its range.
+        If the teacher has no rule (mixtures of experts, state-space models and encoders have none), or a parameter is
+        out of its range.
 
     Notes
     -----
     After a *principal* start the student normalizes, reads and writes the residual stream as the teacher does, but in
     `width` principal directions only. It keeps the heads and feed-forward units with the largest outputs. In each head
-    it keeps the largest singular values of the query-key and of the output-value products. A student of the teacher's
-    own width is the teacher. A tied embedding (``tie_word_embeddings``) can't absorb the gain of the final
-    normalization, so such a student keeps only part of that gain.
+    it keeps the largest singular values of the query-key and of the output-value products. Heads with normalized
+    queries and keys are kept whole. A student of the teacher's own width is the teacher.
+
+    Two gains can't be absorbed by a neighboring weight. If normalizations subtract the mean and the unembedding is the
+    embedding (GPT-2, OPT), the final gain is averaged over each direction. If a normalization comes after a sublayer
+    (Gemma 2 and 3, OLMo 2), the sublayer's output keeps its direction at every token, and its length on average.
 
     See Also
     --------
@@ -128,8 +133,7 @@ def _make_language_model(
 ) -> PreTrainedModel:
     check_choice("init", init, _INITS)
     check_width(teacher, width)
-    # Registered rules need not have n_heads.
-    config = student_config(teacher.config, width, **({} if n_heads is None else {"n_heads": n_heads}))
+    config = _config_of(teacher.config, width, n_heads)
     with building(draw_seed(random_state)), torch.device("cpu"):
         student = type(teacher)(config).eval()
     if init == "principal":
@@ -159,8 +163,82 @@ def default_init(teacher: Any) -> str:
     'principal'
     """
     # A function registered for a subclass of PreTrainedModel may know no other start than a random one.
-    own = isinstance(teacher, PreTrainedModel) and make_student.dispatch(type(teacher)) is _make_language_model
-    return "principal" if own and has_principal_start(teacher) else "random"
+    return "principal" if _is_own(type(teacher)) and has_principal_start(teacher) else "random"
+
+
+def check_student(teacher: Any, width: int, *, n_heads: int | None = None, init: str = "random") -> None:
+    """Refuse a student that `make_student` would refuse, without making it.
+
+    Parameters
+    ----------
+    teacher : PreTrainedModel or torch.nn.Module
+        The teacher.
+    width : int
+        The student's width.
+    n_heads : int or None, default=None
+        Attention heads of the student.
+    init : {"auto", "random", "principal"}, default="random"
+        How the student starts.
+
+    Raises
+    ------
+    ValueError
+        If the teacher has no rule, a size is out of its range, or the start is not available.
+
+    Examples
+    --------
+    >>> from geofloor.datasets import load_teacher
+    >>> from geofloor.students._architecture import check_student
+    >>> check_student(load_teacher().model, 256)
+    Traceback (most recent call last):
+        ...
+    ValueError: width=256 exceeds the teacher's width of 128: a student is no wider than its teacher; use at most...
+    """
+    check_width(teacher, width)
+    if _is_own(type(teacher)):
+        _config_of(teacher.config, width, n_heads)
+        if init == "principal":
+            check_principal_start(teacher)
+    elif make_student.dispatch(type(teacher)) is make_student.dispatch(object):
+        make_student(teacher, width)  # which refuses it
+
+
+def check_named_student(
+    teacher: str, width: int, *, n_heads: int | None = None, model_kwargs: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse a student of a teacher given by name, before the teacher's weights are loaded.
+
+    Parameters
+    ----------
+    teacher : str
+        Name or folder of the teacher.
+    width : int
+        The student's width.
+    n_heads : int or None, default=None
+        Attention heads of the student.
+    model_kwargs : dict or None, default=None
+        Arguments of ``from_pretrained``.
+
+    Raises
+    ------
+    OSError
+        If there is no such model.
+    ValueError
+        If the teacher has no rule, or a size is out of its range.
+    """
+    config = load_config("teacher", teacher, model_kwargs)
+    if config is not None and _is_own(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), PreTrainedModel)):
+        _config_of(config, width, n_heads)
+
+
+def _config_of(config: PreTrainedConfig, width: int, n_heads: int | None) -> PreTrainedConfig:
+    # Registered rules need not have n_heads.
+    return student_config(config, width, **({} if n_heads is None else {"n_heads": n_heads}))
+
+
+def _is_own(kind: type) -> bool:
+    """Tell whether students of a class of models are made here, not by a function that a user registered."""
+    return make_student.dispatch(kind) is _make_language_model
 
 
 def model_width(model: Any) -> int | None:

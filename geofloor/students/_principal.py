@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,35 +13,59 @@ from transformers import PreTrainedModel
 
 from geofloor.language_models._hooks import evaluating, hooked
 from geofloor.language_models._token_rows import TokenRows
-from geofloor.students._families import (
+from geofloor.students._views import (
     Affine,
     Attention,
     FeedForward,
+    HeadNorm,
     Norm,
     TransformerView,
-    has_view,
     transformer_view,
 )
 
 _N_TOKENS = 16_384  # residual vectors per block from which principal directions are computed
 _SEQUENCES_PER_PASS = 8
+_FLOAT32_NOISE = 1e-5  # of a singular value, as a share of the largest
+_SMALLEST_GAIN = 1e-3  # of a normalization after a writer, as a share of its largest gain
 
 
 def has_principal_start(teacher: PreTrainedModel) -> bool:
     """Tell whether students of a teacher can start in its principal directions."""
-    return has_view(teacher.config) and not _unsupported_biases(transformer_view(teacher.config, teacher))
+    try:
+        check_principal_start(teacher)
+    except ValueError:
+        return False
+    return True
+
+
+def check_principal_start(teacher: PreTrainedModel) -> TransformerView:
+    """Refuse teachers whose students can't start in their principal directions.
+
+    Parameters
+    ----------
+    teacher : PreTrainedModel
+        The teacher.
+
+    Returns
+    -------
+    view : TransformerView
+        Its weights.
+
+    Raises
+    ------
+    ValueError
+        If the teacher's family has no view, or its attention lacks biases.
+    """
+    view = transformer_view(teacher.config, teacher)
+    if reason := _unsupported_biases(view):
+        raise ValueError(f"init='principal' needs {reason}; use init='random'.")
+    return view
 
 
 def project(teacher: PreTrainedModel, student: PreTrainedModel, tokens: Any) -> None:
     """Set a student's weights, in place, to the teacher's projected on its principal directions.
 
-    Every reader of the residual stream normalizes it first. If this subtracts the mean over dimensions, the stream may
-    be centered: the student then reserves its own mean direction, and the other width − 1 directions carry the
-    teacher's principal ones. Gains and biases of normalizations are absorbed by the weights that read their output.
-    The student keeps the heads and feed-forward units with the largest outputs. Within a head, query-key and
-    output-value products are truncated to their largest singular values, and rotated dimensions are matched by
-    frequency. A tied unembedding can't absorb a gain, so the final normalization keeps the gain averaged over each
-    direction. With the teacher's own width and sizes the student is the teacher.
+    A student with the teacher's own sizes is the teacher.
 
     Parameters
     ----------
@@ -53,31 +79,58 @@ def project(teacher: PreTrainedModel, student: PreTrainedModel, tokens: Any) -> 
     ValueError
         If the teacher's family has no view, its attention lacks biases, or `tokens` are none of its own.
     """
-    source, target = transformer_view(teacher.config, teacher), transformer_view(student.config, student)
-    width = target.embeddings[0].shape[1]
-    if reason := _unsupported_biases(source):
-        raise ValueError(f"init='principal' needs {reason}; use init='random'.")
+    source = check_principal_start(teacher)
     sample = _token_sample(teacher, source, tokens)
     if [each.shape for each in student.parameters()] == [each.shape for each in teacher.parameters()]:
         student.load_state_dict(teacher.state_dict())
-        return
-    covariance, heads, units = _measure(source, teacher, sample)
+    else:
+        project_weights(source, transformer_view(student.config, student), _measure(source, teacher, sample))
+
+
+def project_weights(source: TransformerView, target: TransformerView, moments: Moments) -> None:
+    """Set the student's weights to the teacher's, projected on its principal directions.
+
+    A normalization before a reader divides by the norm of the stream. If it also subtracts the mean over dimensions,
+    the stream may be centered: the student then reserves its own mean direction, and the other width − 1 directions
+    carry the teacher's principal ones. Gains and biases of such normalizations are absorbed by the weights that read
+    their output. A tied unembedding can't absorb a gain, so the final normalization keeps the gain averaged over each
+    direction. If the stream is not centered, its directions are rotated so that the gain only acts along them.
+
+    A normalization after a writer (Gemma 2 and 3, OLMo 2) has gains in the teacher's dimensions, and the student's are
+    in its own. The writer absorbs the gain g, and the student's normalization gets the gains 1 / √(Bᵀ g⁻² B) of its
+    directions B (the diagonal). What is added then keeps its direction at every token, and its length on average. The
+    length is exact if the gains are equal, or if the directions are the teacher's dimensions.
+
+    The student keeps the heads and feed-forward units with the largest outputs. Within a head, query-key and
+    output-value products are truncated to their largest singular values, and rotated dimensions are matched by
+    frequency. Heads with normalized queries and keys are kept as they are.
+
+    Parameters
+    ----------
+    source, target : TransformerView
+        Weights of the teacher and of the student.
+    moments : Moments
+        The teacher's, on a text.
+    """
     centered = source.norm.bias is not None
-    stream = _Stream(_basis(covariance, width, centered), centered)
+    basis = _basis(moments.stream, target.embeddings[0].shape[1], centered)
+    if target.tied and not centered:
+        # Any rotation of the student's stream will do, and this one makes the final gain diagonal.
+        basis = basis @ torch.linalg.eigh(basis.T @ (_double(source.norm.gain)[:, None] * basis)).eigenvectors
+    stream = _Stream(basis, centered)
+    scale = source.embedding_scale / target.embedding_scale
     for old, new in zip(source.embeddings, target.embeddings, strict=True):
-        new.copy_(stream.written(_double(old).T).T)
-    for (attention, feed_forward), (new_attention, new_feed_forward), head_moments, unit_moments in zip(
-        source.blocks, target.blocks, heads, units, strict=True
+        new.copy_(scale * stream.written(_double(old).T).T)
+    for (attention, feed_forward), (new_attention, new_feed_forward), block in zip(
+        source.blocks, target.blocks, moments.blocks, strict=True
     ):
-        _project_attention(stream, attention, new_attention, head_moments)
-        _project_feed_forward(stream, feed_forward, new_feed_forward, unit_moments)
-    _project_logits(stream, source, target)
+        _project_attention(stream, attention, new_attention, block)
+        _project_feed_forward(stream, feed_forward, new_feed_forward, block)
+    _project_logits(stream, source, target, scale)
 
 
 def _unsupported_biases(source: TransformerView) -> str:
     """Return the missing biases that the projection would have to write to, in words, or an empty string."""
-    if any(attention.values.bias is not None and attention.out.bias is None for attention, _ in source.blocks):
-        return "a bias in the output of attention, because its values have biases"
     if source.norm.bias is None:
         return ""
     affine = [
@@ -103,12 +156,32 @@ def _token_sample(teacher: PreTrainedModel, source: TransformerView, tokens: Any
     return rows.take(np.arange(min(n_sequences, len(rows)))).ids
 
 
-class _Moments:
+class BlockMoments(NamedTuple):
+    """Second moments of a block, averaged over positions; None without the normalization in question."""
+
+    heads: torch.Tensor  # (n_heads × size,), of values averaged by attention
+    units: torch.Tensor  # (n_units,)
+    queries: torch.Tensor | None  # (n_heads × size,), of queries of norm 1
+    keys: torch.Tensor | None  # (n_key_value_heads × size,), of keys of norm 1
+    attention_out: torch.Tensor | None  # (d, d), of outputs of norm 1
+    feed_forward_out: torch.Tensor | None  # (d, d), of outputs of norm 1
+
+
+class Moments(NamedTuple):
+    """Second moments of a teacher on a text."""
+
+    stream: torch.Tensor  # (d, d), of the residual stream
+    blocks: Sequence[BlockMoments]
+
+
+class _Hook:
     """Forward hook for the second moments of a module's input, averaged over positions."""
 
-    def __init__(self, module: torch.nn.Module, *, full: bool, centered: bool = False) -> None:
+    def __init__(
+        self, module: torch.nn.Module, *, full: bool, centered: bool = False, normalized: bool = False
+    ) -> None:
         self.module = module
-        self._full, self._centered = full, centered
+        self._full, self._centered, self._normalized = full, centered, normalized
         self._n = 0
         self._total: torch.Tensor | float = 0.0
 
@@ -117,31 +190,51 @@ class _Moments:
         self._n += len(rows)
         if self._centered:
             rows = rows - rows.mean(dim=1, keepdim=True)
+        if self._normalized:
+            rows = torch.nn.functional.normalize(rows, dim=1)
         self._total = self._total + (rows.T @ rows if self._full else rows.square().sum(dim=0))
 
     def mean(self) -> torch.Tensor:
         return torch.as_tensor(self._total / self._n)
 
 
-def _measure(
-    source: TransformerView, teacher: PreTrainedModel, tokens: np.ndarray
-) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-    """Compute the covariance of the residual stream, and second moments of heads and units per block."""
-    norms = [*(attention.norm for attention, _ in source.blocks), source.norm]
+def _measure(source: TransformerView, teacher: PreTrainedModel, tokens: np.ndarray) -> Moments:
+    """Measure the residual stream, heads, units and normalized outputs of a teacher."""
     centered = source.norm.bias is not None
-    streams = [_Moments(norm.module, full=True, centered=centered) for norm in norms]
-    heads = [_Moments(attention.module, full=False) for attention, _ in source.blocks]
-    units = [_Moments(feed_forward.module, full=False) for _, feed_forward in source.blocks]
+    entries = [*(attention.entry for attention, _ in source.blocks), source.norm.module]
+    streams = [_Hook(entry, full=True, centered=centered) for entry in entries]
+
+    def normalized(norm: Norm | HeadNorm | None, *, full: bool) -> _Hook | None:
+        # Heads that are normalized one by one need no moments.
+        together = norm is not None and (isinstance(norm, Norm) or norm.weight.ndim == 2)
+        return _Hook(norm.module, full=full, normalized=True) if norm is not None and together else None
+
+    blocks = [
+        (
+            _Hook(attention.module, full=False),
+            _Hook(feed_forward.module, full=False),
+            normalized(attention.query_norm, full=False),
+            normalized(attention.key_norm, full=False),
+            normalized(attention.out_norm, full=True),
+            normalized(feed_forward.out_norm, full=True),
+        )
+        for attention, feed_forward in source.blocks
+    ]
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(teacher))
-        for moments in (*streams, *heads, *units):
-            stack.enter_context(hooked(moments.module, moments, before=True))
+        for hook in (*streams, *itertools.chain.from_iterable(blocks)):
+            if hook is not None:
+                stack.enter_context(hooked(hook.module, hook, before=True))
         for part in np.array_split(tokens, max(len(tokens) // _SEQUENCES_PER_PASS, 1)):
             teacher.base_model(torch.from_numpy(part).to(teacher.device), use_cache=False)
-    covariance = torch.stack([moments.mean() for moments in streams])
+    covariance = torch.stack([hook.mean() for hook in streams])
     # Normalizations divide by the norm, so the stream before each of them gets the same weight.
     covariance /= covariance.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None]
-    return covariance.sum(dim=0), [each.mean() for each in heads], [each.mean() for each in units]
+    means = [
+        BlockMoments(heads.mean(), units.mean(), *(None if each is None else each.mean() for each in others))
+        for heads, units, *others in blocks
+    ]
+    return Moments(covariance.sum(dim=0), means)
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
@@ -184,20 +277,31 @@ class _Stream:
             weight = weight - weight.mean(dim=0, keepdim=True)
         return torch.tensordot(self.basis.T, weight, dims=1)
 
-    def seen(self, reader: Affine, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
+    def normalized(self, norm: Norm, moments: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the map (d_student, d_teacher) of a writer with a normalization after it, and the latter's gain."""
+        gain = _double(norm.gain)
+        sizes = gain.abs().clamp(min=_SMALLEST_GAIN * float(gain.abs().max()))
+        own = (self.basis.square() / sizes.square()[:, None]).sum(dim=0).rsqrt()
+        onto = self.basis.T * gain / own[:, None]
+        length = torch.einsum("ij,jk,ik->", onto, torch.as_tensor(moments), onto).sqrt()
+        return onto, own * self.scale * length
+
+    def seen(self, reader: Affine, norm: Norm | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Project a reader and absorb the gain; return weight (..., d_student) and bias (...)."""
         weight = _double(reader.weight)
         bias = torch.zeros(weight.shape[:-1], dtype=weight.dtype) if reader.bias is None else _double(reader.bias)
+        if norm is None:
+            return weight @ self.basis, bias
         if norm.bias is not None:
             bias = bias + weight @ _double(norm.bias)
         return (weight * _double(norm.gain)) @ self.read, bias
 
 
-def _project_logits(stream: _Stream, source: TransformerView, target: TransformerView) -> None:
+def _project_logits(stream: _Stream, source: TransformerView, target: TransformerView, scale: float) -> None:
     """Set the final normalization and, unless it is tied, the unembedding."""
     gain, unembedding = _double(source.norm.gain), _double(source.unembedding)
     if target.tied:
-        target.norm.gain.copy_(stream.scale * (stream.basis.square() * gain[:, None]).sum(dim=0))
+        target.norm.set_gain(stream.scale / scale * (stream.basis.square() * gain[:, None]).sum(dim=0))
         projected = _double(target.unembedding)
     else:
         projected = (unembedding * gain) @ stream.read
@@ -205,7 +309,14 @@ def _project_logits(stream: _Stream, source: TransformerView, target: Transforme
     if source.norm.bias is not None and target.norm.bias is not None:
         # The unembedding has no bias to absorb the normalization's, so fit a bias that changes the logits alike.
         wanted = unembedding @ _double(source.norm.bias)
-        target.norm.bias.copy_(torch.linalg.lstsq(projected, wanted[:, None], driver="gelsd").solution[:, 0])
+        target.norm.bias.copy_(_solve(projected, wanted))
+
+
+def _solve(matrix: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return the shortest solution of a linear problem by least squares."""
+    # A centered, tied embedding has no mean over dimensions. Its rounding to float32 must not count as a direction.
+    found = torch.linalg.lstsq(matrix, wanted[:, None], rcond=_FLOAT32_NOISE, driver="gelsd")
+    return torch.as_tensor(found.solution[:, 0])
 
 
 def _set(target: Affine, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
@@ -219,10 +330,22 @@ def _largest(values: torch.Tensor, n: int) -> torch.Tensor:
     return torch.sort(torch.argsort(values, descending=True, stable=True)[:n])[0]
 
 
-def _project_feed_forward(stream: _Stream, old: FeedForward, new: FeedForward, moments: torch.Tensor) -> None:
+def _written(
+    stream: _Stream, out: Affine, norm: Norm | None, new_norm: Norm | None, moments: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Project a writer's weight and bias, and set the student's normalization after it."""
+    weight, bias = _double(out.weight), None if out.bias is None else _double(out.bias)
+    if norm is None or new_norm is None:
+        return stream.written(weight), None if bias is None else stream.written(bias)
+    onto, gain = stream.normalized(norm, moments)
+    new_norm.set_gain(gain)
+    return torch.tensordot(onto, weight, dims=1), None if bias is None else onto @ bias
+
+
+def _project_feed_forward(stream: _Stream, old: FeedForward, new: FeedForward, moments: BlockMoments) -> None:
     """Keep the units with the largest outputs."""
-    out = stream.written(_double(old.out.weight))
-    kept = _largest(moments * out.square().sum(dim=0), new.out.weight.shape[1])
+    out, out_bias = _written(stream, old.out, old.out_norm, new.out_norm, moments.feed_forward_out)
+    kept = _largest(moments.units * out.square().sum(dim=0), new.out.weight.shape[1])
     for reader, new_reader in zip(old.readers, new.readers, strict=True):
         weight, bias = stream.seen(reader, old.norm)
         new_reader.weight[: len(kept)] = weight[kept]
@@ -230,10 +353,10 @@ def _project_feed_forward(stream: _Stream, old: FeedForward, new: FeedForward, m
             new_reader.bias[: len(kept)] = bias[kept]
     written = torch.zeros(new.out.weight.shape, dtype=out.dtype)  # units beyond the teacher's start without output
     written[:, : len(kept)] = out[:, kept]
-    _set(new.out, written, None if old.out.bias is None else stream.written(_double(old.out.bias)))
+    _set(new.out, written, out_bias)
 
 
-def _project_attention(stream: _Stream, old: Attention, new: Attention, moments: torch.Tensor) -> None:
+def _project_attention(stream: _Stream, old: Attention, new: Attention, moments: BlockMoments) -> None:
     """Keep the heads with the largest outputs, each truncated to the student's head size.
 
     Heads and dimensions beyond the teacher's keep random keys and values. Their queries and outputs start at zero, so
@@ -242,41 +365,83 @@ def _project_attention(stream: _Stream, old: Attention, new: Attention, moments:
     (queries, query_biases), (keys, key_biases), (values, value_biases) = (
         stream.seen(reader, old.norm) for reader in (old.queries, old.keys, old.values)
     )
-    out = stream.written(_double(old.out.weight))
+    out, out_bias = _written(stream, old.out, old.out_norm, new.out_norm, moments.attention_out)
     size, new_size = queries.shape[1], new.queries.weight.shape[1]
     group, new_group = len(queries) // len(keys), len(new.queries.weight) // len(new.keys.weight)
-    n_pairs, n_new_pairs = len(old.frequencies), len(new.frequencies)
-    pairs = _match_frequencies(old.frequencies, new.frequencies)
-    strength = (moments * out.flatten(1).square().sum(dim=0)).view(len(keys), group, size).sum(dim=2)
+    strength = (moments.heads * out.flatten(1).square().sum(dim=0)).view(len(keys), group, size).sum(dim=2)
 
     # The last column multiplies 1: it is the bias.
     new_queries = torch.zeros((*new.queries.weight.shape[:2], queries.shape[2] + 1), dtype=out.dtype)
     new_keys = torch.cat([_double(new.keys.weight), torch.zeros(*new.keys.weight.shape[:2], 1, dtype=out.dtype)], dim=2)
     new_values, new_out = _double(new.values.weight), torch.zeros(new.out.weight.shape, dtype=out.dtype)
+    kept_queries: list[tuple[int, int]] = []
+    kept_keys: list[tuple[int, int]] = []
     for place, kept in enumerate(_largest(strength.sum(dim=1), len(new_keys)).tolist()):
         chosen = (kept * group + _largest(strength[kept], new_group)).tolist()
         places = slice(place * new_group, place * new_group + len(chosen))
         both = torch.cat([queries[chosen], query_biases[chosen, :, None]], dim=2)
         key = torch.cat([keys[kept], key_biases[kept, :, None]], dim=1)
-        for i, k in pairs:
-            for at, new_at in ((k, i), (k + n_pairs, i + n_new_pairs)):
-                new_queries[places, new_at] = both[:, at]
-                new_keys[place, new_at] = key[at]
-        free, found = _truncate_product(
-            both[:, 2 * n_pairs :].transpose(1, 2), key[2 * n_pairs :].T, new_size - 2 * n_new_pairs
-        )
-        new_queries[places, 2 * n_new_pairs : 2 * n_new_pairs + free.shape[2]] = free.transpose(1, 2)
-        new_keys[place, 2 * n_new_pairs : 2 * n_new_pairs + found.shape[1]] = found.T
+        if old.query_norm is None:
+            _match_scores(old, new, both, key, new_queries[places], new_keys[place])
+        else:
+            new_queries[places], new_keys[place] = both, key
+        kept_keys.append((place, kept))
+        kept_queries += zip(range(places.start, places.stop), chosen, strict=True)
         written, value = _truncate_product(out[:, chosen].transpose(0, 1), values[kept].T, new_size)
         new_out[:, places, : written.shape[2]] = written.transpose(0, 1)
         new_values[place, : value.shape[1]] = value.T
-    new_queries *= old.scaling / new.scaling
+    if old.query_norm is None:
+        new_queries *= old.scaling / new.scaling
+    _set_head_norm(old.query_norm, new.query_norm, kept_queries, moments.queries)
+    _set_head_norm(old.key_norm, new.key_norm, kept_keys, moments.keys)
     _set(new.queries, new_queries[..., :-1], new_queries[..., -1])
     _set(new.keys, new_keys[..., :-1], new_keys[..., -1])
-    _set(new.values, new_values, torch.zeros(new_values.shape[:2]))
     # Attention weights sum to one, so value biases add a constant, including those of heads that are dropped.
     constant = torch.einsum("dhs,hs->d", out, value_biases.repeat_interleave(group, dim=0))
-    _set(new.out, new_out, constant if old.out.bias is None else constant + stream.written(_double(old.out.bias)))
+    new_value_biases = torch.zeros(new_values.shape[:2], dtype=out.dtype)
+    if new.out.bias is None and new.values.bias is not None:
+        # Only the student's value biases can add the constant (Qwen2).
+        reached = new_out.unflatten(1, (-1, new_group)).sum(dim=2).flatten(1)
+        new_value_biases = _solve(reached, constant).view(new_values.shape[:2])
+    _set(new.values, new_values, new_value_biases)
+    _set(new.out, new_out, constant if out_bias is None else constant + out_bias)
+
+
+def _match_scores(
+    old: Attention,
+    new: Attention,
+    queries: torch.Tensor,
+    key: torch.Tensor,
+    new_queries: torch.Tensor,
+    new_key: torch.Tensor,
+) -> None:
+    """Set the queries of a group and their key so that their products are nearly the teacher's."""
+    n_pairs, n_new_pairs = len(old.frequencies), len(new.frequencies)
+    for i, k in _match_frequencies(old.frequencies, new.frequencies):
+        for at, new_at in ((k, i), (k + n_pairs, i + n_new_pairs)):
+            new_queries[:, new_at] = queries[:, at]
+            new_key[new_at] = key[at]
+    free, found = _truncate_product(
+        queries[:, 2 * n_pairs :].transpose(1, 2), key[2 * n_pairs :].T, len(new_key) - 2 * n_new_pairs
+    )
+    new_queries[:, 2 * n_new_pairs : 2 * n_new_pairs + free.shape[2]] = free.transpose(1, 2)
+    new_key[2 * n_new_pairs : 2 * n_new_pairs + found.shape[1]] = found.T
+
+
+def _set_head_norm(
+    old: HeadNorm | None, new: HeadNorm | None, kept: list[tuple[int, int]], moments: torch.Tensor | None
+) -> None:
+    """Set a normalization of queries or keys, given the places of the student's heads and of the teacher's."""
+    if old is None or new is None:
+        return
+    if moments is None:  # each head is normalized by itself
+        new.weight.copy_(old.weight)
+        return
+    # The norm over fewer heads is smaller.
+    shares = moments.view(old.weight.shape).sum(dim=1)
+    share = shares[[head for _, head in kept]].sum() * len(old.weight) / len(new.weight)
+    for place, head in kept:
+        new.weight[place] = _double(old.weight[head]) * share.sqrt()
 
 
 def _match_frequencies(old: torch.Tensor, new: torch.Tensor) -> list[tuple[int, int]]:

@@ -22,12 +22,12 @@ from geofloor._validation import check_choice, check_number, check_path
 from geofloor.language_models import ActivationExtractor
 from geofloor.language_models._divergence import chunks_of
 from geofloor.language_models._hooks import evaluating
-from geofloor.language_models._loading import exact_device, load_language_model, on_device
+from geofloor.language_models._loading import check_model_kwargs, exact_device, load_language_model, on_device
 from geofloor.language_models._logits import LanguageModel
 from geofloor.language_models._pickles import PortablePickleMixin
 from geofloor.language_models._sequence_means import mean_and_error
 from geofloor.language_models._token_rows import TokenRows
-from geofloor.students._architecture import check_width, default_init
+from geofloor.students._architecture import check_named_student, check_student, default_init
 from geofloor.students._checkpoints import CHECKPOINT
 from geofloor.students._engine import Distillation
 from geofloor.students._families import check_positive_width
@@ -677,13 +677,17 @@ def fit_together(students: Sequence[DistilledStudent], tokens: Any, eval_tokens:
     processes = join_processes(first.device)
     for student in students:
         processes.on_main(check_files, student)
+    if first._is_given_by_name():
+        check_model_kwargs(first.model_kwargs, by_name=True)
+        for spec in specs:
+            check_named_student(first.teacher, spec.width, n_heads=spec.n_heads, model_kwargs=first.model_kwargs)
     device, module = first._load_teacher(processes.device)
     if first._is_given_by_name():
         for student in students[1:]:
             student._loaded = first._loaded  # so that score need not load the teacher again
     teacher = Teacher(module, device, settings, processes)
     for spec in specs:
-        check_width(module, spec.width)
+        check_student(module, spec.width, n_heads=spec.n_heads, init=settings.init or AUTO)
     teacher.model.check_layer(first.layer)
     text = split_text(teacher.model, tokens, eval_tokens, settings)
     resolved = settings.resolve(

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from small_families import PRINCIPAL, family_model
 from small_models import BLOCKS, MODEL, N_VOCABULARY, WIDTH, gpt2, gpt_neox, llama, with_padded_vocabulary
 
 from geofloor import AblationPredictor, BottleneckPredictor
@@ -31,6 +32,15 @@ def test_logits_are_those_of_the_model_and_stay_unevaluated_where_they_can(new):
         capped = LanguageModel(Capped(module), "model").logits(ids)
         assert capped.weight is None
         torch.testing.assert_close(capped.rows, torch.tanh(expected))
+
+
+def test_capped_logits_are_evaluated_even_where_they_are_too_small_to_show_the_cap():
+    module = family_model(PRINCIPAL["gemma2"])
+    module.get_input_embeddings().weight[0] = 0.0  # the token on which the model is probed
+    ids = torch.tensor([[5, 7, 9]])
+    found = LanguageModel(module, "model").logits(ids)
+    assert found.weight is None
+    torch.testing.assert_close(found.rows, module(ids).logits.flatten(0, 1))
 
 
 def test_modules_without_logits_are_named():

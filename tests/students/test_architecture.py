@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from small_families import RANDOM, REFUSED, family_model
 from small_students import new_teacher, small_teachers
-from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from geofloor import DistilledStudent
 from geofloor._training.seeds import draw_seed
@@ -65,9 +66,55 @@ def test_an_unknown_start_is_refused():
 def test_students_start_at_random_where_the_family_has_no_other_start(tokens):
     no_biases = new_teacher(attention_bias=False)
     assert DistilledStudent(no_biases, 8, n_steps=2, device="cpu").fit(tokens).init_ == "random"
-    qwen = Qwen2ForCausalLM(
-        Qwen2Config(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    )
-    assert default_init(qwen) == "random"
+    assert default_init(family_model(RANDOM["stablelm"])) == "random"
     assert default_init(torch.nn.Linear(2, 2)) == "random"
     assert [default_init(each) for each in (new_teacher(), GPT2LMHeadModel(GPT2Config(n_layer=1)))] == 2 * ["principal"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("mixtral", r"is a mixture of experts \(num_local_experts=4\)"),
+        ("mamba", "is a state-space, recurrent or convolutional model.*state_size=4"),
+        ("bert", "is an encoder, without next-token distributions"),
+    ],
+)
+def test_teachers_without_students_are_refused_before_their_weights_are_read(tokens, tmp_path, name, reason):
+    message = f"The teacher is of type '{name}', for which there is no rule: it {reason}.*Give a dense decoder"
+    teacher = family_model(REFUSED[name])
+    for call in (
+        lambda: make_student(teacher, 16),
+        lambda: DistilledStudent(teacher, 16).fit(tokens),
+        lambda: DistilledStudent(str(tmp_path), 16).fit(tokens),
+    ):
+        REFUSED[name].save_pretrained(tmp_path)  # no weights
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_a_start_or_a_number_of_heads_that_is_not_there_is_refused_before_training(tokens, tmp_path):
+    teacher = family_model(RANDOM["stablelm"])
+    with pytest.raises(ValueError, match="init='principal' is not available for a teacher of type 'stablelm'"):
+        DistilledStudent(teacher, 16, init="principal").fit(tokens)
+    RANDOM["stablelm"].save_pretrained(tmp_path)  # no weights
+    for source in (teacher, str(tmp_path)):
+        with pytest.raises(ValueError, match="n_heads=3 can't divide width=16"):
+            DistilledStudent(source, 16, n_heads=3).fit(tokens)
+
+
+def test_a_rule_for_a_class_of_models_does_not_need_one_for_their_configurations(tokens, tmp_path):
+    teacher = family_model(REFUSED["mamba"])
+    teacher.save_pretrained(tmp_path)
+
+    @make_student.register
+    def _(teacher: MambaForCausalLM, width, *, init="random", random_state=None, tokens=None):
+        config = MambaConfig.from_dict(
+            {**teacher.config.to_dict(), "hidden_size": width, "intermediate_size": 2 * width}
+        )
+        return MambaForCausalLM(config)
+
+    try:
+        fitted = DistilledStudent(str(tmp_path), 16, n_steps=2, device="cpu").fit(tokens)
+        assert fitted.model_.config.hidden_size == 16
+    finally:
+        make_student.register(MambaForCausalLM, make_student.dispatch(PreTrainedModel))

@@ -1,6 +1,17 @@
 import pytest
 import torch
-from transformers import GPT2Config, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, MistralConfig, OPTConfig
+from small_families import PRINCIPAL, RANDOM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Phi3Config,
+    PreTrainedConfig,
+)
 
 from geofloor.students import count_parameters, student_config
 
@@ -121,12 +132,87 @@ def test_width_zero_is_refused_with_the_function_that_gives_its_loss():
         student_config(PYTHIA_410M, 0)
 
 
-def test_other_types_are_refused_until_they_are_registered():
-    with pytest.raises(ValueError, match="'opt', for which there is no rule.*register"):
-        student_config(OPTConfig(), 64)
+@pytest.mark.parametrize("config", [*PRINCIPAL.values(), *RANDOM.values()], ids=lambda config: config.model_type)
+def test_any_decoder_with_the_usual_fields_has_students(config):
+    own, half = (student_config(config, config.hidden_size // divisor) for divisor in (1, 2))
+    if config.model_type not in ("gpt2", "gpt_neox"):  # which have 4d units by Table 8
+        assert count_parameters(own) == count_parameters(config)
+    assert type(half) is type(config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(half)
+    assert model.get_input_embeddings().weight.shape == (config.vocab_size, config.hidden_size // 2)
+    assert half.num_hidden_layers == config.num_hidden_layers
+    assert half.tie_word_embeddings == config.tie_word_embeddings
+
+
+SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 128, "vocab_size": 40, "pad_token_id": None}
+
+
+@pytest.mark.parametrize(
+    ("heads", "width", "expected"),
+    [
+        ((5, 1), 64, (5, 1)),
+        ((4, 2), 32, (2, 1)),
+        ((4, 2), 48, (4, 2)),
+        ((4, 1), 32, (4, 1)),
+        ((4, 4), 16, (1, 1)),
+        ((4, 2), 6, (2, 1)),
+    ],
+)
+def test_heads_with_a_size_of_their_own_keep_it_and_their_number_falls(heads, width, expected):
+    config = MistralConfig(**SIZES, num_attention_heads=heads[0], num_key_value_heads=heads[1], head_dim=24)
+    student = student_config(config, width)
+    assert (student.num_attention_heads, student.num_key_value_heads, student.head_dim) == (*expected, 24)
+
+
+def test_heads_with_a_rotary_factor_per_dimension_keep_their_size():
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": 8 * [1.0], "long_factor": 8 * [2.0]}
+    rope["original_max_position_embeddings"] = 32
+    config = Phi3Config(**SIZES, num_attention_heads=4, max_position_embeddings=64, rope_parameters=rope)
+    student = student_config(config, 32)
+    assert (student.head_dim, student.num_attention_heads) == (16, 2)
+    with torch.device("meta"):
+        attention = AutoModelForCausalLM.from_config(student).model.layers[0].self_attn
+    assert attention.qkv_proj.weight.shape == (3 * 2 * 16, 32)
+
+
+def test_a_number_of_heads_that_keep_their_size_can_be_chosen():
+    config = PRINCIPAL["qwen3"]
+    student = student_config(config, 16, n_heads=4)
+    assert (student.num_attention_heads, student.num_key_value_heads, student.head_dim) == (4, 2, 16)
+    with pytest.raises(ValueError, match=r"n_heads=3 can't divide width=16; use one of \[1, 2, 4, 8, 16\]"):
+        student_config(config, 16, n_heads=3)
+
+
+def test_opt_embeds_tokens_in_no_more_dimensions_than_its_student_has():
+    config = OPTConfig(hidden_size=64, num_attention_heads=4, ffn_dim=128, word_embed_proj_dim=32)
+    assert [student_config(config, width).word_embed_proj_dim for width in (16, 48)] == [16, 32]
+
+
+def test_other_classes_are_refused_until_they_are_registered():
+    class OddConfig(PreTrainedConfig):
+        model_type = "odd"
+
+    with pytest.raises(ValueError, match="no vocab_size or hidden_size or .*student_config.register"):
+        student_config(OddConfig(), 64)
+    with pytest.raises(ValueError, match="config is a dict, for which there is no rule"):
+        student_config({}, 64)
 
     @student_config.register
-    def _(config: MistralConfig, width):
-        return MistralConfig(**{**config.to_dict(), "hidden_size": width})
+    def _(config: OddConfig, width):
+        return OddConfig(hidden_size=width)
 
-    assert student_config(MistralConfig(), 64).hidden_size == 64
+    assert student_config(OddConfig(), 64).hidden_size == 64
+
+
+def test_sizes_that_a_configuration_refuses_are_named():
+    class StrictConfig(PreTrainedConfig):
+        model_type = "strict"
+
+        def __init__(self, hidden_size=64, **options):
+            if hidden_size % 64:
+                raise RuntimeError("no multiple of 64")
+            super().__init__(hidden_size=hidden_size, num_attention_heads=2, vocab_size=40, **options)
+
+    with pytest.raises(ValueError, match=r"hidden_size=32.*no multiple of 64.*another width"):
+        student_config(StrictConfig(), 32)
