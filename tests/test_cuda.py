@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 
 from geofloor import ActivationExtractor, SparseAutoencoder, ToyModel
 from geofloor.datasets import load_teacher
+from geofloor.features import _sparse_step
 from geofloor.toy import SparseFeatures, toy_sweep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -35,6 +37,15 @@ def test_sparse_autoencoder(tmp_path):
     fits["cuda"].save(tmp_path / "sae")
     elsewhere = SparseAutoencoder.load(tmp_path / "sae", device="cpu")
     np.testing.assert_allclose(elsewhere.transform(X).toarray(), fits["cuda"].transform(X).toarray(), atol=1e-3)
+
+
+def test_topk_with_few_codes_gathers_directions(monkeypatch):
+    X = np.random.default_rng(0).standard_normal((4096, 12))
+    fits = [SparseAutoencoder(512, l0=4, n_epochs=4, batch_size=256, random_state=0, device="cuda").fit(X)]
+    monkeypatch.setattr(_sparse_step, "_LATENTS_PER_GATHERED_CODE", 10**9)  # dense products
+    fits.append(clone(fits[0]).fit(X))
+    losses = [[row["loss"] for row in sae.history_] for sae in fits]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
 def test_activations():

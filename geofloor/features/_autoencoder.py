@@ -256,6 +256,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     below an eighth of the latents. Only the encoder's product is dense then, and the result is that of dense products
     up to rounding. The first fit compiles the kernels in seconds, and later processes find them cached.
 
+    On a CUDA device ``"topk"`` gathers the chosen directions in place of dense products if `l0` is at most a 128th of
+    the latents (speed not measured). Its sums have no fixed order there.
+
     References
     ----------
     .. [1] Sarkar and Deka (2026), "Geometric Limits of Knowledge Distillation", arXiv:2604.04037.

@@ -20,6 +20,10 @@ from geofloor.features._precision import rounded
 # cache.
 _CODES_AT_A_TIME = 2**25
 _CODES_AT_A_TIME_ON_CPU = 2**21
+_GATHERED_AT_A_TIME = 2**26  # numbers of directions gathered for the codes of a piece
+# Latents per code above which gathering takes less time on a GPU than dense products do, by its bandwidth and its rate
+# of products in float32. It was not measured, because no GPU was at hand.
+_LATENTS_PER_GATHERED_CODE = 128
 
 
 class Parameters(NamedTuple):
@@ -155,6 +159,9 @@ def compute_gradients(
     reconstruction by the latents of the prefix alone. The auxiliary loss is about the error of the last.
     """
     n_rows, n_latents = len(inputs), len(parameters.encoder_bias)
+    few = l0 is not None and _LATENTS_PER_GATHERED_CODE * l0 <= n_latents
+    if l0 is not None and few and inputs.device.type == "cuda" and threshold is None and groups is None:
+        return gather_gradients(parameters, inputs, l1_coefficient, l0, auxiliary, precision)
     piece = rows_at_a_time(parameters)
     weight = rounded(precision, parameters.encoder_weight)
     on_encoder, on_decoder = zero_sum(parameters.encoder_weight), zero_sum(parameters.decoder_weight)
@@ -212,6 +219,51 @@ def compute_gradients(
     on_threshold.mul_(-threshold / bandwidth)
     l0_on_threshold = n_near / (-n_rows * bandwidth)
     return StepResult(gradients, reconstruction / n_rows, l1 / n_rows, firings, on_threshold, l0_on_threshold)
+
+
+def gather_gradients(
+    parameters: Parameters,
+    inputs: torch.Tensor,
+    l1_coefficient: float | torch.Tensor,
+    l0: int,
+    auxiliary: AuxiliaryLoss | None = None,
+    precision: str = "float32",
+) -> StepResult:
+    """Compute the result of `compute_gradients` for TopK, with the encoder's product as the only dense one.
+
+    Directions of the chosen latents are gathered, and gradients are added to their rows. On a GPU these sums have no
+    fixed order, so that results differ by rounding from run to run.
+    """
+    n_rows, n_latents = len(inputs), len(parameters.encoder_bias)
+    l0 = min(l0, n_latents)
+    weight = rounded(precision, parameters.encoder_weight)
+    gradients = Parameters(*(torch.zeros_like(parameter) for parameter in parameters))
+    reconstruction, l1 = inputs.new_zeros(()), inputs.new_zeros(())
+    firings = torch.zeros(n_latents, dtype=torch.int64, device=inputs.device)
+    piece = max(min(rows_at_a_time(parameters), _GATHERED_AT_A_TIME // (l0 * inputs.shape[1])), 1)
+    for start in range(0, n_rows, piece):
+        centered = inputs[start : start + piece] - parameters.decoder_bias
+        kept = _preactivations(centered, weight, parameters.encoder_bias).topk(l0, dim=1, sorted=False)
+        codes, latents = kept.values.relu_(), kept.indices.reshape(-1)
+        active = codes > 0
+        directions = parameters.decoder_weight[kept.indices]
+        error = torch.bmm(codes[:, None], directions).squeeze(1).sub_(centered)
+        reconstruction += error.square().sum()
+        l1 += codes.sum()
+        firings.index_add_(0, latents, active.reshape(-1).long())
+        if auxiliary is not None:
+            auxiliary.add(centered, error, n_rows)
+        error = error * (2.0 / n_rows)
+        on_codes = torch.bmm(directions, error[:, :, None]).squeeze(2).add_(l1_coefficient / n_rows).mul_(active)
+        del directions
+        gradients.decoder_bias.add_(error.sum(dim=0))
+        gradients.encoder_bias.index_add_(0, latents, on_codes.reshape(-1))
+        gradients.decoder_weight.index_add_(0, latents, (codes[:, :, None] * error[:, None]).flatten(0, 1))
+        gradients.encoder_weight.index_add_(0, latents, (on_codes[:, :, None] * centered[:, None]).flatten(0, 1))
+    gradients.decoder_bias.addmv_(parameters.encoder_weight.T, gradients.encoder_bias, alpha=-1.0)
+    if auxiliary is not None:
+        auxiliary.add_to(gradients)
+    return StepResult(gradients, reconstruction / n_rows, l1 / n_rows, firings)
 
 
 def project_decoder_gradient(parameters: Parameters, gradients: Parameters) -> None:

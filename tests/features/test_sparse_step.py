@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from geofloor.features import _sparse_step, _sparsity
-from geofloor.features._sparse_step import Parameters, compute_gradients, decode, encode, reset_latents
+from geofloor.features._auxiliary_loss import AuxiliaryLoss
+from geofloor.features._sparse_step import (
+    Parameters,
+    compute_gradients,
+    decode,
+    encode,
+    gather_gradients,
+    reset_latents,
+)
 
 
 def random_parameters(n_latents=40, n_inputs=9, dtype=torch.float64):
@@ -41,6 +49,21 @@ def test_gradients_of_topk_are_those_of_automatic_differentiation():
     for gradient, reference in zip(result.gradients, expected, strict=True):
         torch.testing.assert_close(gradient, reference)
     assert int(result.firings.sum()) == 5 * 50
+
+
+@pytest.mark.parametrize("gathered_at_a_time", [2**26, 7 * 5 * 9])
+@pytest.mark.parametrize(("l0", "shift"), [(5, 0.0), (5, -3.0), (40, 0.0)])  # some rows have fewer codes, or all
+def test_gathered_gradients_are_those_of_dense_products(monkeypatch, gathered_at_a_time, l0, shift):
+    monkeypatch.setattr(_sparse_step, "_GATHERED_AT_A_TIME", gathered_at_a_time)
+    parameters = random_parameters()
+    parameters.encoder_bias.add_(shift)
+    inputs = torch.randn(30, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    dead = torch.arange(40) % 3 == 0
+    results = [
+        compute(parameters, inputs, 0.2, l0, auxiliary=AuxiliaryLoss(parameters, dead, 0.5))
+        for compute in (gather_gradients, compute_gradients)
+    ]
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
 def test_codes_above_a_threshold_have_the_gradients_of_automatic_differentiation():
