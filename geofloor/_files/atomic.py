@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -11,7 +12,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,33 @@ def check_writable(name: str, path: str | os.PathLike[str] | None) -> None:
         raise ValueError(f"{name}='{path}' can't be written ({error}); give another path.") from error
     if not ordinary:
         raise ValueError(f"{name}='{path}' is a folder or a device; give the path of a file.")
+
+
+def check_space(folders: Sequence[Path], n_bytes: int, remedy: str) -> None:
+    """Refuse to fill a disk: compare the bytes left to write with the free space.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        Folders on one disk, which may be missing or hold a part already.
+    n_bytes : int
+        Size of each when finished.
+    remedy : str
+        What to do about too little space.
+
+    Raises
+    ------
+    OSError
+        If the disk has too little free space; the error has the number of a full disk.
+    """
+    if not folders:
+        return
+    existing = next(each for each in (folders[0], *folders[0].absolute().parents) if each.is_dir())
+    written = sum(file.stat().st_size for folder in folders for file in folder.glob("*") if file.is_file())
+    needed, free = n_bytes * len(folders) - written, shutil.disk_usage(existing).free
+    if needed > free:
+        message = f"{needed / 2**30:.3g} GiB are left to write, and {free / 2**30:.3g} GiB are free; {remedy}"
+        raise OSError(errno.ENOSPC, message, os.fspath(existing))
 
 
 def read_json(text: str, path: str | os.PathLike[str]) -> Any:

@@ -17,7 +17,7 @@ from sklearn.utils._set_output import _get_output_config
 from transformers import PreTrainedModel
 
 from geofloor._estimators import SharedParametersMixin, ShortReprMixin
-from geofloor._files.atomic import check_writable
+from geofloor._files.atomic import check_space, check_writable
 from geofloor._training.devices import memory_advice, resolve_device
 from geofloor._training.processes import join_processes
 from geofloor._training.weights import model_sha256
@@ -411,6 +411,8 @@ class ActivationExtractor(
             model, or a damaged one. If several processes have different arguments, or don't see the same `path`.
         RuntimeError
             If another process failed; the message quotes its error.
+        OSError
+            If `path` can't be written, or the disk has too little space for the rows of an array of token ids.
 
         Notes
         -----
@@ -430,6 +432,7 @@ class ActivationExtractor(
         folders = self._folders(path)
         self._move(processes.device)
         windows = self._windows(X, quiet=not processes.is_main)
+        processes.on_main(self._check_space, X, folders, dtype)
         name = self.model if self._by_name() else self.model.name_or_path
         weights = model_sha256(self.model_)
 
@@ -452,6 +455,16 @@ class ActivationExtractor(
             folders, windows, self._residual_stream(), settings, processes, dtype=dtype, shard_tokens=shard_tokens
         )
         return stores if isinstance(self.layer_, list) else stores[self.layer_]
+
+    def _check_space(self, X: Any, folders: dict[int, tuple[Path, bool]], dtype: str) -> None:
+        """Refuse stores of token blocks that the disk can't hold; the size of other inputs is unknown."""
+        if not isinstance(X, np.ndarray) or X.ndim != 2 or self.exclude_tokens_:
+            return
+        length = min(X.shape[1], self.max_length_ or X.shape[1])
+        n_rows = len(X) * (1 if self.pooling else max(length - self._skip_first, 0))
+        unfinished = [folder for folder, finished in folders.values() if not finished]
+        n_bytes = n_rows * self._n_features_out * np.dtype(dtype).itemsize
+        check_space(unfinished, n_bytes, "give fewer tokens, dtype='float16' or another path")
 
     def _folders(self, path: Any) -> dict[int, tuple[Path, bool]]:
         """Fit, and return each block's folder and whether its store is finished.

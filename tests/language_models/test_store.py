@@ -2,9 +2,11 @@ import contextlib
 import json
 import os
 import pickle
+import shutil
 import threading
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,6 +89,18 @@ def test_pooled_store(tmp_path):
     extractor = ActivationExtractor(MODEL, 1, pooling="mean")
     store = extractor.transform_to_store(BLOCKS, tmp_path, shard_tokens=4)
     np.testing.assert_array_equal(store[:], extractor.transform(BLOCKS))
+
+
+def test_a_disk_with_too_little_space_is_refused_before_the_first_batch(tmp_path, monkeypatch):
+    rows = BLOCKS.shape[0] * (BLOCKS.shape[1] - 1)
+    free = 2 * rows * WIDTH * 4 - 1  # a byte less than two stores
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    extractor = ActivationExtractor(MODEL, [0, 1])
+    with pytest.raises(OSError, match=r"GiB are left to write, .* give fewer tokens, dtype='float16'"):
+        extractor.transform_to_store(BLOCKS, tmp_path / "new")
+    assert not list((tmp_path / "new").glob("*/*"))
+    assert len(extractor.transform_to_store(BLOCKS, tmp_path / "new", dtype="float16")) == 2
+    extractor.transform_to_store(BLOCKS, tmp_path / "new", dtype="float16")  # nothing is left to write
 
 
 def test_half_precision_store(tmp_path):
