@@ -22,7 +22,9 @@ _LARGEST_CONFIG = 2**20  # bytes
 
 
 def find_weights(path: Path, file: str | None) -> Path:
-    """Return the one file of weights at a path: the file itself, or the only one in a folder and its subfolders.
+    """Return the one file of weights at a path: the file itself, or the only one in a folder or its subfolders.
+
+    A file in the folder itself comes before those of subfolders, which may hold steps of its training.
 
     Raises
     ------
@@ -42,7 +44,9 @@ def find_weights(path: Path, file: str | None) -> Path:
         if not wanted.resolve().is_relative_to(path.resolve()):
             raise ValueError(f"file={file!r} leaves the folder '{path}'; give a path inside it.")
         return find_weights(wanted, None)
-    found = [each for each in sorted(path.rglob("*")) if is_weights(each.name) and each.is_file()]
+    found: list[Path] = []
+    for pattern in ("*", "**/*"):
+        found = found or [each for each in sorted(path.glob(pattern)) if is_weights(each.name) and each.is_file()]
     if not found:
         raise FileNotFoundError(f"There are no weights in path='{path}': no file that ends in {', '.join(_WEIGHTS)}.")
     if len(found) > 1:

@@ -63,9 +63,15 @@ def fetch(repository: str, file: str | None, revision: str | None) -> Path:
 def choose(repository: str, names: list[str], file: str | None) -> str:
     """Choose the one file of weights that `file` names, itself or as its folder."""
     found = [name for name in names if is_weights(PurePosixPath(name).name)]
+    folder = ""
     if file is not None:
         wanted = os.fspath(file).strip("/")
-        found = [name for name in found if name == wanted or name.startswith(f"{wanted}/")]
+        if wanted in found:
+            return wanted
+        folder = f"{wanted}/"
+        found = [name for name in found if name.startswith(folder)]
+    # Those of the folder itself come first, as on this machine.
+    found = [name for name in found if "/" not in name.removeprefix(folder)] or found
     if not found:
         where = "" if file is None else f" at file={file!r}"
         raise FileNotFoundError(f"path={repository!r} has no weights{where}.")

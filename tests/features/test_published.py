@@ -12,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 
 from geofloor import FeatureStatistics, FloorPredictor, SparseAutoencoder
 from geofloor.features import load_autoencoder
+from geofloor.features._dictionary_hub import choose
 
 
 def close(found, wanted):
@@ -139,6 +140,18 @@ def test_one_of_several_dictionaries_is_chosen_by_file(tmp_path):
         load_autoencoder(tmp_path, file="layers.12")
 
 
+def test_a_finished_file_comes_before_the_steps_of_its_training(tmp_path, monkeypatch):
+    made = sparsify(tmp_path, "topk")
+    folder = tmp_path / "layers.10"
+    write(folder / "checkpoints", "ae_100.safetensors", {"encoder.weight": np.ones((2, 2), "f4")})
+    assert close(load_autoencoder(folder).transform(X).toarray(), made.codes)
+    names = ["layers.10/checkpoints/ae_100.safetensors", "layers.10/sae.safetensors", "layers.11/sae.safetensors"]
+    assert choose("someone/some-dictionary", names, "layers.10") == names[1]
+    assert choose("someone/some-dictionary", names, names[0]) == names[0]
+    with pytest.raises(ValueError, match="has 3 files of weights"):
+        choose("someone/some-dictionary", names, None)
+
+
 class Hostile:
     def __reduce__(self):
         return eval, ("print('ran')",)
@@ -209,6 +222,7 @@ def test_of_a_repository_only_what_is_needed_is_fetched(tmp_path, monkeypatch):
         fetched.append(name)
         return str(tmp_path / name)
 
+    save_file({"a": np.ones(1, "f4")}, tmp_path / "another.safetensors")
     names = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repository, revision=None: names)
