@@ -318,7 +318,7 @@ def test_a_long_autoencoder_resumes_without_the_activations_before(job, folder, 
         return transform(self, X)
 
     monkeypatch.setattr(ActivationExtractor, "transform", counted)
-    options = {**vars(job.parse_arguments(SMALL, job.STEPS)), "layers": [1]}
+    options = {**vars(job.parse_arguments(SMALL, job.STEPS)), "layers": [1], "is_main": True}
     place = folder / "long"
     place.mkdir()
     shutil.copy(finished / "tokens.npy", place)
@@ -516,11 +516,12 @@ def test_operations_of_extraction_and_distillation_are_those_counted(costs):
 def test_operations_of_an_ablation_are_those_counted(costs):
     config = GPTNeoXConfig(hidden_size=64, intermediate_size=256, **TINY)
     teacher, shape = GPTNeoXForCausalLM(config), costs.shape_of(config)
-    tokens = np.random.default_rng(0).integers(512, size=(16, 32))
+    tokens = np.random.default_rng(0).integers(512, size=(64, 32))
     states = ActivationExtractor(teacher, 1, batch_size=16).fit_transform(tokens)
     sae = SparseAutoencoder(n_latents=256, batch_size=128, random_state=0, device="cpu").fit(states)
     statistics = FeatureStatistics().fit(sae.transform(states))
     ablation = AblationPredictor(teacher, 1, sae, statistics, n_points=4, capacity=lambda alpha: 4.0, device="cpu")
+    # The first batch is read once more, to compare the dictionary with its activations.
     with sdpa_kernel(SDPBackend.MATH), count_operations() as counter:
         ablation.fit(tokens)
     assert len(ablation.curve_) == 5

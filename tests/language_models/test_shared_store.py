@@ -19,6 +19,7 @@ from small_models import BLOCKS, MODEL, UNEQUAL, gpt_neox, random_sequences
 from small_processes import describe_failure, launch, rank, read_results, write_result
 
 from geofloor import ActivationExtractor, ActivationStore
+from geofloor._training.devices import one_thread
 from geofloor._training.processes import ALONE, Processes
 from geofloor.language_models import _extractor, _shared_store
 
@@ -371,7 +372,7 @@ def test_two_real_processes_write_the_store_of_one(tmp_path, killed):
     assert (main["warnings"], other["warnings"]) == (1, 0)
     assert "are not finite" in main["failure"]
     assert "are not finite" in other["failure"]
-    with pytest.warns(UserWarning, match="look like padding"):
+    with pytest.warns(UserWarning, match="look like padding"), one_thread():  # as each of the two
         extract(PADDED, tmp_path / "alone", layer=[0, -1], shard_tokens=50)
     assert content(tmp_path / "store") == content(tmp_path / "alone")
 
