@@ -82,7 +82,7 @@ def test_a_dictionary_of_another_model_is_noticed(recwarn):
         ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B-Base", False),
         ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen3-0.6B", True),
         ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "meta-llama/Llama-3.1-8B", False),
-        ("gpt2", "/root/hub/models--EleutherAI--pythia-70m/snapshots/3b9c" + 36 * "0", True),
+        ("gpt2", "/hub/models--EleutherAI--pythia-70m/snapshots/3b9c" + 36 * "0", True),
         ("gpt2", "", False),
     ],
 )
