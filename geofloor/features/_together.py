@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.utils.validation import validate_data
 
+from geofloor._training.devices import resolve_device
 from geofloor._training.processes import join_processes
 from geofloor._training.rows import ArrayRows, StreamRows, open_rows
 from geofloor._training.settings import check_files
@@ -18,6 +19,7 @@ from geofloor._training.shared import SharedRows, SharedStream, StreamReader, pi
 from geofloor._validation import check_iterable, check_object, is_stream, shown
 from geofloor.features._autoencoder import SparseAutoencoder
 from geofloor.features._autoencoder_settings import check_parameters
+from geofloor.features._precision import check_precision
 
 _ByKey = dict[Hashable, list[SparseAutoencoder]]
 _LIST = "give a list of autoencoders, or a dict of them by key of X"
@@ -125,6 +127,7 @@ def _check(given: _ByKey) -> None:
             raise ValueError(f"autoencoders holds {shown(sae)} twice, and each is fitted once; give a clone.")
         seen.add(id(sae))
         check_parameters(sae)
+        check_precision(sae.precision, resolve_device(sae.device))
         check_files(sae)
         if sae.checkpoint_path is not None:
             path = Path(sae.checkpoint_path).resolve()

@@ -9,7 +9,7 @@ from sklearn.base import clone
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from geofloor import ActivationExtractor, SparseAutoencoder
-from geofloor.features import fit_autoencoders
+from geofloor.features import _precision, fit_autoencoders
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # small fits warn
 WEIGHTS = ("encoder_", "encoder_bias_", "decoder_", "decoder_bias_", "threshold_")
@@ -229,3 +229,9 @@ def test_what_can_not_be_fitted_is_refused_before_training(activations, tmp_path
     for wrong in (one, [one, "topk"], "topk", {1: "topk"}, 3):
         with pytest.raises(TypeError, match="give a list of autoencoders, or a dict"):
             fit_autoencoders(wrong, activations)
+
+
+def test_a_precision_that_the_device_lacks_is_refused(activations, monkeypatch):
+    monkeypatch.setattr(_precision, "has_bf16", lambda device: False)
+    with pytest.raises(ValueError, match="precision='bf16' needs a device with bfloat16 in hardware"):
+        fit_autoencoders([SparseAutoencoder(8), SparseAutoencoder(8, precision="bf16")], activations)
