@@ -43,6 +43,7 @@ from geofloor.features._sparsity import (
 # the penalty.
 _Update = Callable[[torch.Tensor, torch.Tensor | None], tuple[StepResult, torch.Tensor | float]]
 
+_LARGEST_WEIGHT = 2.0**63  # float32 can square numbers below it
 _READ_EVERY = 20  # steps between readings of the loss, because each reading waits for the device
 
 
@@ -175,7 +176,7 @@ def train_steps(
     Raises
     ------
     ValueError
-        If the loss becomes non-finite.
+        If the loss becomes non-finite, or a weight so large that float32 can't square it.
     MemoryError
         If a batch does not fit into memory.
     """
@@ -194,6 +195,13 @@ def train_steps(
                 bar.set_postfix(loss=f"{row['loss']:.4g}", l0=f"{row['l0']:.1f}", dead=f"{row['dead']:.0%}")
             yield
     read_measurements(state, settings)
+    # The loss of a step is of the weights before it, so that nothing else sees the last step.
+    largest = max(float(parameter.abs().max()) for parameter in state.parameters)
+    if not largest < _LARGEST_WEIGHT:
+        raise ValueError(
+            f"The largest weight became {largest:g} at step {state.step}; lower "
+            f"learning_rate={settings.learning_rate:g}."
+        )
 
 
 @contextmanager

@@ -82,3 +82,10 @@ def test_arrays_and_settings_are_all_that_training_needs(activations, sae):
     assert state.history == sae.history_
     with pytest.raises(AttributeError):
         settings.learning_rate = 1.0
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu", "relu"])
+def test_a_last_step_that_overflows_is_refused(activations, activation):
+    sae = SparseAutoencoder(48, activation=activation, n_epochs=1, batch_size=1000, learning_rate=1e30, random_state=0)
+    with pytest.raises(ValueError, match=r"The largest weight became .* at step 1; lower learning_rate=1e\+30"):
+        sae.fit(activations)
