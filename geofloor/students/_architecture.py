@@ -54,6 +54,7 @@ def make_student(
     width: int,
     *,
     n_heads: int | None = None,
+    head_dim: int | None = None,
     init: str = "random",
     random_state: int | np.random.RandomState | None = None,
     tokens: Any = None,
@@ -64,12 +65,14 @@ def make_student(
     ----------
     teacher : PreTrainedModel
         A causal language model of ``transformers``. For other classes register a function with
-        ``make_student.register``. It takes these parameters (`n_heads` may be left out) and returns a torch module
-        that maps token ids to logits.
+        ``make_student.register``. It takes these parameters (`n_heads` and `head_dim` may be left out) and
+        returns a torch module that maps token ids to logits.
     width : int
         Dimensions d of the student's residual stream, at most the teacher's.
     n_heads : int or None, default=None
         Attention heads. They must divide `width`. By default the rule of `student_config` chooses them.
+    head_dim : int or None, default=None
+        Dimensions of each head: see `student_config`.
     init : {"random", "principal"}, default="random"
         ``"random"`` initializes weights as the teacher's class does; the paper starts its students this way.
         ``"principal"`` projects the teacher's weights on the principal directions of its residual stream; available
@@ -127,13 +130,14 @@ def _make_language_model(
     width: int,
     *,
     n_heads: int | None = None,
+    head_dim: int | None = None,
     init: str = "random",
     random_state: int | np.random.RandomState | None = None,
     tokens: Any = None,
 ) -> PreTrainedModel:
     check_choice("init", init, _INITS)
     check_width(teacher, width)
-    config = _config_of(teacher.config, width, n_heads)
+    config = _config_of(teacher.config, width, n_heads=n_heads, head_dim=head_dim)
     with building(draw_seed(random_state)), torch.device("cpu"):
         student = type(teacher)(config).eval()
     if init == "principal":
@@ -166,7 +170,7 @@ def default_init(teacher: Any) -> str:
     return "principal" if _is_own(type(teacher)) and has_principal_start(teacher) else "random"
 
 
-def check_student(teacher: Any, width: int, *, n_heads: int | None = None, init: str = "random") -> None:
+def check_student(teacher: Any, width: int, *, init: str = "random", **heads: int) -> None:
     """Refuse a student that `make_student` would refuse, without making it.
 
     Parameters
@@ -175,10 +179,10 @@ def check_student(teacher: Any, width: int, *, n_heads: int | None = None, init:
         The teacher.
     width : int
         The student's width.
-    n_heads : int or None, default=None
-        Attention heads of the student.
     init : {"auto", "random", "principal"}, default="random"
         How the student starts.
+    **heads
+        ``n_heads`` and ``head_dim``, as far as the caller has chosen them.
 
     Raises
     ------
@@ -196,7 +200,7 @@ def check_student(teacher: Any, width: int, *, n_heads: int | None = None, init:
     """
     check_width(teacher, width)
     if _is_own(type(teacher)):
-        _config_of(teacher.config, width, n_heads)
+        _config_of(teacher.config, width, **heads)
         if init == "principal":
             check_principal_start(teacher)
     elif make_student.dispatch(type(teacher)) is make_student.dispatch(object):
@@ -204,7 +208,7 @@ def check_student(teacher: Any, width: int, *, n_heads: int | None = None, init:
 
 
 def check_named_student(
-    teacher: str, width: int, *, n_heads: int | None = None, model_kwargs: Mapping[str, Any] | None = None
+    teacher: str, width: int, *, model_kwargs: Mapping[str, Any] | None = None, **heads: int
 ) -> None:
     """Refuse a student of a teacher given by name, before the teacher's weights are loaded.
 
@@ -214,10 +218,10 @@ def check_named_student(
         Name or folder of the teacher.
     width : int
         The student's width.
-    n_heads : int or None, default=None
-        Attention heads of the student.
     model_kwargs : dict or None, default=None
         Arguments of ``from_pretrained``.
+    **heads
+        As in `check_student`.
 
     Raises
     ------
@@ -228,12 +232,12 @@ def check_named_student(
     """
     config = load_config("teacher", teacher, model_kwargs)
     if config is not None and _is_own(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), PreTrainedModel)):
-        _config_of(config, width, n_heads)
+        _config_of(config, width, **heads)
 
 
-def _config_of(config: PreTrainedConfig, width: int, n_heads: int | None) -> PreTrainedConfig:
-    # Registered rules need not have n_heads.
-    return student_config(config, width, **({} if n_heads is None else {"n_heads": n_heads}))
+def _config_of(config: PreTrainedConfig, width: int, **heads: int | None) -> PreTrainedConfig:
+    # Registered rules need have neither n_heads nor head_dim.
+    return student_config(config, width, **{name: value for name, value in heads.items() if value is not None})
 
 
 def _is_own(kind: type) -> bool:

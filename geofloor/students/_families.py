@@ -23,7 +23,7 @@ _HEAD_NORMS = frozenset({"gemma3_text", "olmo2", "qwen3"})
 
 
 @functools.singledispatch
-def student_config(config: Any, width: int, *, n_heads: int | None = None) -> Any:
+def student_config(config: Any, width: int, *, n_heads: int | None = None, head_dim: int | None = None) -> Any:
     """Derive a student's configuration from its teacher's.
 
     Width, heads and feed-forward units change. Depth, vocabulary, positions and everything else stay the teacher's
@@ -39,6 +39,9 @@ def student_config(config: Any, width: int, *, n_heads: int | None = None) -> An
         Dimensions d of the student's residual stream.
     n_heads : int or None, default=None
         Attention heads of the student. They must divide `width`. By default the rule of Table 8 chooses them.
+    head_dim : int or None, default=None
+        Dimensions of each head, for configurations that have this field. With it, the student has the teacher's number
+        of heads unless `n_heads` is given. By default the rule below chooses the size.
 
     Returns
     -------
@@ -104,7 +107,9 @@ def student_config(config: Any, width: int, *, n_heads: int | None = None) -> An
 
 
 @student_config.register
-def _(config: PreTrainedConfig, width: int, *, n_heads: int | None = None) -> PreTrainedConfig:
+def _(
+    config: PreTrainedConfig, width: int, *, n_heads: int | None = None, head_dim: int | None = None
+) -> PreTrainedConfig:
     check_has_students(config)
     width = check_positive_width("width", width)
     given, own = config.to_dict(), config.hidden_size
@@ -116,7 +121,11 @@ def _(config: PreTrainedConfig, width: int, *, n_heads: int | None = None) -> Pr
     latent = "qk_rope_head_dim" in given  # heads of latent attention have sizes of their own
     rope = given.get("rope_parameters") or {}
     changes: dict[str, Any] = {"hidden_size": width}
-    if latent or config.model_type in _HEAD_NORMS or (explicit and n * size != own) or _has_lists(rope):
+    if head_dim is not None:
+        if latent or not explicit:
+            raise _no_head_dim(config, head_dim)
+        n_heads, n_shared, changes["head_dim"] = _sized_heads(config, width, n_heads, head_dim)
+    elif latent or config.model_type in _HEAD_NORMS or (explicit and n * size != own) or _has_lists(rope):
         n_heads, n_shared = keep_head_size(width, own, n, n_shared, wanted=n_heads)
         if not latent:
             changes["head_dim"] = size
@@ -155,8 +164,10 @@ def _(config: PreTrainedConfig, width: int, *, n_heads: int | None = None) -> Pr
 
 
 @student_config.register
-def _(config: GPTNeoXConfig, width: int, *, n_heads: int | None = None) -> GPTNeoXConfig:
+def _(config: GPTNeoXConfig, width: int, *, n_heads: int | None = None, head_dim: int | None = None) -> GPTNeoXConfig:
     width = check_positive_width("width", width)
+    if head_dim is not None:
+        raise _no_head_dim(config, head_dim)
     rope = config.rope_parameters or {}
     share = rope.get("partial_rotary_factor", 1.0)
     n_heads, _ = choose_heads(
@@ -180,22 +191,26 @@ def _(config: GPTNeoXConfig, width: int, *, n_heads: int | None = None) -> GPTNe
 
 
 @student_config.register
-def _(config: LlamaConfig, width: int, *, n_heads: int | None = None) -> LlamaConfig:
+def _(config: LlamaConfig, width: int, *, n_heads: int | None = None, head_dim: int | None = None) -> LlamaConfig:
     width = check_positive_width("width", width)
-    n_heads, n_key_value_heads = choose_heads(
-        width,
-        config.num_attention_heads,
-        config.num_attention_heads * config.head_dim,
-        n_key_value_heads=config.num_key_value_heads,
-        wanted=n_heads,
-        can_rotate=lambda size: size % 2 == 0,
-    )
+    if head_dim is None:
+        n_heads, n_key_value_heads = choose_heads(
+            width,
+            config.num_attention_heads,
+            config.num_attention_heads * config.head_dim,
+            n_key_value_heads=config.num_key_value_heads,
+            wanted=n_heads,
+            can_rotate=lambda size: size % 2 == 0,
+        )
+        head_dim = width // n_heads
+    else:
+        n_heads, n_key_value_heads, head_dim = _sized_heads(config, width, n_heads, head_dim)
     return _changed(
         config,
         hidden_size=width,
         num_attention_heads=n_heads,
         num_key_value_heads=n_key_value_heads,
-        head_dim=width // n_heads,
+        head_dim=head_dim,
         intermediate_size=_scaled(config.intermediate_size, config.hidden_size, width),
     )
 
@@ -204,13 +219,32 @@ def _(config: LlamaConfig, width: int, *, n_heads: int | None = None) -> LlamaCo
 
 
 @student_config.register
-def _(config: GPT2Config, width: int, *, n_heads: int | None = None) -> GPT2Config:
+def _(config: GPT2Config, width: int, *, n_heads: int | None = None, head_dim: int | None = None) -> GPT2Config:
     width = check_positive_width("width", width)
+    if head_dim is not None:
+        raise _no_head_dim(config, head_dim)
     n_heads, _ = choose_heads(width, config.n_head, config.n_embd, wanted=n_heads)
     return _changed(config, n_embd=width, n_head=n_heads, n_inner=_FFN_RATIO * width)
 
 
 # For all families
+
+
+def _sized_heads(config: Any, width: int, n_heads: int | None, head_dim: int) -> tuple[int, int, int]:
+    """Return the numbers of query heads, and of key and value heads, and their size as the caller chose it."""
+    size = check_number("head_dim", head_dim, 2, whole=True)
+    if size % 2:
+        raise ValueError(f"head_dim={size} is odd, and rotary embeddings need an even size; use {size + 1}.")
+    own, shared = config.num_attention_heads, config.num_key_value_heads
+    wanted = own if n_heads is None else n_heads
+    return *keep_head_size(width, config.hidden_size, own, shared, wanted=wanted), size
+
+
+def _no_head_dim(config: Any, head_dim: Any) -> ValueError:
+    return ValueError(
+        f"head_dim={head_dim!r} can't be chosen for a {type(config).__name__}, whose heads share the width; leave it "
+        "out, or choose n_heads."
+    )
 
 
 def check_positive_width(name: str, width: Any) -> int:

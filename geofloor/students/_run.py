@@ -106,9 +106,7 @@ def build_run(
     ValueError
         If student and teacher do not share a vocabulary, or the settings need hidden states that are not known.
     """
-    # Functions registered with make_student need not have n_heads.
-    heads = {} if spec.n_heads is None else {"n_heads": spec.n_heads}
-    module = make_student(teacher.module, spec.width, init=init, random_state=seed, tokens=tokens, **heads)
+    module = make_student(teacher.module, spec.width, init=init, random_state=seed, tokens=tokens, **spec.heads)
     module = module.to(device).eval().requires_grad_()
     model = LanguageModel(module, "the student")
     if model.n_vocabulary != teacher.n_vocabulary:

@@ -35,7 +35,7 @@ class StudentSpec:
     """Parameters in which the students of a pass differ."""
 
     width: int
-    n_heads: int | None
+    heads: Mapping[str, int]  # their number and size, as far as the caller has chosen them
     random_state: int | np.random.RandomState | None
     checkpoint_path: Path | None
     recorded: Mapping[str, Any]  # parameters that change the result of training, written into checkpoints

@@ -70,6 +70,10 @@ class DistilledStudent(
         the rule of `student_config`.
     n_heads : int or None, default=None
         Attention heads of the student. They must divide `width`. By default the rule of `student_config` chooses them.
+    head_dim : int or None, default=None
+        Dimensions of each head, for teachers whose configuration has this field (Llama, Mistral, Qwen and others). By
+        default the rule of `student_config` chooses them. A principal start from a teacher that rotates whole heads
+        needs the teacher's own size: heads of another size rotate at other frequencies.
     temperature : float, default=2.0
         Temperature T of both distributions.
     n_steps : int or "auto", default="auto"
@@ -237,6 +241,7 @@ class DistilledStudent(
         width: int,
         *,
         n_heads: int | None = None,
+        head_dim: int | None = None,
         temperature: float = 2.0,
         n_steps: int | str = AUTO,
         batch_size: int | str = AUTO,
@@ -268,6 +273,7 @@ class DistilledStudent(
         self.teacher = teacher
         self.width = width
         self.n_heads = n_heads
+        self.head_dim = head_dim
         self.temperature = temperature
         self.n_steps = n_steps
         self.batch_size = batch_size
@@ -572,10 +578,12 @@ class DistilledStudent(
     def _spec(self) -> StudentSpec:
         """Check and collect the parameters in which students of a pass differ."""
         width = check_positive_width("width", self.width)
-        n_heads = None if self.n_heads is None else check_number("n_heads", self.n_heads, 1, whole=True)
+        # Functions registered with make_student need have neither argument.
+        heads = {name: getattr(self, name) for name in ("n_heads", "head_dim") if getattr(self, name) is not None}
+        heads = {name: check_number(name, value, 1, whole=True) for name, value in heads.items()}
         check_random_state(self.random_state)
         path = None if self.checkpoint_path is None else check_path("checkpoint_path", self.checkpoint_path)
-        return StudentSpec(width, n_heads, self.random_state, path, plain_parameters(self, without=_NOT_RECORDED))
+        return StudentSpec(width, heads, self.random_state, path, plain_parameters(self, without=_NOT_RECORDED))
 
     def _inference_batch_size(self) -> int:
         if isinstance(self.batch_size, str):
@@ -680,14 +688,14 @@ def fit_together(students: Sequence[DistilledStudent], tokens: Any, eval_tokens:
     if first._is_given_by_name():
         check_model_kwargs(first.model_kwargs, by_name=True)
         for spec in specs:
-            check_named_student(first.teacher, spec.width, n_heads=spec.n_heads, model_kwargs=first.model_kwargs)
+            check_named_student(first.teacher, spec.width, model_kwargs=first.model_kwargs, **spec.heads)
     device, module = first._load_teacher(processes.device)
     if first._is_given_by_name():
         for student in students[1:]:
             student._loaded = first._loaded  # so that score need not load the teacher again
     teacher = Teacher(module, device, settings, processes)
     for spec in specs:
-        check_student(module, spec.width, n_heads=spec.n_heads, init=settings.init or AUTO)
+        check_student(module, spec.width, init=settings.init or AUTO, **spec.heads)
     teacher.model.check_layer(first.layer)
     text = split_text(teacher.model, tokens, eval_tokens, settings)
     resolved = settings.resolve(

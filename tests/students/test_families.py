@@ -184,6 +184,32 @@ def test_a_number_of_heads_that_keep_their_size_can_be_chosen():
         student_config(config, 16, n_heads=3)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMOLLM2_135M,
+        MistralConfig(**{**SIZES, "hidden_size": 576}, num_attention_heads=9, num_key_value_heads=3, head_dim=64),
+    ],
+)
+def test_the_size_of_heads_can_be_chosen(config):
+    def sizes(**heads):
+        student = student_config(config, 144, **heads)
+        return student.num_attention_heads, student.num_key_value_heads, student.head_dim
+
+    assert sizes(head_dim=64) == (9, 3, 64)
+    assert sizes(head_dim=32, n_heads=6) == (6, 2, 32)
+    with pytest.raises(ValueError, match=r"head_dim=7 is odd.*use 8"):
+        sizes(head_dim=7)
+    with pytest.raises(ValueError, match=r"n_heads=9 can't divide width=100; use one of \[1, 2, 4"):
+        student_config(config, 100, head_dim=64)
+
+
+@pytest.mark.parametrize("config", [PYTHIA_410M, GPT2Config()])
+def test_heads_that_share_the_width_have_no_size_to_choose(config):
+    with pytest.raises(ValueError, match=f"head_dim=64 can't be chosen for a {type(config).__name__}"):
+        student_config(config, 128, head_dim=64)
+
+
 def test_opt_embeds_tokens_in_no_more_dimensions_than_its_student_has():
     config = OPTConfig(hidden_size=64, num_attention_heads=4, ffn_dim=128, word_embed_proj_dim=32)
     assert [student_config(config, width).word_embed_proj_dim for width in (16, 48)] == [16, 32]

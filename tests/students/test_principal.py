@@ -145,6 +145,26 @@ def test_a_teacher_that_uses_half_of_its_dimensions_is_projected_on_them_without
     assert not any(module._forward_pre_hooks for module in teacher.modules())
 
 
+def test_heads_of_the_teachers_size_lose_nothing_in_a_narrower_stream(rng):
+    teacher = spread_teacher(SPREAD["llama"])
+    config = teacher.config
+    with torch.no_grad():
+        parameters = dict(teacher.named_parameters())
+        onto_a_plane(config, parameters)
+        for key, parameter in parameters.items():
+            if "down_proj.weight" in key:
+                parameter[:, 80:] = 0.0
+    tokens = rng.integers(40, size=(20, 15))
+
+    def gap(**heads):
+        student = make_student(teacher, 32, init="principal", random_state=0, tokens=tokens, **heads)
+        expected, found = logits_of(tokens, teacher, student)
+        return float((found - expected).abs().max())
+
+    assert gap(head_dim=config.head_dim) < 5e-4
+    assert gap() > 0.1  # heads of half the size rotate at other frequencies
+
+
 def test_parameters_beyond_the_teachers_can_learn(rng):
     teacher = spread_teacher(GPTNeoXConfig(**{**NEOX, "num_attention_heads": 4, "intermediate_size": 60}))
     tokens = rng.integers(40, size=(20, 15))
