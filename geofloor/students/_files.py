@@ -26,6 +26,7 @@ _FITTED = {
     "converged_": flag,
     "history_": HISTORY,
     "init_": choice("principal", "random"),
+    "learning_rate_": number(0),
     "n_steps_": number(1, whole=True),
     "batch_size_": number(1, whole=True),
     "warmup_steps_": number(0, whole=True),

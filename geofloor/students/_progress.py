@@ -19,7 +19,7 @@ class Trained(Protocol):
     """Results of training, as attributes of a `DistilledStudent`."""
 
     width: int
-    learning_rate: float
+    learning_rate_: float
     n_steps_: int
     floor_: float
     zero_width_loss_: float
@@ -90,7 +90,7 @@ def _find_problem(student: Trained) -> str | None:
 
 def _find_fault(student: Trained) -> str | None:
     """Describe a fault of the training, with its remedy."""
-    n_steps, rate = student.n_steps_, float(student.learning_rate)
+    n_steps, rate = student.n_steps_, student.learning_rate_
     if n_steps < FEWEST_STEPS:
         return (
             f"n_steps={n_steps} are too few to learn from; floor_ is the loss after these, not the floor. Use "

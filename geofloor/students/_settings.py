@@ -28,6 +28,7 @@ _FEW_TOKENS, _MANY_TOKENS = 2048, 16_384  # per batch: enough for short texts, a
 _FEWEST_STEPS, _MOST_STEPS = 600, 4000
 _FEWEST_BATCHES = 8  # per pass over the text
 _EVALUATIONS = 20
+_LEARNING_RATE, _MEASURED_WIDTH = 1e-2, 128  # the rate that did best, up to this width of the teacher
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,10 @@ class StudentSpec:
 class DistillationSettings:
     """Checked settings, shared by all students of a pass.
 
-    Parameters of `DistilledStudent` with the same names. None stands for ``"auto"`` in the last five.
+    Parameters of `DistilledStudent` with the same names. None stands for ``"auto"`` in the last six.
     """
 
     temperature: float
-    learning_rate: float
     weight_decay: float
     optimizer: str
     clip_norm: float | None
@@ -64,6 +64,7 @@ class DistillationSettings:
     data_seed: int
     checkpoint_every: int
     verbose: int
+    learning_rate: float | None
     n_steps: int | None
     batch_size: int | None
     warmup_steps: int | None
@@ -90,12 +91,16 @@ class DistillationSettings:
         def real(name: str, **limits: Any) -> float:
             return check_number(name, parameters[name], 0, **limits)
 
+        def real_or_auto(name: str, **limits: Any) -> float | None:
+            value = parameters[name]
+            return None if isinstance(value, str) and value == AUTO else real(name, **limits)
+
         init = check_choice("init", parameters["init"], (AUTO, "random", "principal"))
         settings = cls(
             temperature=real("temperature", open_low=True),
             n_steps=whole_or_auto("n_steps", 1),
             batch_size=whole_or_auto("batch_size", 1),
-            learning_rate=real("learning_rate", open_low=True),
+            learning_rate=real_or_auto("learning_rate", open_low=True),
             weight_decay=real("weight_decay"),
             warmup_steps=whole_or_auto("warmup_steps", 0),
             optimizer=check_choice("optimizer", parameters["optimizer"], ("adamw", "muon")),
@@ -123,7 +128,9 @@ class DistillationSettings:
             )
         return settings
 
-    def resolve(self, *, n_sequences: int, length: int, principal: bool) -> ResolvedSettings:
+    def resolve(
+        self, *, n_sequences: int, length: int, principal: bool, teacher_width: int | None = None
+    ) -> ResolvedSettings:
         """Choose all ``"auto"`` settings by the rules in the docstring of `DistilledStudent`.
 
         Parameters
@@ -132,6 +139,8 @@ class DistillationSettings:
             Sequences to train on, and tokens per sequence.
         principal : bool
             Whether students of this teacher can start in its principal directions.
+        teacher_width : int or None, default=None
+            The teacher's width, if it is known.
 
         Returns
         -------
@@ -152,7 +161,9 @@ class DistillationSettings:
             n_steps = min(max(n_sequences // batch_size, _FEWEST_STEPS), _MOST_STEPS)
         warmup_steps = n_steps // 10 if self.warmup_steps is None else self.warmup_steps
         _check_warmup(warmup_steps, n_steps)
+        wider = max((teacher_width or 0) / _MEASURED_WIDTH, 1.0)
         chosen = {
+            "learning_rate": _LEARNING_RATE / wider if self.learning_rate is None else self.learning_rate,
             "batch_size": batch_size,
             "n_steps": n_steps,
             "warmup_steps": warmup_steps,
@@ -166,6 +177,7 @@ class DistillationSettings:
 class ResolvedSettings(DistillationSettings):
     """Settings without ``"auto"``."""
 
+    learning_rate: float
     n_steps: int
     batch_size: int
     warmup_steps: int

@@ -27,7 +27,7 @@ from geofloor.language_models._logits import LanguageModel
 from geofloor.language_models._pickles import PortablePickleMixin
 from geofloor.language_models._sequence_means import mean_and_error
 from geofloor.language_models._token_rows import TokenRows
-from geofloor.students._architecture import check_named_student, check_student, default_init
+from geofloor.students._architecture import check_named_student, check_student, default_init, model_width
 from geofloor.students._checkpoints import CHECKPOINT
 from geofloor.students._engine import Distillation
 from geofloor.students._families import check_positive_width
@@ -82,9 +82,10 @@ class DistilledStudent(
     batch_size : int or "auto", default="auto"
         Sequences per step. ``"auto"`` takes about 2,048 tokens. It takes up to 16,384 tokens if 4,000 steps would not
         see all of the text otherwise, and never more than an eighth of the sequences.
-    learning_rate : float, default=1e-2
-        Learning rate after warm-up. It falls to zero along a cosine. The default was measured with Muon on teachers of
-        widths 64 to 128.
+    learning_rate : float or "auto", default="auto"
+        Learning rate after warm-up. It falls to zero along a cosine. ``"auto"`` is 0.01 for teachers of widths up to
+        128, as measured with Muon, and beyond falls with the inverse of the teacher's width. At 0.01 training destroys
+        the principal starts of SmolLM2-135M (width 576).
     weight_decay : float, default=0.01
         Weight decay of all parameters.
     warmup_steps : int or "auto", default="auto"
@@ -165,6 +166,8 @@ class DistilledStudent(
         None in the first row), ``eval_kl`` and ``learning_rate``. KLs are in nats per token.
     n_parameters_ : int
         Number of the student's parameters.
+    learning_rate_ : float
+        Learning rate that `fit` used.
     n_steps_, batch_size_, warmup_steps_, eval_every_ : int
         Settings that `fit` used.
     init_ : {"principal", "random"}
@@ -245,7 +248,7 @@ class DistilledStudent(
         temperature: float = 2.0,
         n_steps: int | str = AUTO,
         batch_size: int | str = AUTO,
-        learning_rate: float = 1e-2,
+        learning_rate: float | str = AUTO,
         weight_decay: float = 0.01,
         warmup_steps: int | str = AUTO,
         optimizer: str = "muon",
@@ -618,6 +621,7 @@ class DistilledStudent(
         self._set_model(run.model.module.requires_grad_(False))
         self.history_ = list(run.history)
         self.init_, self.n_steps_, self.batch_size_ = settings.init, run.step, settings.batch_size
+        self.learning_rate_ = settings.learning_rate
         self.warmup_steps_, self.eval_every_ = settings.warmup_steps, settings.eval_every
         self.floor_, self.floor_error_ = mean_and_error(run.final_kls(run.step), counts)
         self.zero_width_loss_ = zero_width_loss
@@ -699,7 +703,10 @@ def fit_together(students: Sequence[DistilledStudent], tokens: Any, eval_tokens:
     teacher.model.check_layer(first.layer)
     text = split_text(teacher.model, tokens, eval_tokens, settings)
     resolved = settings.resolve(
-        n_sequences=text.n_train, length=text.train.length, principal=default_init(module) == "principal"
+        n_sequences=text.n_train,
+        length=text.train.length,
+        principal=default_init(module) == "principal",
+        teacher_width=model_width(module),
     )
     distillation = Distillation(teacher, resolved, text, specs, processes)
     advice = f"lower batch_size={resolved.batch_size} or raise gradient_accumulation={resolved.gradient_accumulation}"

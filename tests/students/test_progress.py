@@ -93,7 +93,7 @@ def test_several_students_give_one_warning(teacher, tokens):
 
 def lesson(**changes):
     values = {
-        "width": 8, "n_steps_": 400, "learning_rate": 0.01, "floor_": 0.2, "zero_width_loss_": 1.0,
+        "width": 8, "n_steps_": 400, "learning_rate_": 0.01, "floor_": 0.2, "zero_width_loss_": 1.0,
         "remaining_fall_": 0.3, "history_": curve((0, 0.9), (200, 0.4), (400, 0.2)),
     }  # fmt: skip
     return SimpleNamespace(**{**values, **changes})

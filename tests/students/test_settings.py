@@ -31,6 +31,16 @@ def test_steps_and_batches_follow_from_the_size_of_the_text(teacher, n_sequences
     assert settings.eval_every == n_steps // 20
 
 
+@pytest.mark.parametrize(
+    ("teacher_width", "chosen", "expected"),
+    [(None, "auto", 1e-2), (64, "auto", 1e-2), (128, "auto", 1e-2), (512, "auto", 2.5e-3), (512, 0.1, 0.1)],
+)
+def test_the_learning_rate_falls_with_the_width_of_wide_teachers(teacher, teacher_width, chosen, expected):
+    requested = DistillationSettings.from_parameters(DistilledStudent(teacher, 8, learning_rate=chosen).get_params())
+    settings = requested.resolve(n_sequences=100, length=8, principal=True, teacher_width=teacher_width)
+    assert settings.learning_rate == expected
+
+
 def test_the_default_is_what_the_guide_advises(teacher, tokens):
     default = DistilledStudent(teacher, 8, n_steps=40, device="cpu").fit(tokens)
     spelled_out = DistilledStudent(
