@@ -1,10 +1,46 @@
-"""Launch a file of tests as a script in two processes on the CPU, and collect the results of each."""
+"""Run a function in a process of its own and kill it, or launch a file of tests as a script in two processes."""
 
+import contextlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+
+def call_apart(server, act, *arguments, kill_at=None):
+    """Call ``act(report, *arguments)`` in a process of its own, and return the values that it reported.
+
+    The process starts from the fixture `server`, with all imports done; `act` is a function of a module. Kill the
+    process as soon as ``kill_at`` holds for a reported value.
+    """
+    receiver, sender = server.Pipe(duplex=False)
+    process = server.Process(target=act, args=(sender.send, *arguments))
+    process.start()
+    sender.close()
+    reported = []
+    with contextlib.suppress(EOFError):
+        while True:
+            reported.append(receiver.recv())
+            if kill_at is not None and kill_at(reported[-1]):
+                process.kill()
+                break
+    process.join(300)
+    assert process.exitcode == (0 if kill_at is None else -signal.SIGKILL)
+    return reported
+
+
+def kill_at_file(server, path, act, *arguments):
+    """Call ``act(*arguments)`` in a process of its own, and kill it as soon as a file or folder is there."""
+    process = server.Process(target=act, args=arguments)
+    process.start()
+    while not path.exists() and process.is_alive():
+        process.join(0.002)
+    process.kill()
+    process.join(300)
+    assert path.exists()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def launch(script, folder, *arguments):

@@ -12,6 +12,7 @@ Run the steps in order: ``python examples/reproduce_pythia``.
 # steps ``after``.
 import inspect
 import os
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from step1_tokens import write_tokens
 from step2_autoencoders import train_autoencoders
 from step3_statistics import measure_features
 from step4_bottleneck import fit_bottleneck
-from step5_students import distill_students
+from step5_students import distill_longer, distill_students
 from step6_calibration import calibrate
 from step7_probes import probe_concepts
 
@@ -41,6 +42,7 @@ STEPS = {
     "statistics": Step(measure_features, after=("sae",)),
     "bottleneck": Step(fit_bottleneck, after=("tokens",)),
     "students": Step(distill_students, after=("tokens",), in_all_processes=True),
+    "longer": Step(distill_longer, after=("tokens", "students"), in_all_processes=True),
     "calibration": Step(calibrate, after=("statistics", "students")),
     "probes": Step(probe_concepts, after=("students",)),
 }
@@ -114,10 +116,13 @@ def main(arguments=None):
         if is_main:
             record.note(name, recorded[name], finished=False)
             print(f"{name} …", flush=True)
+        started = time.perf_counter()
         if is_main or STEPS[name].in_all_processes:
             STEPS[name].run(options.output, **passed[name])
         if is_main:
             record.note(name, recorded[name], finished=True)
+            hours, assumed = (time.perf_counter() - started) / 3600, by_step[name].seconds / 3600
+            print(f"{name}: {hours:.2f} h since this command began it; {assumed:.2f} h were assumed", flush=True)
         wait(processes)
     if processes is not None:
         processes.destroy_process_group()  # else threads of gloo may abort a process at exit

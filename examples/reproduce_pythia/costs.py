@@ -4,6 +4,9 @@ Costs
 
 Estimate the floating-point operations, device memory, disk and hours of each step from the teacher's configuration.
 Nothing is downloaded, trained or allocated. Tests compare the formulas with counted operations and measured sizes.
+
+The hours are assumed: they take a share of the GPU's peak, by default 30%, that no run at this scale has measured. The
+softmax over the vocabulary and Adam wait for memory, and reach less. After each step the job prints its hours.
 """
 
 # %%
@@ -194,7 +197,8 @@ def costs(options, config, plan):
             remedy="a smaller --forward-batch",
         ),
         "bottleneck": _bottleneck(options, teacher, wide),
-        "students": _students(options, teacher, [students[width] for width, _ in plan.students]),
+        "students": _students(options, options.n_steps, teacher, [students[width] for width, _ in plan.students]),
+        "longer": _longer(options, teacher, [students[width] for width in options.longer_widths]),
         "calibration": Cost(seconds=60.0),
         "probes": _probes(options, teacher, [students[width] for width in options.probe_widths], wide),
     }
@@ -214,12 +218,18 @@ def _bottleneck(options, teacher, wide):
     return Cost(flops=flops, memory=memory, remedy="fewer --bottleneck-positions")
 
 
-def _students(options, teacher, students):
+def _longer(options, teacher, students):
+    if not students:
+        return Cost()
+    return _students(options, options.longer_steps, teacher, students)._replace(disk=0)  # their losses alone are kept
+
+
+def _students(options, n_steps, teacher, students):
     n_parameters = sum(each.n_parameters for each in students)
     moments = 2 * n_parameters  # Adam keeps two; Muon keeps one for the blocks' matrices
     if options.optimizer == "muon":
         moments -= sum(each.n_layers * each.block for each in students)
-    n_eval = options.n_steps // options.eval_every + 1
+    n_eval = n_steps // options.eval_every + 1
 
     def parts(accumulation):
         return -(-options.batch_size // accumulation) * options.length  # positions per micro-batch
@@ -244,7 +254,7 @@ def _students(options, teacher, students):
     trained = distillation(teacher, students, options.length, teacher_passes=1 if kept else len(students))
     evaluated = n_eval * evaluation(teacher, students, options.length) + evaluation(teacher, [], options.length)
     return Cost(
-        flops=options.length * (options.n_steps * options.batch_size * trained + options.eval_sequences * evaluated),
+        flops=options.length * (n_steps * options.batch_size * trained + options.eval_sequences * evaluated),
         memory=memory(options.gradient_accumulation),
         disk=4 * n_parameters,
         checkpoints=4 * (n_parameters + moments),
@@ -293,9 +303,10 @@ def table(by_step, options):
         f"{'in all':12}{flops:10.2g}{_bytes(peak):>12}{_bytes(disk):>12}{_bytes(checkpoints):>13}{seconds / 3600:8.2f}"
     )
     lines += [
-        f"Memory and checkpoints: the largest at any time. Hours: on one {options.gpu} at {options.utilization:.0%} of "
-        f"its peak in {options.precision}",
-        f"({_peak(options):.0f} TFLOP/s of its data sheet), without downloads.",
+        "FLOPs, memory and disk: by formulas that tests compare with small runs. Memory and checkpoints: the largest",
+        f"at any time. Hours: assumed, on one {options.gpu} at {options.utilization:.0%} of its peak in "
+        f"{options.precision} ({_peak(options):.0f} TFLOP/s of its data sheet),",
+        "without downloads. No run at this scale has measured that share; set --utilization to what yours reaches.",
     ]
     lines += [
         f"The step {step!r} needs {_bytes(cost.memory)} and does not fit one {options.gpu} (usable: {USABLE:.0%} "

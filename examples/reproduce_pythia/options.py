@@ -10,6 +10,12 @@ The defaults are the paper's (Sections 5 to 7, Appendices C to E). The paper lea
 - The first position of each sequence, an attention sink. Here it is left out; ``--skip-first 0`` keeps it.
 - The text to evaluate on. Here it is the start of the dataset.
 - The precision. Here it is TF32.
+- The rules by which a text has a concept, and the length of a text. Here they are those of `pile_concepts`, and texts
+  are cut to 1,500 characters.
+- How training was extended to 40,000 steps. Here a new student of that width takes as many, with its own decay.
+
+The text differs: the default is ``monology/pile-uncopyrighted``. By its own description this is The Pile without
+Books3, BookCorpus2, OpenSubtitles, YTSubtitles and OWT2.
 """
 
 # %%
@@ -72,6 +78,8 @@ def parse_arguments(arguments, steps):
     add("--length", type=int, default=512, help="tokens per block, the sequences of the students")
     add("--batch-size", type=int, default=PAPER.batch_size, help="blocks per step")
     add("--n-steps", type=int, default=PAPER.n_steps, help="of the students")
+    add("--longer-widths", type=int, nargs="*", default=[128], help="widths to train for --longer-steps as well")
+    add("--longer-steps", type=int, default=40_000, help="of the students that are trained longer")
     add("--learning-rate", type=float, default=PAPER.learning_rate, help="of the students")
     add("--optimizer", choices=("adamw", "muon"), default=PAPER.optimizer, help="of the students")
     add("--weight-decay", type=float, default=PAPER.weight_decay, help="of the students")
@@ -156,6 +164,8 @@ def make_plan(options, config):
         "--widths": len(set(options.widths)) < 4,
         "--repeat-widths": not set(options.repeat_widths) <= set(options.widths),
         "--probe-widths": not set(options.probe_widths) <= set(options.widths),
+        "--longer-widths": not set(options.longer_widths) <= set(options.widths),
+        "--longer-steps": bool(options.longer_widths) and options.longer_steps <= options.n_steps,
         "--warmup-steps": options.warmup_steps >= options.n_steps,
         "--skip-first": not 0 <= options.skip_first < min(options.sae_length, options.length),
         "--ablation-sequences": options.ablation_sequences < 1,
@@ -165,18 +175,19 @@ def make_plan(options, config):
         raise SystemExit(
             f"{', '.join(name for name in wrong if wrong[name])}: out of range. --sae-length is a multiple of --length "
             f"and at most the teacher's {positions} positions; its blocks are 0 to {config.num_hidden_layers - 1}; at "
-            "least four --widths differ, and other widths are some of them; --warmup-steps is below --n-steps; the "
-            "ablation takes a sequence or more, the bottleneck two positions."
+            "least four --widths differ, and other widths are some of them; --warmup-steps is below --n-steps, and "
+            "--longer-steps above; the ablation takes a sequence or more, the bottleneck two positions."
         )
     n_sae, n_statistics = (
         n_sequences_of(n, options.sae_length, options.skip_first)
         for n in (options.sae_tokens, options.statistics_tokens)
     )
     measured = (n_sae + n_statistics) * (options.sae_length // options.length)
+    n_steps = max(options.n_steps, options.longer_steps if options.longer_widths else 0)
     return Plan(
         n_sae,
         n_statistics,
-        options.eval_sequences + max(measured, options.n_steps * options.batch_size),
+        options.eval_sequences + max(measured, n_steps * options.batch_size),
         max(n_sae * (options.sae_length - options.skip_first) // options.sae_batch, 1),
         students_of(options.widths, options.repeat_widths, options.seed),
         2 if config.vocab_size <= 2**16 else 4,

@@ -1,6 +1,7 @@
 """The paper's tables, the embedded teacher, text corpora and concepts.
 
-All of it comes with the library or is read from the local Python installation; `pile_concepts` alone reads The Pile.
+All of it comes with the library or is read from the local Python installation; `pile_concepts` alone reads rows of
+The Pile.
 """
 
 import lazy_loader

@@ -176,7 +176,7 @@ def pile_concepts(
 
     Examples
     --------
-    Read The Pile as a stream, with nothing kept on disk::
+    Read The Pile without five of its subsets as a stream, with nothing kept on disk::
 
         pile = datasets.load_dataset("monology/pile-uncopyrighted", split="train", streaming=True)
         data = pile_concepts(pile)

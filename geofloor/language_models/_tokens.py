@@ -71,8 +71,8 @@ def token_blocks(
     The only special token added is the end-of-text token after each document. A block may begin anywhere in a
     document, as in the pre-training of most causal language models.
 
-    Text files are read by ``(file.read_text() for file in sorted(folder.glob("*.txt")))``. A stream of The Pile leaves
-    nothing but its tokens on disk::
+    Text files are read by ``(file.read_text() for file in sorted(folder.glob("*.txt")))``. A stream leaves nothing but
+    its tokens on disk::
 
         pile = datasets.load_dataset("monology/pile-uncopyrighted", split="train", streaming=True)
         tokens = token_blocks(pile, tokenizer, length=2048, max_blocks=150_000, path="pile.npy")

@@ -196,10 +196,11 @@ class DistilledStudent(
 
     *Convergence.* The learning rate falls to zero, so every learning curve is flat at its end. The fall from a quarter
     to half of the steps happens before most of that decay. It was compared with the effect of twice the steps in 74
-    pairs of runs (``benchmarks/results``: three teachers, both optimizers and starts). Twice the steps lowered the
-    floor by 0.10 to 1.00 times that fall, 0.41 times in the median. A `sklearn.exceptions.ConvergenceWarning` names
-    students with fewer than 100 steps, with a floor no better than width 0, with a loss on held-out text that rose
-    again, or with a `remaining_fall_` above 0.5. At such a fall twice the steps lowered the floor by 22 to 55%.
+    pairs of runs (``benchmarks/results``: three teachers of widths 64 to 128, both optimizers and starts). Twice the
+    steps lowered the floor by 0.10 to 1.00 times that fall, 0.41 times in the median. A
+    `sklearn.exceptions.ConvergenceWarning` names students with fewer than 100 steps, with a floor no better than width
+    0, with a loss on held-out text that rose again, or with a `remaining_fall_` above 0.5. At such a fall twice the
+    steps lowered these floors by 22 to 55%.
 
     Dropout is off. On a CPU the same seeds, data and number of threads give the same bits.
 
