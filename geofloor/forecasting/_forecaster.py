@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from geofloor._estimators import SharedParametersMixin, WidthInputMixin
 from geofloor._validation import check_array_of_numbers, check_flag, check_number, shown, warn_caller
+from geofloor.forecasting._decision import Decision, decide
 from geofloor.forecasting._law import Law
 from geofloor.forecasting._laws import read_law
 from geofloor.forecasting._runs import read_runs, read_widths, warn_of_rise
@@ -27,42 +28,6 @@ _MAX_STEPS = 200  # of Gauss-Newton
 _MAX_HALVINGS = 30  # of one step
 # Decrease of the weighted sum of squares at which the fit ends: relative, and in squared standard errors.
 _TOLERANCE = 1e-12, 1e-20
-
-
-class Decision(NamedTuple):
-    """Answer to whether students of a width reach a loss. As text it is a sentence."""
-
-    width: int
-    target: float  # nats per token
-    answer: str  # "go", "no-go", or "uncertain" where the target is within the interval
-    loss: float  # forecast, nats per token
-    low: float  # its interval
-    high: float
-    level: float  # the probability of the interval
-    min_width: int  # smallest width forecast to reach the target, or -1: see `LossForecaster.min_width`
-    safe_width: int  # smallest width whose whole interval reaches the target, or -1
-    least: float | None = None  # loss that no student of the width gets below, where the law knows it
-
-    def __str__(self) -> str:
-        student, target = f"a student of width {self.width:g}", f"{self.target:.3g} nats per token"
-        least = "" if self.least is None else f"no student of this width gets below {self.least:.3g}"
-        if self.least is not None and self.target < self.least:
-            verdict = f"{student} can't reach {target}, however it is trained: {least}"
-        else:
-            verb = {
-                "go": "is forecast to reach",
-                "no-go": "is not forecast to reach",
-                "uncertain": "may or may not reach",
-            }[self.answer]
-            verdict = f"{student} {verb} {target} when trained as these runs" + (f", and {least}" if least else "")
-        smallest = "no width is forecast to reach it"
-        if self.min_width >= 0:
-            safe = "no width does so safely" if self.safe_width < 0 else f"{self.safe_width} does so safely"
-            smallest = f"the smallest width forecast to reach it is {self.min_width}, and {safe}"
-        return (
-            f"{self.answer}: {verdict}. Its forecast is {self.loss:.3g}, {self.low:.3g} to {self.high:.3g} at "
-            f"{100 * self.level:g}%; {smallest}."
-        )
 
 
 class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, BaseEstimator):
@@ -436,16 +401,7 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         UserWarning
             As `predict`.
         """
-        number, target = check_number("width", width, 0, 2**53), check_number("target", target, 0)
-        width = int(number) if number.is_integer() else number
-        losses, interval = self.predict([width], return_interval=True, level=level)
-        level = float(level)
-        low, high = interval[0]
-        answer = "go" if high <= target else "no-go" if low > target else "uncertain"
-        smallest, safe = (self.min_width(target, safe=each, level=level) for each in (False, True))
-        least = self.law_.least(np.array([width], dtype=np.float64))
-        limit = None if least is None else float(least[0])
-        return Decision(width, target, answer, float(losses[0]), float(low), float(high), level, smallest, safe, limit)
+        return decide(self, width, target, level=level)
 
     def _covariance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore"):  # width 0 is infinitely many octaves away
