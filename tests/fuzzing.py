@@ -104,6 +104,7 @@ def fitted(name: str) -> Any:
             "power": lambda: geofloor.PowerLawCalibrator().fit(WIDTHS, LOSSES),
             "capacities": lambda: forecasting.CapacityCalibrator(fitted("floor")).fit(WIDTHS, LOSSES),
             "forecaster": lambda: geofloor.LossForecaster(forecasting.Calibrated(fitted("floor"))).fit(WIDTHS, LOSSES),
+            "budgets": lambda: forecasting.BudgetForecaster().fit([2, 4, 2], [1.3, 0.9, 1.2], [20, 20, 40]),
             "extractor": lambda: geofloor.ActivationExtractor(teacher(), 0, device="cpu"),
             "student": lambda: geofloor.DistilledStudent(teacher(), 4, **STUDENT).fit(TOKENS),
             "bottleneck": lambda: bottleneck().fit(TOKENS),
@@ -237,6 +238,7 @@ def cases() -> dict[str, Case]:
     summary = toy.summarize_sweep(table)
     logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
     runs = {"X": WIDTHS, "y": LOSSES}
+    budgets = {"widths": [2, 4, 2], "losses": [1.3, 0.9, 1.2], "n_steps": [20, 20, 40]}
     found = {
         "ActivationExtractor": of_class(
             geofloor.ActivationExtractor, lambda made: made.transform(TOKENS), model=teacher(), layer=0, device="cpu"
@@ -371,6 +373,13 @@ def cases() -> dict[str, Case]:
         "LossForecaster.predict": of_method("forecaster", "predict", widths=WIDTHS, return_interval=True, level=0.8),
         "LossForecaster.min_width": of_method("forecaster", "min_width", target=1.0, safe=True, level=0.8),
         "LossForecaster.decide": of_method("forecaster", "decide", width=4, target=1.0, level=0.8),
+        "BudgetForecaster": of_class(
+            forecasting.BudgetForecaster, lambda made: made.fit(**budgets).predict([2, 4], 80), zero_width_loss=2.0
+        ),
+        "BudgetForecaster.fit": of_method("budgets", "fit", lambda made: made.predict([2, 4], 80), **budgets),
+        "BudgetForecaster.predict": of_method(
+            "budgets", "predict", widths=[2, 4], n_steps=80, return_interval=True, level=0.8
+        ),
         "AffineCalibrator": of_class(geofloor.AffineCalibrator, fit["AffineCalibrator"], baseline=0.1),
         "AffineCalibrator.fit": of_method("affine", "fit", lambda made: made.predict(FLOORS), X=FLOORS, y=LOSSES),
         "AffineCalibrator.predict": of_method("affine", "predict", X=FLOORS, return_interval=True, level=0.8),

@@ -1,4 +1,5 @@
 from ._agreement import agreement_table as agreement_table
+from ._budgets import BudgetForecaster as BudgetForecaster
 from ._calibration import AffineCalibrator as AffineCalibrator
 from ._calibration import PowerLawCalibrator as PowerLawCalibrator
 from ._capacity_calibrator import CapacityCalibrator as CapacityCalibrator
