@@ -1,5 +1,6 @@
 from ._agreement import agreement_table as agreement_table
 from ._budgets import BudgetForecaster as BudgetForecaster
+from ._budgets import StepsNeeded as StepsNeeded
 from ._calibration import AffineCalibrator as AffineCalibrator
 from ._calibration import PowerLawCalibrator as PowerLawCalibrator
 from ._capacity_calibrator import CapacityCalibrator as CapacityCalibrator
