@@ -95,13 +95,18 @@ def test_forecasts_agree_with_the_two_students_and_decide_by_their_intervals(fin
     assert (students.least <= students.low).all()
     assert (students.least[:-1] < students.bottleneck[:-1]).all()
     own = students.width == 128  # such a student is the teacher
-    assert not students.loc[own, ["low", "forecast", "high"]].to_numpy().any()
+    assert not students.loc[own, ["low", "forecast"]].to_numpy().any()
+    assert (students.high > 0).all()
     assert (students.low < students.forecast)[~own].all()
     assert (students.forecast < students.high)[~own].all()
     assert students.answer.tolist() == [
-        "go" if high <= 0.25 else "no-go" if low > 0.25 else "uncertain"
-        for low, high in zip(students.low, students.high, strict=True)
-    ]
+        "impossible" if least > 0.25
+        else "go at this budget" if high <= 0.25
+        else "not at this budget" if low > 0.25
+        else "uncertain"
+        for least, low, high in zip(students.least, students.low, students.high, strict=True)
+    ]  # fmt: skip
+    assert "Forecast after 10 steps of 512 tokens, trained like these" in printed
     assert plan["decision"] in printed
 
 
