@@ -146,7 +146,17 @@ def test_another_model_and_text(tmp_path, capsys):
     assert "runs" not in plan
     assert not (tmp_path / "plan" / "students").exists()
     arguments.remove("--no-distill")
-    arguments += ["--distill-init", "random", "--distill-steps", "4", "--distill-batch", "2", "--distill-widths", "8"]
+    arguments += [
+        "--distill-init",
+        "random",
+        "--distill-steps",
+        "4",
+        "2",
+        "--distill-batch",
+        "2",
+        "--distill-widths",
+        "8",
+    ]
     load_example().main([*arguments, "32"])
     plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert plan["runs"][0]["floor"] > plan["zero_width_loss"]  # random, and all but untrained: worse than none
@@ -169,7 +179,7 @@ def plan_of(folder, tmp_path):
     text.write_text(EXAMPLE.read_text() * 3)
     arguments = ["--model", str(folder), "--text", str(text), "--length", "32", "--tokens", "3000", "--epochs", "5"]
     arguments += ["--expansion", "4", "--widths", "8", "24", "--distill-widths", "8", "16"]
-    arguments += ["--distill-steps", "4", "--distill-batch", "2", "--output", str(tmp_path / "plan")]
+    arguments += ["--distill-steps", "2", "4", "--distill-batch", "2", "--output", str(tmp_path / "plan")]
     load_example().main(arguments)
     return json.loads((tmp_path / "plan" / "plan.json").read_text())
 
@@ -179,7 +189,7 @@ def plan_of(folder, tmp_path):
 def test_a_teacher_of_any_family_has_a_plan(name, tmp_path):
     plan = plan_of(family_folder(name, tmp_path / "model"), tmp_path)
     assert plan["students"]["width"] == [8, 24]
-    assert [run["width"] for run in plan["runs"]] == [8, 16]
+    assert [(run["width"], run["n_steps"]) for run in plan["runs"]] == [(8, 2), (8, 4), (16, 2), (16, 4)]
     assert np.isfinite([run["floor"] for run in plan["runs"]] + plan["students"]["forecast"]).all()
 
 
