@@ -927,6 +927,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "ConceptProbe.split": ("groups",),
     "ToyModel.fit": ("width",),  # too many for the data
     "toy_sweep": ("widths", "learning_rate"),  # in the error of the part that failed
+    "LossForecaster.fit(n_steps=...)": ("n_steps",),  # one budget for each of other widths
     "distill_widths": ("width",),
     "load_concepts": ("n_per_class",),
     "pile_concepts": ("n_per_class",),

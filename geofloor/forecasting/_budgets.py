@@ -134,13 +134,13 @@ class BudgetForecaster(BaseEstimator):
         if zero is not None:
             zero = check_number("zero_width_loss", zero, 0, LARGEST, open_low=True)
         fall_error, self._run_error = (
-            check_number(name, getattr(self, name), 0, 10, open_low=True) for name in ("fall_error", "run_error")
+            check_number(name, getattr(self, name), 1e-6, 10) for name in ("fall_error", "run_error")
         )
         at = check_array_of_numbers(widths, "widths", low=0.0, high=WIDEST)
         observed = check_array_of_numbers(losses, "losses", low=0.0, high=LARGEST)
-        steps = read_steps(n_steps, len(at))
         if at.shape != observed.shape:
             raise ValueError(f"widths has {len(at)} values and losses {len(observed)}; give one loss per width.")
+        steps = read_steps(n_steps, len(at))
         check_order(at, observed, ("widths", "losses"))
         if not (at.min() > 0 and observed.min() > 0):
             raise ValueError(f"widths and losses must be above 0, but hold {at.min():g} and {observed.min():g}.")
