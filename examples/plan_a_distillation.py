@@ -71,7 +71,13 @@ def parse_arguments(arguments=None):
         "--distill-widths", type=int, nargs=2, help="by default a quarter of the teacher's, and three quarters"
     )
     parser.add_argument("--distill-init", default="auto", help="how students start: principal or random")
-    parser.add_argument("--distill-steps", type=int, default=600)
+    parser.add_argument(
+        "--distill-steps",
+        type=int,
+        nargs="+",
+        default=[150, 300, 600],
+        help="one budget, or several for longer training",
+    )
     parser.add_argument("--distill-batch", type=int, default=8, help="sequences per step")
     parser.add_argument("--target-kl", type=float, default=0.25, help="loss to reach, in nats per token")
     parser.add_argument("--output", type=Path, default=Path("plan"))
@@ -115,7 +121,7 @@ def extract(options):
         for width in distilled_widths(options, extractor.model_.config.get_text_config().hidden_size):
             student_config(extractor.model_.config, width)
     n_blocks = -(-options.tokens // (options.length - 1))
-    n_distilled = 0 if options.no_distill else options.distill_steps * options.distill_batch
+    n_distilled = 0 if options.no_distill else max(options.distill_steps) * options.distill_batch
     tokens = token_blocks(texts, extractor.tokenizer_, length=options.length, max_blocks=n_blocks + n_distilled)
     measured, more = tokens[:n_blocks], tokens[n_blocks:]
     held_out = max(len(measured) // 20, 2)
@@ -254,14 +260,15 @@ def predict(options, source, band):
 # %%
 # Floor → forecast
 # ----------------
-# Two students, trained in one pass over the data, give two forecasts for the others. The first is a law above the
-# softmax bottleneck, the loss of the best logits of a student's rank. The bottleneck is measured on the teacher alone,
-# and no training gets below it. The second is the floor in nats, calibrated. The first law has done best on small
-# language models; where the two differ, trust neither far.
+# Students of two widths, trained in one pass over the data, give two forecasts for the others. The first is a law above
+# the softmax bottleneck, the loss of the best logits of a student's rank. The bottleneck is measured on the teacher
+# alone, and no training gets below it. The second is the floor in nats, calibrated. The first law has done best on
+# small language models; where the two differ, trust neither far.
 #
 # The students start from the teacher, in the principal directions of its residual stream. After so few steps they are
 # far below students from random weights, and at the teacher's own width they lose nothing. Forecasts are for students
-# trained like these two. Longer training would still lower their loss.
+# trained like the longest of these. Longer training would still lower their loss: each width is trained for several
+# numbers of steps, each to the end of its schedule, and the trend over these forecasts more steps.
 
 
 def forecast(options, source, nats, result):
@@ -272,7 +279,7 @@ def forecast(options, source, nats, result):
         widths,
         eval_tokens=source.held_out,
         model_kwargs=options.model_kwargs,
-        n_steps=options.distill_steps,
+        budgets=sorted(options.distill_steps),
         batch_size=options.distill_batch,
         init=options.distill_init,
         checkpoint_dir=options.output / "students",
@@ -280,7 +287,6 @@ def forecast(options, source, nats, result):
         random_state=options.seed,
         verbose=1,
     )
-    observed = [student.floor_ for student in students]
     planned = result["students"]["width"]
     bound = BottleneckPredictor(
         source.path,
@@ -291,25 +297,37 @@ def forecast(options, source, nats, result):
         verbose=1,
     ).fit(source.held_out)
     zero_width = bound.zero_width_loss_
-    if max(observed) >= zero_width:  # after so few steps a student is no better than none at all
-        law = Exponential()
+    longest = max(options.distill_steps)
+    # After too few steps a student is no better than none at all.
+    untrained = {each.n_steps_ for each in students if each.floor_ >= zero_width}
+    usable = [each for each in students if each.n_steps_ not in untrained]
+    if longest in untrained:
+        law, usable = Exponential(), [each for each in students if each.n_steps_ == longest]
     elif students[0].init_ == "principal" and max(widths) < bound.rank_:
         law = AboveBottleneck(bound)
     else:
         law = Anchored(zero_width)
-    forecaster = LossForecaster(law).fit(widths, observed)
-    calibrated = LossForecaster(Calibrated(nats)).fit(widths, observed)
+    forecaster = LossForecaster(law).fit(
+        [each.width for each in usable],
+        [each.floor_ for each in usable],
+        n_steps=[each.n_steps_ for each in usable],
+        n_tokens=options.distill_batch * options.length,
+    )
+    calibrated = LossForecaster(Calibrated(nats)).fit(forecaster.widths_, forecaster.losses_)
     losses, interval = forecaster.predict(planned, return_interval=True)
     result["students"] |= {"forecast": losses.tolist(), "low": interval[:, 0].tolist(), "high": interval[:, 1].tolist()}
+    if forecaster.budgets_ is not None:
+        result["students"]["10x steps"] = forecaster.predict(planned, n_steps=10 * longest).tolist()
     decisions = [forecaster.decide(width, options.target_kl) for width in planned]
     least, ends = bound.predict(planned, return_bounds=True)
     result["students"] |= {"bottleneck": least.tolist(), "least": ends[:, 0].tolist()}
     result["students"]["calibrated"] = calibrated.predict(planned).tolist()
     result["students"]["answer"] = [decision.answer for decision in decisions]
     result["runs"] = [
-        {"width": each.width, "floor": each.floor_, "floor_error": each.floor_error_, "n_steps": each.n_steps_}
+        {"width": each.width, "n_steps": each.n_steps_, "floor": each.floor_, "floor_error": each.floor_error_}
         for each in students
     ]
+    result["budget"] = decisions[0].budget
     result["zero_width_loss"] = zero_width
     result["law"] = law.describe(forecaster.params_)
     result["calibration"] = calibrated.params_
@@ -353,15 +371,18 @@ def show(result):
     print(predicted.to_string(index=False, float_format="{:.4g}".format))
     print(f"\nThe smallest width whose floor is at most {result['target']:.0%} of the total: {result['min_width']}")
     if "runs" in result:
-        runs = ", ".join(f"{run['width']}: {run['floor']:.4f} ± {run['floor_error']:.4f}" for run in result["runs"])
+        print("\nDistilled, nats per token:")
+        for run in result["runs"]:
+            print(f"width {run['width']}, {run['n_steps']:,} steps: {run['floor']:.4f} ± {run['floor_error']:.4f}")
         print(
-            f"\nDistilled for {result['runs'][0]['n_steps']} steps, nats per token: {runs}\n"
             f"law: loss = {result['law']}\n"
             + "calibration: loss = {slope:.3g} x nats {baseline:+.3g}\n\n".format(**result["calibration"])
-            + "Forecast for students trained like these two, in nats per token: the law with its 90% interval and its\n"
-            "answer, the least loss of any student of that width, and the calibrated floor:\n"
+            + f"Forecast {result['budget']}, trained like these students, in nats per token: the law\n"
+            "with its 90% interval and its answer, the loss after ten times the steps by their trend, the least loss\n"
+            "of any student of that width, and the calibrated floor:\n"
         )
-        columns = ["width", "forecast", "low", "high", "answer", "least", "calibrated"]
+        columns = ["width", "forecast", "low", "high", "answer", "10x steps", "least", "calibrated"]
+        columns = [name for name in columns if name in table]
         print(table[columns].to_string(index=False, float_format="{:.3f}".format))
         print(f"\n{result['decision']}")
 

@@ -104,6 +104,8 @@ def fitted(name: str) -> Any:
             "power": lambda: geofloor.PowerLawCalibrator().fit(WIDTHS, LOSSES),
             "capacities": lambda: forecasting.CapacityCalibrator(fitted("floor")).fit(WIDTHS, LOSSES),
             "forecaster": lambda: geofloor.LossForecaster(forecasting.Calibrated(fitted("floor"))).fit(WIDTHS, LOSSES),
+            "budgets": lambda: forecasting.BudgetForecaster().fit([2, 4, 2], [1.3, 0.9, 1.2], [20, 20, 40]),
+            "longer": lambda: geofloor.LossForecaster("power").fit([2, 4, 2], [1.3, 0.9, 1.2], n_steps=[20, 20, 40]),
             "extractor": lambda: geofloor.ActivationExtractor(teacher(), 0, device="cpu"),
             "student": lambda: geofloor.DistilledStudent(teacher(), 4, **STUDENT).fit(TOKENS),
             "bottleneck": lambda: bottleneck().fit(TOKENS),
@@ -237,6 +239,7 @@ def cases() -> dict[str, Case]:
     summary = toy.summarize_sweep(table)
     logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
     runs = {"X": WIDTHS, "y": LOSSES}
+    budgets = {"widths": [2, 4, 2], "losses": [1.3, 0.9, 1.2], "n_steps": [20, 20, 40]}
     found = {
         "ActivationExtractor": of_class(
             geofloor.ActivationExtractor, lambda made: made.transform(TOKENS), model=teacher(), layer=0, device="cpu"
@@ -368,9 +371,22 @@ def cases() -> dict[str, Case]:
         "BottleneckPredictor.get_feature_names_out": of_method("bottleneck", "get_feature_names_out"),
         "LossForecaster": of_class(geofloor.LossForecaster, fit["LossForecaster"], law=forecasting.Calibrated(floors)),
         "LossForecaster.fit": of_method("forecaster", "fit", lambda made: made.predict(WIDTHS), **runs),
-        "LossForecaster.predict": of_method("forecaster", "predict", widths=WIDTHS, return_interval=True, level=0.8),
-        "LossForecaster.min_width": of_method("forecaster", "min_width", target=1.0, safe=True, level=0.8),
-        "LossForecaster.decide": of_method("forecaster", "decide", width=4, target=1.0, level=0.8),
+        "LossForecaster.fit(n_steps=...)": of_method(
+            "longer", "fit", lambda made: made.predict([4]), X=[2, 4, 2], y=[1.3, 0.9, 1.2], n_steps=[20, 20, 40]
+        ),
+        "LossForecaster.predict": of_method(
+            "longer", "predict", widths=WIDTHS, n_steps=80, return_interval=True, level=0.8
+        ),
+        "LossForecaster.min_width": of_method("longer", "min_width", target=1.0, n_steps=80, safe=True, level=0.8),
+        "LossForecaster.min_steps": of_method("longer", "min_steps", target=1.0, width=4, level=0.8),
+        "LossForecaster.decide": of_method("longer", "decide", width=4, target=1.0, n_steps=80, level=0.8),
+        "BudgetForecaster": of_class(
+            forecasting.BudgetForecaster, lambda made: made.fit(**budgets).predict([2, 4], 80), zero_width_loss=2.0
+        ),
+        "BudgetForecaster.fit": of_method("budgets", "fit", lambda made: made.predict([2, 4], 80), **budgets),
+        "BudgetForecaster.predict": of_method(
+            "budgets", "predict", widths=[2, 4], n_steps=80, return_interval=True, level=0.8
+        ),
         "AffineCalibrator": of_class(geofloor.AffineCalibrator, fit["AffineCalibrator"], baseline=0.1),
         "AffineCalibrator.fit": of_method("affine", "fit", lambda made: made.predict(FLOORS), X=FLOORS, y=LOSSES),
         "AffineCalibrator.predict": of_method("affine", "predict", X=FLOORS, return_interval=True, level=0.8),
@@ -604,7 +620,7 @@ def cases() -> dict[str, Case]:
 RESULTS = {
     "NonMonotoneCapacityWarning", "Shares", "Blocks", "PowerLawTail", "OutlierRowsWarning", "SweepError",
     "Allocation", "Division", "ChargedFeatures", "WidthAllocation",
-    "ForecastErrors", "Decision", "DictionaryReport", "FloorBand", "Law", "ProbeComparison", "Document",
+    "ForecastErrors", "Decision", "StepsNeeded", "DictionaryReport", "FloorBand", "Law", "ProbeComparison", "Document",
 }  # fmt: skip
 
 
@@ -911,6 +927,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "ConceptProbe.split": ("groups",),
     "ToyModel.fit": ("width",),  # too many for the data
     "toy_sweep": ("widths", "learning_rate"),  # in the error of the part that failed
+    "LossForecaster.fit(n_steps=...)": ("n_steps",),  # one budget for each of other widths
     "distill_widths": ("width",),
     "load_concepts": ("n_per_class",),
     "pile_concepts": ("n_per_class",),
@@ -923,6 +940,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 NAN_DOCUMENTED: dict[str, str] = {
     "PowerLawCalibrator.predict": "infinite at width 0",
+    "LossForecaster.predict": "infinite at width 0, by a power",
+    "LossForecaster.min_steps": "infinite if no number of steps is enough",
+    "LossForecaster.decide": "the same",
     "forecast_table": "no forecast from two runs for laws of three parameters",
     "forecast_errors": "at the two widths that were fitted to",
     "probe_table": "the reference has no change",

@@ -95,13 +95,18 @@ def test_forecasts_agree_with_the_two_students_and_decide_by_their_intervals(fin
     assert (students.least <= students.low).all()
     assert (students.least[:-1] < students.bottleneck[:-1]).all()
     own = students.width == 128  # such a student is the teacher
-    assert not students.loc[own, ["low", "forecast", "high"]].to_numpy().any()
+    assert not students.loc[own, ["low", "forecast"]].to_numpy().any()
+    assert (students.high > 0).all()
     assert (students.low < students.forecast)[~own].all()
     assert (students.forecast < students.high)[~own].all()
     assert students.answer.tolist() == [
-        "go" if high <= 0.25 else "no-go" if low > 0.25 else "uncertain"
-        for low, high in zip(students.low, students.high, strict=True)
-    ]
+        "impossible" if least > 0.25
+        else "go at this budget" if high <= 0.25
+        else "not at this budget" if low > 0.25
+        else "uncertain"
+        for least, low, high in zip(students.least, students.low, students.high, strict=True)
+    ]  # fmt: skip
+    assert "Forecast after 10 steps of 512 tokens, trained like these" in printed
     assert plan["decision"] in printed
 
 
@@ -141,7 +146,17 @@ def test_another_model_and_text(tmp_path, capsys):
     assert "runs" not in plan
     assert not (tmp_path / "plan" / "students").exists()
     arguments.remove("--no-distill")
-    arguments += ["--distill-init", "random", "--distill-steps", "4", "--distill-batch", "2", "--distill-widths", "8"]
+    arguments += [
+        "--distill-init",
+        "random",
+        "--distill-steps",
+        "4",
+        "2",
+        "--distill-batch",
+        "2",
+        "--distill-widths",
+        "8",
+    ]
     load_example().main([*arguments, "32"])
     plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert plan["runs"][0]["floor"] > plan["zero_width_loss"]  # random, and all but untrained: worse than none
@@ -164,7 +179,7 @@ def plan_of(folder, tmp_path):
     text.write_text(EXAMPLE.read_text() * 3)
     arguments = ["--model", str(folder), "--text", str(text), "--length", "32", "--tokens", "3000", "--epochs", "5"]
     arguments += ["--expansion", "4", "--widths", "8", "24", "--distill-widths", "8", "16"]
-    arguments += ["--distill-steps", "4", "--distill-batch", "2", "--output", str(tmp_path / "plan")]
+    arguments += ["--distill-steps", "2", "4", "--distill-batch", "2", "--output", str(tmp_path / "plan")]
     load_example().main(arguments)
     return json.loads((tmp_path / "plan" / "plan.json").read_text())
 
@@ -174,7 +189,7 @@ def plan_of(folder, tmp_path):
 def test_a_teacher_of_any_family_has_a_plan(name, tmp_path):
     plan = plan_of(family_folder(name, tmp_path / "model"), tmp_path)
     assert plan["students"]["width"] == [8, 24]
-    assert [run["width"] for run in plan["runs"]] == [8, 16]
+    assert [(run["width"], run["n_steps"]) for run in plan["runs"]] == [(8, 2), (8, 4), (16, 2), (16, 4)]
     assert np.isfinite([run["floor"] for run in plan["runs"]] + plan["students"]["forecast"]).all()
 
 

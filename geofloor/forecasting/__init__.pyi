@@ -1,11 +1,13 @@
 from ._agreement import agreement_table as agreement_table
+from ._budgets import BudgetForecaster as BudgetForecaster
+from ._budgets import StepsNeeded as StepsNeeded
 from ._calibration import AffineCalibrator as AffineCalibrator
 from ._calibration import PowerLawCalibrator as PowerLawCalibrator
 from ._capacity_calibrator import CapacityCalibrator as CapacityCalibrator
+from ._decision import Decision as Decision
 from ._evaluation import ForecastErrors as ForecastErrors
 from ._evaluation import forecast_errors as forecast_errors
 from ._evaluation import forecast_table as forecast_table
-from ._forecaster import Decision as Decision
 from ._forecaster import LossForecaster as LossForecaster
 from ._law import Law as Law
 from ._laws import AboveBottleneck as AboveBottleneck

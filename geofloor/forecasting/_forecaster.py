@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+import copy
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,55 +15,28 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from geofloor._estimators import SharedParametersMixin, WidthInputMixin
-from geofloor._validation import check_array_of_numbers, check_flag, check_number, shown, warn_caller
+from geofloor._validation import check_array_of_numbers, check_flag, check_number, shown
+from geofloor.forecasting._budgets import StepsNeeded, check_steps, forecast, read_budget, reduce_runs, steps_needed
+from geofloor.forecasting._decision import Decision, decide
 from geofloor.forecasting._law import Law
 from geofloor.forecasting._laws import read_law
+from geofloor.forecasting._limits import (
+    check_below_teacher,
+    check_question,
+    search_range,
+    teacher_end,
+    warn_of_factor,
+    warn_of_width,
+)
 from geofloor.forecasting._runs import read_runs, read_widths, warn_of_rise
 
 _RANGE = 3.0  # octaves of width over which a law's errors stay alike
 _PRIOR_WEIGHT = 4.0  # of the default form error, in runs
-_WIDEST = 2**20  # dimensions up to which a width is searched for
 _LARGEST_ERROR = 100.0  # as a share of the loss; squares of it must not overflow
 _MAX_STEPS = 200  # of Gauss-Newton
 _MAX_HALVINGS = 30  # of one step
 # Decrease of the weighted sum of squares at which the fit ends: relative, and in squared standard errors.
 _TOLERANCE = 1e-12, 1e-20
-
-
-class Decision(NamedTuple):
-    """Answer to whether students of a width reach a loss. As text it is a sentence."""
-
-    width: int
-    target: float  # nats per token
-    answer: str  # "go", "no-go", or "uncertain" where the target is within the interval
-    loss: float  # forecast, nats per token
-    low: float  # its interval
-    high: float
-    level: float  # the probability of the interval
-    min_width: int  # smallest width forecast to reach the target, or -1: see `LossForecaster.min_width`
-    safe_width: int  # smallest width whose whole interval reaches the target, or -1
-    least: float | None = None  # loss that no student of the width gets below, where the law knows it
-
-    def __str__(self) -> str:
-        student, target = f"a student of width {self.width:g}", f"{self.target:.3g} nats per token"
-        least = "" if self.least is None else f"no student of this width gets below {self.least:.3g}"
-        if self.least is not None and self.target < self.least:
-            verdict = f"{student} can't reach {target}, however it is trained: {least}"
-        else:
-            verb = {
-                "go": "is forecast to reach",
-                "no-go": "is not forecast to reach",
-                "uncertain": "may or may not reach",
-            }[self.answer]
-            verdict = f"{student} {verb} {target} when trained as these runs" + (f", and {least}" if least else "")
-        smallest = "no width is forecast to reach it"
-        if self.min_width >= 0:
-            safe = "no width does so safely" if self.safe_width < 0 else f"{self.safe_width} does so safely"
-            smallest = f"the smallest width forecast to reach it is {self.min_width}, and {safe}"
-        return (
-            f"{self.answer}: {verdict}. Its forecast is {self.loss:.3g}, {self.low:.3g} to {self.high:.3g} at "
-            f"{100 * self.level:g}%; {smallest}."
-        )
 
 
 class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, BaseEstimator):
@@ -83,6 +57,8 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
     form_error : float, default=0.15
         Standard deviation of the law's error far from any run, as a share of the loss. It expresses the trust in the
         shape of the law. Notes give the source of the default.
+    teacher_width : float or None, default=None
+        Width of the teacher, in dimensions, where students end. It is needed only if the law does not know it.
 
     Attributes
     ----------
@@ -93,7 +69,9 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
     form_error_ : float
         The form error in use: `form_error`, adjusted to the residuals where there are more runs than parameters.
     widths_, losses_ : ndarray of shape (n_runs,)
-        The runs.
+        The runs. Runs of several budgets are given as forecasts for the longest of these, one per width.
+    budgets_ : BudgetForecaster or None
+        Model of the steps, if the runs have several budgets.
 
     See Also
     --------
@@ -158,22 +136,44 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
            [0.59, 0.84]]))
     >>> decision = forecast.decide(256, 0.7)
     >>> decision.answer, decision.min_width, decision.safe_width
-    ('no-go', 535, 775)
+    ('not at this budget', 535, 775)
     >>> both_ends = LossForecaster(AnchoredBothEnds(1.38, teacher_width=128)).fit([32, 96], [0.381, 0.05])
     >>> both_ends.predict([0, 16, 64]).round(2)
     array([1.38, 0.63, 0.15])
+
+    Runs of several budgets, each trained to the end of its own schedule, forecast longer ones. Those of width 48 ended
+    at 0.1979 nats per token after 8,000 steps and at 0.1911 after 16,000:
+
+    >>> widths, steps = [32, 48, 96] * 3, [1000] * 3 + [2000] * 3 + [4000] * 3
+    >>> losses = [0.3811, 0.2387, 0.0500, 0.3541, 0.2202, 0.0390, 0.3326, 0.2070, 0.0342]
+    >>> longer = LossForecaster(AnchoredBothEnds(1.38, teacher_width=128)).fit(widths, losses, n_steps=steps)
+    >>> longer.predict([48], n_steps=8000).round(3), longer.predict([48], n_steps=16000).round(3)
+    (array([0.197]), array([0.191]))
+    >>> round(longer.min_steps(0.2, width=48).n_steps, -3)
+    6000.0
     """
 
     _shared_parameters = ("law",)
     # `widths` are data: they are not routed as metadata.
-    __metadata_request__predict: ClassVar = {"widths": UNUSED}
+    __metadata_request__fit: ClassVar = {"n_steps": UNUSED, "n_tokens": UNUSED}
+    __metadata_request__predict: ClassVar = {"widths": UNUSED, "n_steps": UNUSED}
 
-    def __init__(self, law: Law | str | None = None, *, run_error: float = 0.03, form_error: float = 0.15) -> None:
+    def __init__(
+        self,
+        law: Law | str | None = None,
+        *,
+        run_error: float = 0.03,
+        form_error: float = 0.15,
+        teacher_width: float | None = None,
+    ) -> None:
         self.law = law
         self.run_error = run_error
         self.form_error = form_error
+        self.teacher_width = teacher_width
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> LossForecaster:
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, *, n_steps: ArrayLike | None = None, n_tokens: int | None = None
+    ) -> LossForecaster:
         """Fit the law to distilled students, trained here or elsewhere.
 
         Parameters
@@ -182,6 +182,11 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
             Their widths, in dimensions, above 0. A width may occur more than once.
         y : array-like of shape (n_runs,)
             Their losses, in nats per token, above 0.
+        n_steps : int or array-like of shape (n_runs,), default=None
+            Their training steps, one number for all or one each. Runs of several budgets must each have ended their
+            learning-rate schedule. They are then turned into runs of the longest budget by a `BudgetForecaster`.
+        n_tokens : int, default=None
+            Tokens per step, for the sentences of decisions.
 
         Returns
         -------
@@ -194,13 +199,14 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
             If `law` is no law.
         ValueError
             If values are not finite, a width or loss is not above 0, an error is not a share above 0, the runs
-            contradict the law's known ends, widths and losses are exchanged, or there are fewer different widths
-            than parameters.
+            contradict the law's known ends or the teacher's width, widths and losses are exchanged, or there are fewer
+            different widths than parameters.
 
         Warns
         -----
         UserWarning
-            If a run has a higher loss than a narrower run, by more than two seeds of one width differ.
+            If a run has a higher loss than a narrower run, by more than two seeds of one width differ, or two runs of
+            one width differ by the factor T² of the temperature.
         """
         law = read_law(self.law)
         self._run_error, form_error = (
@@ -210,7 +216,22 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         widths, losses = read_runs(self, X, y)
         if not losses.min() > 0:
             raise ValueError(f"y holds the loss {losses.min():g}; losses must be above 0, in nats per token.")
+        self.budget_ = read_budget(n_steps, n_tokens, len(losses))
+        check_below_teacher(widths, *teacher_end(self, law))
         law.check_runs(widths, losses)
+        warn_of_factor(widths, losses, law)
+        widths, losses, errors = reduce_runs(self, widths, losses, law.loss_at_zero)
+        warn_of_rise(widths, losses, 2.0**0.5 * self._run_error)
+        return self._fit_runs(law, widths, losses, errors, form_error)
+
+    def _refit(self, losses: np.ndarray, errors: np.ndarray) -> LossForecaster:
+        """Fit a copy to other losses at the same widths, with errors beside the run error."""
+        return copy.copy(self)._fit_runs(self.law_, self.widths_, losses, errors, self._form_error)
+
+    def _fit_runs(
+        self, law: Law, widths: np.ndarray, losses: np.ndarray, errors: np.ndarray, form_error: float
+    ) -> LossForecaster:
+        """Fit the law to runs of one budget."""
         n_parameters = len(law.bounds)
         if (n_different := len(np.unique(widths))) < n_parameters:
             raise ValueError(
@@ -218,9 +239,9 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
                 f"has {n_different} (n_samples = {len(widths)}); give more runs, or a law with fewer parameters: "
                 "AboveBottleneck(bound), or Calibrated(predictor, baseline=0)."
             )
-        warn_of_rise(widths, losses, 2.0**0.5 * self._run_error)
         self.law_, self.widths_, self.losses_ = law, widths, losses
-        self.form_error_ = form_error
+        self._run_errors = np.hypot(self._run_error, errors)
+        self._form_error = self.form_error_ = form_error
         residuals = self._solve()
         free = len(losses) - n_parameters
         if free > 0:
@@ -234,7 +255,7 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
     def _solve(self) -> np.ndarray:
         """Fit the law by generalized least squares within its bounds, and return the standardized residuals."""
         law, widths, losses = self.law_, self.widths_, self.losses_
-        covariance = self._covariance(widths, widths) + self._run_error**2 * np.eye(len(widths))
+        covariance = self._covariance(widths, widths) + np.diag(self._run_errors**2)
         try:
             self._factor = cho_factor(covariance, lower=True)
         except np.linalg.LinAlgError as error:
@@ -280,7 +301,9 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         self._weights = cho_solve(self._factor, left)
         return self._whiten(left)
 
-    def predict(self, widths: ArrayLike, *, return_interval: bool = False, level: float = 0.9) -> Any:
+    def predict(
+        self, widths: ArrayLike, *, n_steps: float | None = None, return_interval: bool = False, level: float = 0.9
+    ) -> Any:
         """Forecast the loss at each width.
 
         Parameters
@@ -288,6 +311,9 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         widths : array-like of shape (n_widths,) or (n_widths, 1)
             Widths of students, in dimensions. At width 0 a law gives its known loss, without uncertainty: inf for
             `PowerOfWidth` and `PowerOfWidthAboveBaseline`.
+        n_steps : float or None, default=None
+            Number of training steps, inf for the limit. It needs runs of several budgets. None stands for the longest
+            of these.
         return_interval : bool, default=False
             Whether to return a prediction interval for the loss of one run as well.
         level : float, default=0.9
@@ -303,26 +329,21 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         Raises
         ------
         ValueError
-            If a width is negative or not finite, or `level` is outside (0, 1).
+            If a width is negative or not finite, `level` is outside (0, 1), or `n_steps` is given for runs of one
+            budget.
 
         Warns
         -----
         UserWarning
-            If a width is not below the end of the law. From there on the law is 0 and says nothing about a trained
-            student.
+            If a width is not below the teacher's, the end of the law. A forecast from there on says nothing about a
+            trained student.
         """
         check_is_fitted(self)
         level = check_number("level", level, 0, 1, open_low=True, open_high=True)
         return_interval = check_flag("return_interval", return_interval)
-        at, end = read_widths(widths), self.law_.end_width
-        if not at.max() < end:
-            warn_caller(
-                f"widths holds the width {at.max():g}, which is not below {self.law_._end_name}={end:g}. From there on "
-                "the law is 0, because a student can equal the teacher. A trained student ends above 0, and above the "
-                "interval. Ask for narrower students.",
-                UserWarning,
-            )
-        losses, ends = self._forecast(at, level)
+        at = read_widths(widths)
+        warn_of_width(self, at)
+        losses, ends = forecast(self, at, level, None if n_steps is None else check_steps(n_steps))
         return (losses, ends) if return_interval else losses
 
     def _forecast(self, widths: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
@@ -365,13 +386,17 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
                 return losses, np.where(losses[:, np.newaxis] > 0.0, losses[:, np.newaxis] * np.exp(ends), whole)
         return losses, np.maximum(losses[:, np.newaxis] + (factor * half)[:, np.newaxis] * [-1.0, 1.0], 0.0)
 
-    def min_width(self, target: ArrayLike, *, safe: bool = False, level: float = 0.9) -> Any:
+    def min_width(
+        self, target: ArrayLike, *, n_steps: float | None = None, safe: bool = False, level: float = 0.9
+    ) -> Any:
         """Find the smallest whole width forecast to reach a loss.
 
         Parameters
         ----------
         target : float or array-like
             Loss to reach, in nats per token.
+        n_steps : float or None, default=None
+            Number of training steps, as in `predict`.
         safe : bool, default=False
             Whether the upper end of the interval must reach it too.
         level : float, default=0.9
@@ -380,9 +405,11 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         Returns
         -------
         width : int or ndarray of int64
-            In dimensions, in the shape of `target`. It is -1 if no width reaches the target. The search ends at twice
-            the widest run, or at the law's end or the predictor's critical width if that is larger. It begins at 0
-            for a law with a known loss there, and otherwise at 1.
+            In dimensions, in the shape of `target`. It is -1 if no width reaches the target. The search begins at half
+            the narrowest run, because forecasts of narrower students are extrapolated: that width then stands for
+            itself and all below. It ends at twice the widest run, or at the law's end or the predictor's critical
+            width if that is larger, and never above `teacher_width`. It is 0 if the law knows the loss at width 0 and
+            that reaches the target.
 
         Raises
         ------
@@ -393,13 +420,16 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         targets = check_array_of_numbers(target, "target", ndim=None, low=0.0, empty=True)
         safe = check_flag("safe", safe)
         level = check_number("level", level, 0, 1, open_low=True, open_high=True)
-        last = int(min(max(self.law_.reach, 2.0 * self.widths_.max()), _WIDEST))
+        n_steps = None if n_steps is None else check_steps(n_steps)
+        start, last = search_range(self)
+        stop = 2 * start
         found = np.full(targets.shape, -1, dtype=np.int64)
         # Blocks of widths, each twice as long as the one before. All are searched: forecasts may rise with the width.
-        start, stop = 1 if self.law_.loss_at_zero is None else 0, 2
+        if (zero := self.law_.loss_at_zero) is not None:
+            found[targets >= zero] = 0
         while start <= last and (found < 0).any():
             widths = np.arange(start, min(stop, last + 1))
-            losses, ends = self._forecast(widths.astype(np.float64), level)
+            losses, ends = forecast(self, widths.astype(np.float64), level, n_steps)
             lowest = np.minimum.accumulate(ends[:, 1] if safe else losses)
             first = np.searchsorted(-lowest, -targets)
             reached = (found < 0) & (first < len(widths))
@@ -407,8 +437,37 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
             start, stop = stop, 2 * stop
         return int(found) if found.ndim == 0 else found
 
-    def decide(self, width: int, target: float, *, level: float = 0.9) -> Decision:
-        """Decide whether a student of a width reaches a loss, and find the smallest width for it.
+    def min_steps(self, target: float, width: int, *, level: float = 0.9) -> StepsNeeded:
+        """Find the number of training steps after which a student of a width is forecast to reach a loss.
+
+        Parameters
+        ----------
+        target : float
+            Loss to reach, in nats per token.
+        width : int
+            Width of the student, in dimensions.
+        level : float, default=0.9
+            Probability of the interval.
+
+        Returns
+        -------
+        steps : StepsNeeded
+            Named tuple of the steps with their interval, and of the limit of the loss. ``print`` shows it as a
+            sentence. Steps are inf if even a thousand times the longest run does not reach the target.
+
+        Raises
+        ------
+        ValueError
+            If the runs have one budget, the width is over the teacher's, or `target` and `level` are out of range.
+        """
+        check_is_fitted(self)
+        target, width = check_number("target", target, 0), check_number("width", width, 0, 2**53)
+        level = check_number("level", level, 0, 1, open_low=True, open_high=True)
+        check_question(width, target, *teacher_end(self, self.law_))
+        return steps_needed(self, width, target, level)
+
+    def decide(self, width: int, target: float, *, n_steps: float | None = None, level: float = 0.9) -> Decision:
+        """Decide whether a student of a width reaches a loss after a number of steps.
 
         Parameters
         ----------
@@ -416,6 +475,8 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
             Width of the student, in dimensions.
         target : float
             Loss to reach, in nats per token.
+        n_steps : float or None, default=None
+            Number of training steps, as in `predict`.
         level : float, default=0.9
             Probability of the interval.
 
@@ -423,29 +484,22 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         -------
         decision : Decision
             Named tuple of the answer, the forecast with its interval, and the smallest widths of `min_width`. The
-            answer is ``"go"`` if the whole interval is at most the target, ``"no-go"`` if it is above the target, and
-            ``"uncertain"`` otherwise. ``print`` shows it as a sentence.
+            answer is ``"impossible"`` if the target is below what any student of the width loses, where the law knows
+            a bound. It is ``"go at this budget"`` if the whole interval is at most the target, ``"not at this
+            budget"`` if it is above the target, and ``"uncertain"`` otherwise, or if a go would rest on extrapolation
+            alone. The budget is that of the runs, or `n_steps`. ``print`` shows the decision as text.
 
         Raises
         ------
         ValueError
-            As `predict` and `min_width`.
+            As `predict` and `min_width`, or if the width is over the teacher's.
 
         Warns
         -----
         UserWarning
             As `predict`.
         """
-        number, target = check_number("width", width, 0, 2**53), check_number("target", target, 0)
-        width = int(number) if number.is_integer() else number
-        losses, interval = self.predict([width], return_interval=True, level=level)
-        level = float(level)
-        low, high = interval[0]
-        answer = "go" if high <= target else "no-go" if low > target else "uncertain"
-        smallest, safe = (self.min_width(target, safe=each, level=level) for each in (False, True))
-        least = self.law_.least(np.array([width], dtype=np.float64))
-        limit = None if least is None else float(least[0])
-        return Decision(width, target, answer, float(losses[0]), float(low), float(high), level, smallest, safe, limit)
+        return decide(self, width, target, n_steps=n_steps, level=level)
 
     def _covariance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore"):  # width 0 is infinitely many octaves away

@@ -191,7 +191,8 @@ class Law:
         if zero is not None and not losses.max() < zero:
             raise ValueError(
                 f"y holds the loss {losses.max():g}, which is not below {self._zero_name}={zero:g}, the loss of one "
-                "distribution for all positions; measure both at one temperature, or train for longer."
+                "distribution for all positions; measure both at one temperature, as a divergence from the teacher "
+                "and not as a cross-entropy, without the factor T² (4 at temperature 2), or train for longer."
             )
         if not widths.max() < self.end_width:
             raise ValueError(

@@ -248,7 +248,8 @@ class AboveBottleneck(Law):
                 f"y holds the loss {losses[run]:.3g} at width {widths[run]:g}, where no student of this teacher gets "
                 f"below {least[run]:.3g}. The bound is a KL divergence in nats per token at temperature="
                 f"{getattr(self.bound, 'temperature', None)!r}: measure the runs at that temperature, as a divergence "
-                "from the teacher and not as a cross-entropy with the text, and on text like the bound's."
+                "from the teacher and not as a cross-entropy with the text, not divided by T², and on text like the "
+                "bound's."
             )
 
 

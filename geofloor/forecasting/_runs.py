@@ -106,6 +106,7 @@ def warn_of_rise(widths: np.ndarray, losses: np.ndarray, tolerance: float) -> No
         warn_caller(
             f"The loss rises with width: {losses[low]:.3g} at width {widths[low]:g}, {losses[high]:.3g} at width "
             f"{widths[high]:g}. Wider students lose less when all are trained alike, so a forecast from these runs "
-            "is not to be trusted; train the wider one for longer, or check which loss belongs to which width.",
+            "is not to be trusted; train the wider one for longer, check which loss belongs to which width, and that "
+            "all are divergences at one temperature, with the factor T² in none.",
             UserWarning,
         )

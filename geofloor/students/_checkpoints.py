@@ -53,7 +53,7 @@ def write_run(run: Run, digests: Mapping[str, str]) -> None:
 
 
 def read_run(
-    spec: StudentSpec, digests: Mapping[str, str], settings: ResolvedSettings, build: Callable[[int], Run]
+    spec: StudentSpec, settings: ResolvedSettings, digests: Mapping[str, str], build: Callable[[int], Run]
 ) -> Run | None:
     """Read the checkpoint of a student, if it exists.
 
@@ -61,10 +61,10 @@ def read_run(
     ----------
     spec : StudentSpec
         The student.
-    digests : mapping of str to str
-        Checksums of ``tokens`` and ``teacher``.
     settings : ResolvedSettings
         Tells at which steps evaluations are due.
+    digests : mapping of str to str
+        Checksums of ``tokens`` and ``teacher``.
     build : callable
         Makes a run at step 0 from a seed. The checkpoint then replaces its state.
 

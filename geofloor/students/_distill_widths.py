@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from geofloor._validation import check_object, check_path, shown
+from geofloor._validation import check_iterable, check_number, check_object, check_path, shown
 from geofloor.students._families import check_positive_width
 from geofloor.students._student import DistilledStudent, fit_together
 
@@ -20,13 +20,14 @@ def distill_widths(
     tokens: Any,
     widths: Sequence[int | tuple[int, int]],
     *,
+    budgets: Sequence[int] | None = None,
     random_state: int | None = 0,
     eval_tokens: Any = None,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     like: DistilledStudent | None = None,
     **settings: Any,
 ) -> list[DistilledStudent]:
-    """Distill students of several widths in one pass, with one forward pass of the teacher per batch.
+    """Distill students of several widths and budgets in one pass, with one forward pass of the teacher per batch.
 
     Each student ends as `DistilledStudent.fit` with the same seed and settings would end; on a CPU, with the same
     bits.
@@ -39,6 +40,10 @@ def distill_widths(
         As in `DistilledStudent.fit`.
     widths : sequence of int or of (int, int)
         Widths, or pairs of width and seed.
+    budgets : sequence of int, default=None
+        Numbers of steps, in place of `n_steps`: each width is trained once for each of them, to the end of a
+        learning-rate schedule of its own. `LossForecaster` forecasts longer training from such runs. All students see
+        the same batches, so that the longest budget pays for all passes of the teacher.
     random_state : int or None, default=0
         Seed of students whose seed `widths` does not give.
     eval_tokens : int array-like of shape (n_sequences, seq_len) or datasets.Dataset, default=None
@@ -54,12 +59,14 @@ def distill_widths(
     Returns
     -------
     students : list of DistilledStudent
-        Fitted students, in the order of `widths`.
+        Fitted students, in the order of `widths`, and for each width in the order of `budgets`. ``n_steps_`` holds the
+        steps of each.
 
     Raises
     ------
     ValueError
-        As `DistilledStudent.fit`, or if `widths` is empty or holds the same student twice.
+        As `DistilledStudent.fit`, if `widths` is empty or holds the same student twice, if `budgets` is empty, holds a
+        budget twice or is given with `n_steps`.
 
     Examples
     --------
@@ -74,6 +81,19 @@ def distill_widths(
     >>> students = distill_widths(GPTNeoXForCausalLM(config), tokens, [8, (8, 1), 12], n_steps=100)
     >>> [(student.width, student.random_state, student.n_steps_) for student in students]
     [(8, 0, 100), (8, 1, 100), (12, 0, 100)]
+
+    Runs of three budgets forecast longer training:
+
+    >>> from geofloor import LossForecaster
+    >>> runs = distill_widths(GPTNeoXForCausalLM(config), tokens, [8, 12], budgets=(100, 200, 400))
+    >>> [(student.width, student.n_steps_) for student in runs][:4]
+    [(8, 100), (8, 200), (8, 400), (12, 100)]
+    >>> widths, losses, steps = zip(*((run.width, run.floor_, run.n_steps_) for run in runs))
+    >>> forecast = LossForecaster("power", teacher_width=16).fit(
+    ...     widths, losses, n_steps=steps, n_tokens=runs[0].batch_size_ * 12
+    ... )
+    >>> bool(forecast.predict([10], n_steps=1600)[0] < forecast.predict([10])[0])
+    True
     """
     pairs = _widths_and_seeds(widths, random_state)
     if "checkpoint_path" in settings:
@@ -82,6 +102,7 @@ def distill_widths(
             "checkpoint_dir, a folder."
         )
     folder = None if checkpoint_dir is None else check_path("checkpoint_dir", checkpoint_dir)
+    lengths = _budgets(budgets, settings)
     if like is not None:
         check_object("like", like, DistilledStudent, "give a DistilledStudent, such as DistilledStudent.paper(...)")
         settings = {name: value for name, value in like.get_params(deep=False).items() if name not in _OWN} | settings
@@ -90,10 +111,11 @@ def distill_widths(
             teacher,
             width,
             random_state=seed,
-            checkpoint_path=folder and folder / f"width-{width}-seed-{seed}.safetensors",
-            **settings,
+            checkpoint_path=folder and folder / f"width-{width}-seed-{seed}{suffix}.safetensors",
+            **settings | own,
         )
         for width, seed in pairs
+        for suffix, own in lengths
     ]
     fit_together(students, tokens, eval_tokens)
     return students
@@ -113,3 +135,15 @@ def _widths_and_seeds(widths: Any, random_state: Any) -> list[tuple[int, Any]]:
     if not pairs or any(pair in pairs[:place] for place, pair in enumerate(pairs)):
         raise ValueError(f"widths={shown(listed)} must hold at least one width and no student twice.")
     return pairs
+
+
+def _budgets(budgets: Any, settings: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Read the budgets: for each the end of a checkpoint's name, and the parameters of a student."""
+    if budgets is None:
+        return [("", {})]
+    if "n_steps" in settings:
+        raise ValueError(f"n_steps={shown(settings['n_steps'])} and budgets={shown(budgets)} exclude each other.")
+    steps = [check_number("budgets", each, 1, whole=True) for each in check_iterable("budgets", budgets, "give a list")]
+    if not steps or len(set(steps)) < len(steps):
+        raise ValueError(f"budgets={shown(budgets)} must hold at least one number of steps and none twice.")
+    return [(f"-steps-{each}", {"n_steps": each}) for each in steps]

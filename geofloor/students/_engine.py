@@ -30,15 +30,16 @@ _MEASURED_SEQUENCES = 64  # at most, to find the teacher's principal directions
 class Distillation:
     """Training of several students with one forward pass of the teacher per batch.
 
-    The students differ in width and seed. Each of several processes computes its share of every batch, and all else
-    is the same in every process.
+    The students differ in width, seed and number of steps, and in what follows from the steps: warm-up, decay and the
+    steps of evaluations. Batches are the same for all. Each of several processes computes its share of every batch, and
+    all else is the same in every process.
 
     Parameters
     ----------
     teacher : Teacher
         The teacher.
-    settings : ResolvedSettings
-        Settings that the students share.
+    settings : sequence of ResolvedSettings
+        Settings of each student. Only `n_steps`, `warmup_steps` and `eval_every` may differ.
     text : TextSplit
         Sequences to train on and to evaluate on.
     specs : sequence of StudentSpec
@@ -50,13 +51,13 @@ class Distillation:
     def __init__(
         self,
         teacher: Teacher,
-        settings: ResolvedSettings,
+        settings: Sequence[ResolvedSettings],
         text: TextSplit,
         specs: Sequence[StudentSpec],
         processes: Processes = ALONE,
     ) -> None:
-        self.teacher, self.settings, self.text = teacher, settings, text
-        self.specs, self.processes = specs, processes
+        self.teacher, self.settings, self.text = teacher, settings[0], text
+        self.specs, self.settings_of, self.processes = specs, settings, processes
         self.device = teacher.device
         self._digests = {"tokens": "", "teacher": ""}
         self._hidden_scale: torch.Tensor | None = None
@@ -79,11 +80,13 @@ class Distillation:
         self._compute_digests()
         self._check_processes_agree()
         self._hidden_scale = self._compute_hidden_scale()
-        found = [read_run(spec, self._digests, self.settings, partial(self._build_run, spec)) for spec in self.specs]
+        students = list(zip(self.specs, self.settings_of, strict=True))
+        found = [read_run(*each, self._digests, partial(self._build_run, *each)) for each in students]
         self.processes.agree(checkpoints=[run and (run.seed, run.step) for run in found])
-        runs = [run or self._new_run(spec) for run, spec in zip(found, self.specs, strict=True)]
-        first = min(run.step for run in runs)
-        n_steps, settings = self.settings.n_steps, self.settings
+        runs = [run or self._new_run(*each) for run, each in zip(found, students, strict=True)]
+        n_steps = max(run.settings.n_steps for run in runs)
+        first = min((run.step for run in runs if not run.is_done), default=n_steps)
+        settings = self.settings
         new = [run for run in runs if not run.history]
         if new:
             self.evaluate(new)
@@ -92,17 +95,19 @@ class Distillation:
         with progress_bar(description, total=n_steps, initial=first, verbose=verbose) as bar:
             for step in range(first, n_steps):
                 # Runs whose checkpoints are further on wait for the others.
-                active = [run for run in runs if run.step == step]
+                active = [run for run in runs if run.step == step and not run.is_done]
                 self.train_step(active, step)
                 done = step + 1
-                last = done == n_steps
-                if done % settings.eval_every == 0 or last:
-                    self.evaluate(active)
+                due = [run for run in active if done % run.settings.eval_every == 0 or run.is_done]
+                if due:
+                    self.evaluate(due)
                     bar.set_postfix({str(run.spec.width): f"{run.history[-1]['eval_kl']:.4f}" for run in runs})
-                elif done % _CHECK_EVERY == 0:
+                if done % _CHECK_EVERY == 0 and len(due) < len(active):
                     self._check_finite(active)
-                if done % settings.checkpoint_every == 0 and not last:
-                    self.save_checkpoints(active)
+                if done < n_steps:
+                    self.save_checkpoints(
+                        [run for run in active if done % settings.checkpoint_every == 0 or run.is_done]
+                    )
                 bar.update()
         return runs
 
@@ -139,12 +144,18 @@ class Distillation:
         return settings.hidden_weight / rows.var(dim=0).mean()
 
     def _build_run(
-        self, spec: StudentSpec, seed: int, *, init: str = "random", tokens: np.ndarray | None = None
+        self,
+        spec: StudentSpec,
+        settings: ResolvedSettings,
+        seed: int,
+        *,
+        init: str = "random",
+        tokens: np.ndarray | None = None,
     ) -> Run:
         return build_run(
             spec,
             self.teacher.model,
-            self.settings,
+            settings,
             seed=seed,
             n_evaluated=len(self.text.eval_rows),
             device=self.device,
@@ -152,13 +163,13 @@ class Distillation:
             tokens=tokens,
         )
 
-    def _new_run(self, spec: StudentSpec) -> Run:
+    def _new_run(self, spec: StudentSpec, settings: ResolvedSettings) -> Run:
         """Make a run at step 0, with the same weights in all processes."""
         seed = self.processes.everyone(draw_seed(spec.random_state))[0]
         sample = None
-        if self.settings.init == "principal":
+        if settings.init == "principal":
             sample = self.text.train.take(np.arange(min(self.text.n_train, _MEASURED_SEQUENCES))).ids
-        run = self._build_run(spec, seed, init=self.settings.init, tokens=sample)
+        run = self._build_run(spec, settings, seed, init=settings.init, tokens=sample)
         self.processes.copy_from_main([*run.model.module.state_dict().values(), *run.parameters()])
         return run
 
@@ -189,8 +200,8 @@ class Distillation:
                     student = run.model.logits(ids)
                 run.loss(student, targets.source, terms, self._hidden_scale).backward()
         self._sum_over_processes(runs)
-        factor = warmup_cosine(step, n_steps=settings.n_steps, warmup_steps=settings.warmup_steps)
         for run in runs:
+            factor = warmup_cosine(step, n_steps=run.settings.n_steps, warmup_steps=run.settings.warmup_steps)
             if settings.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(run.parameters(), settings.clip_norm)
             for optimizer in run.optimizers:
@@ -245,7 +256,8 @@ class Distillation:
             eval_kl = float(row.sum() / counts.sum())
             if not np.isfinite(eval_kl):
                 raise self._not_finite(run, eval_kl)
-            factor = warmup_cosine(max(run.step - 1, 0), n_steps=settings.n_steps, warmup_steps=settings.warmup_steps)
+            n_steps, warmup_steps = run.settings.n_steps, run.settings.warmup_steps
+            factor = warmup_cosine(max(run.step - 1, 0), n_steps=n_steps, warmup_steps=warmup_steps)
             train_kl = float(run.kl_sum) / run.kl_steps if run.kl_steps else None
             run.history.append(
                 {
@@ -257,7 +269,7 @@ class Distillation:
             )
             run.kl_sum.zero_()
             run.kl_steps = 0
-            if is_final(run.step, settings.n_steps):
+            if is_final(run.step, n_steps):
                 run.final_sums += row
 
     def zero_width_loss(self) -> float:
@@ -279,7 +291,7 @@ class Distillation:
                 f"The teacher's logits are not finite, by step {run.step} at the latest; check its weights, or load "
                 "it in a dtype with more range, such as model_kwargs={'dtype': 'float32'}."
             )
-        name, settings = f"The KL of the student of width {run.spec.width}", self.settings
+        name, settings = f"The KL of the student of width {run.spec.width}", run.settings
         if run.step == 0:
             return ValueError(f"{name} is {value} before the first step: init={settings.init!r} gives no finite start.")
         clip = f"lower clip_norm={settings.clip_norm:g}" if settings.clip_norm else "set clip_norm=1.0"

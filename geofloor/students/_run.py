@@ -24,6 +24,7 @@ class Run:
     """State of the training of one student."""
 
     spec: StudentSpec
+    settings: ResolvedSettings
     model: LanguageModel
     projection: torch.nn.Linear | None  # from hidden states to the teacher's, if the loss compares them
     optimizers: list[torch.optim.Optimizer]
@@ -61,9 +62,14 @@ class Run:
             loss = loss + error * terms.kl_scale * hidden_scale
         return loss
 
-    def final_kls(self, n_steps: int) -> np.ndarray:
+    @property
+    def is_done(self) -> bool:
+        """Whether the last step was taken."""
+        return self.step >= self.settings.n_steps
+
+    def final_kls(self) -> np.ndarray:
         """Average the final evaluations: KL of each held-out sequence, summed over its positions."""
-        return self.final_sums / sum(is_final(row["step"], n_steps) for row in self.history)
+        return self.final_sums / sum(is_final(row["step"], self.step) for row in self.history)
 
 
 def is_final(step: int, n_steps: int) -> bool:
@@ -121,6 +127,7 @@ def build_run(
         projection = _new_projection(model.head.in_features, teacher.head.in_features, seed).to(device)
     return Run(
         spec,
+        settings,
         model,
         projection,
         _new_optimizers(settings, model, _trained_parameters(model, projection)),

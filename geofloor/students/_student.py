@@ -34,7 +34,7 @@ from geofloor.students._families import check_positive_width
 from geofloor.students._files import build_student, read_student, write_student
 from geofloor.students._progress import has_converged, remaining_fall, warn_of_training
 from geofloor.students._run import Run
-from geofloor.students._settings import AUTO, PAPER, DistillationSettings, ResolvedSettings, StudentSpec
+from geofloor.students._settings import AUTO, PAPER, DistillationSettings, StudentSpec
 from geofloor.students._teacher import Teacher
 from geofloor.students._text import split_text
 
@@ -617,14 +617,15 @@ class DistilledStudent(
 
     # Results
 
-    def _publish(self, run: Run, counts: np.ndarray, zero_width_loss: float, settings: ResolvedSettings) -> None:
+    def _publish(self, run: Run, counts: np.ndarray, zero_width_loss: float) -> None:
         """Set the fitted attributes."""
+        settings = run.settings
         self._set_model(run.model.module.requires_grad_(False))
         self.history_ = list(run.history)
         self.init_, self.n_steps_, self.batch_size_ = settings.init, run.step, settings.batch_size
         self.learning_rate_ = settings.learning_rate
         self.warmup_steps_, self.eval_every_ = settings.warmup_steps, settings.eval_every
-        self.floor_, self.floor_error_ = mean_and_error(run.final_kls(run.step), counts)
+        self.floor_, self.floor_error_ = mean_and_error(run.final_kls(), counts)
         self.zero_width_loss_ = zero_width_loss
         self.remaining_fall_ = remaining_fall(run.history, run.step)
         self.converged_ = has_converged(self, settings.tol)
@@ -669,7 +670,7 @@ class DistilledStudent(
 
 
 def fit_together(students: Sequence[DistilledStudent], tokens: Any, eval_tokens: Any) -> None:
-    """Fit students of several widths and seeds in one pass over the text.
+    """Fit students of several widths, seeds and numbers of steps in one pass over the text.
 
     Parameters
     ----------
@@ -703,21 +704,25 @@ def fit_together(students: Sequence[DistilledStudent], tokens: Any, eval_tokens:
         check_student(module, spec.width, init=settings.init or AUTO, **spec.heads)
     teacher.model.check_layer(first.layer)
     text = split_text(teacher.model, tokens, eval_tokens, settings)
-    resolved = settings.resolve(
-        n_sequences=text.n_train,
-        length=text.train.length,
-        principal=default_init(module) == "principal",
-        teacher_width=model_width(module),
-    )
-    distillation = Distillation(teacher, resolved, text, specs, processes)
+    known = {
+        "n_sequences": text.n_train,
+        "length": text.train.length,
+        "principal": default_init(module) == "principal",
+        "teacher_width": model_width(module),
+    }
+    each = [student._settings().resolve(**known) for student in students]
+    resolved = each[0]
+    distillation = Distillation(teacher, each, text, specs, processes)
     advice = f"lower batch_size={resolved.batch_size} or raise gradient_accumulation={resolved.gradient_accumulation}"
     with evaluating(module), memory_advice(advice):
         runs = distillation.train()
         zero_width_loss = distillation.zero_width_loss()
     counts = text.count_positions()
     for student, run in zip(students, runs, strict=True):
-        student._publish(run, counts, zero_width_loss, resolved)
+        student._publish(run, counts, zero_width_loss)
     if processes.is_main:
-        warn_of_training(students)
+        longest = max(run.settings.n_steps for run in runs)
+        # Shorter budgets are meant to be short.
+        warn_of_training([student for student in students if student.n_steps_ == longest])
     # Last, so that the students are fitted even if the disk is full.
     distillation.save_checkpoints(runs)

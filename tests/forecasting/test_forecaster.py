@@ -3,8 +3,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
@@ -12,7 +10,7 @@ from sklearn.utils import estimator_checks
 from sklearn_checks import CHECKS_IN_ONE_DIMENSION
 
 from geofloor import FloorPredictor, LossForecaster
-from geofloor.forecasting import Anchored, AnchoredBothEnds, Calibrated, Decision, PowerOfWidth, forecast_errors
+from geofloor.forecasting import Anchored, AnchoredBothEnds, Calibrated, PowerOfWidth, forecast_errors
 
 WIDTHS = np.array([128, 256, 512, 768, 1024])
 OBSERVED = np.array([1.320, 1.008, 0.733, 0.652, 0.586])
@@ -125,12 +123,13 @@ def test_a_law_that_is_known_at_both_ends():
     np.testing.assert_allclose(fitted.predict(widths), losses)
     assert fitted.params_ == pytest.approx({"exponent": 0.7, "decay": 0.01})
     assert fitted.predict([1e-9])[0] == pytest.approx(1.4)
-    # From the teacher's width on a student can be the teacher.
+    # From the teacher's width on a student can be the teacher, but a trained one is not.
     beyond, ends = fitted.predict([127.999, 128, 500], return_interval=True)
     assert 0 < beyond[0] < 0.02
     assert ends[0, 0] < beyond[0] < ends[0, 1]
     assert not beyond[1:].any()
-    assert not ends[1:].any()
+    assert not ends[1:, 0].any()
+    assert (ends[:, 1] >= losses[2]).all()
     assert fitted.predict([128, 200]).tolist() == [0, 0]
     narrow = LossForecaster(AnchoredBothEnds(1.4, 128)).fit(widths[:2], losses[:2])
     assert 34 < narrow.min_width(0.05) < narrow.min_width(0.0) == 128
@@ -239,39 +238,6 @@ def test_min_width_is_the_first_that_reaches_the_target(forecaster):
     assert fitted.min_width([]).shape == (0,)
 
 
-@given(target=st.floats(0.05, 2.0), width=st.integers(1, 3000))
-def test_decisions_agree_with_the_interval(floor, target, width):
-    fitted = LossForecaster(Calibrated(floor)).fit(WIDTHS, OBSERVED)
-    decision = fitted.decide(width, target)
-    loss, interval = fitted.predict([width], return_interval=True)
-    assert (decision.loss, decision.low, decision.high) == (loss[0], *interval[0])
-    assert (decision.answer == "go") == (decision.high <= target)
-    assert (decision.answer == "no-go") == (decision.low > target)
-    assert decision.min_width == fitted.min_width(target)
-    if decision.answer == "go":
-        assert 0 < decision.safe_width <= width
-    assert str(decision).startswith(f"{decision.answer}: a student of width {width} ")
-
-
-def test_decisions_read_as_sentences_that_claim_no_more_than_is_known():
-    assert str(Decision(256, 0.8, "no-go", 1.0, 0.95, 1.05, 0.9, 410, 450)) == (
-        "no-go: a student of width 256 is not forecast to reach 0.8 nats per token when trained as these runs. Its "
-        "forecast is 1, 0.95 to 1.05 at 90%; the smallest width forecast to reach it is 410, and 450 does so safely."
-    )
-    assert "no width is forecast to reach it." in str(Decision(256, 0.01, "no-go", 1.0, 0.95, 1.05, 0.9, -1, -1))
-    bounded = Decision(48, 0.2, "no-go", 0.251, 0.222, 0.285, 0.999, 60, -1, least=0.054)
-    assert str(bounded) == (
-        "no-go: a student of width 48 is not forecast to reach 0.2 nats per token when trained as these runs, and no "
-        "student of this width gets below 0.054. Its forecast is 0.251, 0.222 to 0.285 at 99.9%; the smallest width "
-        "forecast to reach it is 60, and no width does so safely."
-    )
-    assert "width 48 can't reach 0.05 nats per token, however it is trained: no student of this width gets" in str(
-        bounded._replace(target=0.05)
-    )
-    assert "go: a student of width 8 is forecast to reach 2 nats" in str(Decision(8, 2.0, "go", 1, 1, 1, 0.9, 4, 5))
-    assert "may or may not reach 2 nats" in str(Decision(8, 2.0, "uncertain", 2, 1, 3, 0.9, 4, 5))
-
-
 def test_forecasters_stand_in_comparisons(forecaster):
     errors = forecast_errors(forecaster, WIDTHS, OBSERVED)
     assert np.abs(errors.left_out[1:-1]).max() < 0.2
@@ -346,11 +312,25 @@ def test_a_student_as_wide_as_its_teacher_is_not_forecast_in_silence():
     with pytest.warns(
         UserWarning, match=r"width 256, which is not below teacher_width=128\. .* ends above 0"
     ) as caught:
-        assert fitted.decide(256, 0.01).loss == 0
+        assert fitted.predict([256])[0] == 0
     assert [each.filename for each in caught] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fitted.decide(127, 0.01)
+    # A law without an end is told the teacher's width.
+    fitted = LossForecaster("power", teacher_width=128).fit([32, 128], [0.4, 0.06])
+    with pytest.warns(UserWarning, match=r"width 129, which is over teacher_width=128, where a student could be"):
+        fitted.predict([128, 129])
+    assert fitted.min_width(0.05) == -1
+
+
+def test_intervals_do_not_close_at_the_teachers_width():
+    fitted = LossForecaster(AnchoredBothEnds(1.4, 128)).fit([32, 64], [0.4, 0.15])
+    with pytest.warns(UserWarning, match="not below teacher_width"):
+        losses, interval = fitted.predict([96, 100, 127, 128], return_interval=True)
+    assert losses[3] == interval[3, 0] == 0 < losses[2] < losses[0]
+    assert (interval[1:, 1] >= losses[0]).all()
+    assert (interval[:, 0] <= losses).all()
 
 
 @pytest.mark.parametrize("law", [None, Anchored(1.4)])

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
-from small_students import SETTINGS, assert_same, student
+from small_students import SETTINGS, StoppedError, assert_same, student
 
+from geofloor import DistilledStudent
 from geofloor.language_models import _divergence
 from geofloor.students import _engine, distill_widths
 
@@ -77,3 +78,74 @@ def test_settings_are_taken_from_a_student_unless_given(teacher, tokens):
 def test_one_checkpoint_file_for_several_students_is_refused(teacher, tokens, tmp_path):
     with pytest.raises(ValueError, match="checkpoint_path=.* is one file.*give checkpoint_dir, a folder"):
         distill_widths(teacher, tokens, [8, 16], checkpoint_path=tmp_path / "checkpoint", **SETTINGS)
+
+
+BUDGETS = {name: value for name, value in SETTINGS.items() if name != "n_steps"}
+
+
+def test_budgets_trained_together_end_where_each_alone_would(teacher, tokens):
+    calls = []
+    handle = teacher.register_forward_pre_hook(lambda *_: calls.append("whole"))
+    base = teacher.base_model.register_forward_pre_hook(lambda *_: calls.append("base"))
+    longest = distill_widths(teacher, tokens, [8, 16], n_steps=16, **BUDGETS)
+    n_longest = len(calls)
+    calls.clear()
+    together = distill_widths(teacher, tokens, [8, 16], budgets=(4, 16, 8), **BUDGETS)
+    # The longest budget pays for all steps. The others add the evaluations at their ends, in one batch each.
+    assert n_longest < len(calls) <= n_longest + 2
+    handle.remove()
+    base.remove()
+    assert [(each.width, each.n_steps_) for each in together] == [(w, n) for w in (8, 16) for n in (4, 16, 8)]
+    for each in together:
+        alone = student(teacher, each.width, n_steps=each.n_steps_).fit(tokens)
+        assert_same(each, alone)
+        assert each.get_params() == alone.get_params()
+    for a, b in zip(longest, together[1::3], strict=True):
+        assert_same(a, b)
+
+
+def test_budgets_resume_each_from_its_own_checkpoint(teacher, tokens, tmp_path, monkeypatch):
+    settings = {**BUDGETS, "checkpoint_every": 8, "budgets": (12, 24)}
+    whole = distill_widths(teacher, tokens, [8, 16], **settings)
+    train_step = _engine.Distillation.train_step
+
+    def stop_at_18(self, runs, step):
+        if step == 18:
+            raise StoppedError
+        train_step(self, runs, step)
+
+    monkeypatch.setattr(_engine.Distillation, "train_step", stop_at_18)
+    with pytest.raises(StoppedError):
+        distill_widths(teacher, tokens, [8, 16], checkpoint_dir=tmp_path, **settings)
+    steps = {path.name: DistilledStudent.steps_done(path) for path in tmp_path.iterdir()}
+    assert steps == {
+        f"width-{w}-seed-0-steps-{n}.safetensors": done for w in (8, 16) for n, done in ((12, 12), (24, 16))
+    }
+    taken = []
+    monkeypatch.setattr(
+        _engine.Distillation, "train_step", lambda self, runs, step: taken.append(step) or train_step(self, runs, step)
+    )
+    resumed = distill_widths(teacher, tokens, [8, 16], checkpoint_dir=tmp_path, **settings)
+    assert taken == [*range(16, 24)]
+    for a, b in zip(whole, resumed, strict=True):
+        assert_same(a, b)
+    taken.clear()
+    for a, b in zip(whole, distill_widths(teacher, tokens, [8, 16], checkpoint_dir=tmp_path, **settings), strict=True):
+        assert_same(a, b)
+    assert not taken
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budgets": (), **BUDGETS}, r"budgets=\(\) must hold at least one number of steps"),
+        ({"budgets": (5, 5), **BUDGETS}, "and none twice"),
+        ({"budgets": (5, 7.5), **BUDGETS}, "budgets=7.5 must be a whole number"),
+        ({"budgets": (5, 3), **BUDGETS}, "warmup_steps=3 must be below n_steps=3"),
+        ({"budgets": (5, 10), **SETTINGS}, r"n_steps=20 and budgets=\(5, 10\) exclude each other"),
+    ],
+)
+def test_budgets_must_be_given_and_differ(teacher, tokens, settings, message, monkeypatch):
+    monkeypatch.delattr(_engine.Distillation, "train_step")
+    with pytest.raises(ValueError, match=message):
+        distill_widths(teacher, tokens, [8], **settings)
