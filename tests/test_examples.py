@@ -1,9 +1,7 @@
 """The main job, as a user runs it, and killed as a machine kills it."""
 
-import contextlib
 import importlib.util
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from small_families import PRINCIPAL, RANDOM, REFUSED, family_model
+from small_processes import kill_at_file
 
 from geofloor import SparseAutoencoder
 from geofloor.datasets import load_teacher
@@ -110,22 +109,21 @@ def test_forecasts_agree_with_the_two_students_and_decide_by_their_intervals(fin
     assert plan["decision"] in printed
 
 
-def test_sigkill_at_several_points_loses_nothing(finished, tmp_path):
+def run_apart(arguments):
+    load_example().main(arguments)
+
+
+LAST_MARK = "students"
+MARKS = ["activations/manifest.json", "sae-l0-60-seed-0.checkpoint", LAST_MARK]  # the second is of the band
+
+
+@pytest.mark.parametrize("marks", [[LAST_MARK], pytest.param(MARKS, marks=pytest.mark.slow)])
+def test_sigkill_loses_nothing(finished, server, tmp_path, marks):
     never_stopped, _ = finished
-    command = [sys.executable, str(EXAMPLE), *SMALL, "--output", str(tmp_path)]
-    marks = [
-        tmp_path / "activations" / "manifest.json",
-        tmp_path / "sae-l0-60-seed-0.checkpoint",  # of the band
-        tmp_path / "students",
-    ]
+    arguments = [*SMALL, "--output", str(tmp_path)]
     for mark in marks:  # killed as soon as each of these is there
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            while not mark.exists() and process.poll() is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=0.005)
-            process.send_signal(signal.SIGKILL)
-        assert process.returncode in (-signal.SIGKILL, 0)
-    subprocess.run(command, capture_output=True, check=True)
+        kill_at_file(server, tmp_path / mark, run_apart, arguments)
+    load_example().main(arguments)
     assert (tmp_path / "plan.json").read_bytes() == (never_stopped / "plan.json").read_bytes()
     killed, whole = (SparseAutoencoder.load(folder / "sae.safetensors") for folder in (tmp_path, never_stopped))
     for name in ("encoder_", "encoder_bias_", "decoder_", "decoder_bias_"):
@@ -202,7 +200,5 @@ def test_a_teacher_without_students_is_refused_before_the_activations(tmp_path):
 
 def test_settings_that_do_not_fit_what_is_there_are_refused(finished):
     folder, _ = finished
-    command = [sys.executable, str(EXAMPLE), *SMALL, "--output", str(folder), "--epochs", "17"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode != 0
-    assert "other values of n_epochs" in result.stderr
+    with pytest.raises(ValueError, match="other values of n_epochs"):
+        load_example().main([*SMALL, "--output", str(folder), "--epochs", "17"])

@@ -1,6 +1,3 @@
-import signal
-import subprocess
-import sys
 import warnings
 
 import joblib
@@ -14,6 +11,7 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
+from small_processes import call_apart
 
 from geofloor import FeatureStatistics, FloorPredictor, SparseAutoencoder
 from geofloor._training import rows
@@ -211,39 +209,29 @@ def test_a_resumed_fit_asks_a_stream_for_the_rows_that_are_left(activations, sae
         clone(sae).set_params(n_epochs=2, checkpoint_path=None).fit(SeekableStream(activations, stops_at=420))
 
 
-_KILLED = """
-import sys
-import numpy as np
-from geofloor import SparseAutoencoder
+def fit_apart(report, checkpoint, result):
+    rows._SAMPLE_ROWS = 200  # the batches are a stream, not read at once
 
-def batches():
-    for i in range(60):
-        print(i, flush=True)
-        yield np.random.default_rng(i).normal(size=(64, 16))
+    def batches():
+        for i in range(60):
+            report(i)
+            yield np.random.default_rng(i).normal(size=(64, 16))
 
-SparseAutoencoder(
-    64, batch_size=64, resample_every=640, dead_after=64, checkpoint_path=sys.argv[1], checkpoint_every=4,
-    random_state=3,
-).fit(batches()).save(sys.argv[2])
-"""
+    settings = {"batch_size": 64, "resample_every": 640, "dead_after": 64, "checkpoint_every": 4, "random_state": 3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        SparseAutoencoder(64, checkpoint_path=checkpoint, **settings).fit(batches()).save(result)
 
 
-def test_sigkill_at_several_points_loses_nothing(tmp_path):
-    def start(name):
-        arguments = [sys.executable, "-c", _KILLED, str(tmp_path / name), str(tmp_path / f"{name}.safetensors")]
-        return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+def test_sigkill_at_several_points_loses_nothing(server, tmp_path):
+    def start(name, **kill):
+        call_apart(server, fit_apart, tmp_path / name, tmp_path / f"{name}.safetensors", **kill)
 
-    with start("never stopped") as process:
-        process.communicate()
-    for last_line in ("5", "22", "47"):
-        with start("killed") as process:
-            for line in process.stdout:
-                if line.strip() == last_line:
-                    process.send_signal(signal.SIGKILL)
-                    break
-        assert process.returncode == -signal.SIGKILL
-    with start("killed") as process:
-        process.communicate()
+    start("never stopped")
+    for last in (5, 22, 47):
+        start("killed", kill_at=last.__eq__)
+        assert last - 8 <= SparseAutoencoder.steps_done(tmp_path / "killed") <= last
+    start("killed")
     killed, never_stopped = (
         SparseAutoencoder.load(tmp_path / f"{name}.safetensors") for name in ("killed", "never stopped")
     )

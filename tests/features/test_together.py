@@ -1,14 +1,14 @@
-import signal
-import subprocess
-import sys
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
+from small_processes import call_apart
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from geofloor import ActivationExtractor, SparseAutoencoder
+from geofloor._training import rows
 from geofloor.features import _precision, fit_autoencoders
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # small fits warn
@@ -152,46 +152,30 @@ def test_an_interrupted_pass_resumes_at_the_first_row_that_one_of_them_needs(act
         assert after.history_ == expected.history_
 
 
-_KILLED = """
-import sys
-import numpy as np
-from geofloor import SparseAutoencoder
-from geofloor._training import rows
-from geofloor.features import fit_autoencoders
+def fit_apart(report, path):
+    rows._SAMPLE_ROWS = 200
 
-rows._SAMPLE_ROWS = 200
+    def batches():
+        for i in range(60):
+            report(i)
+            yield np.random.default_rng(i).normal(size=(64, 16))
 
-def batches():
-    for i in range(60):
-        print(i, flush=True)
-        yield np.random.default_rng(i).normal(size=(64, 16))
-
-makes = {"l0": 3, "batch_size": 64}, {"l0": 4, "batch_size": 100, "activation": "batchtopk"}
-autoencoders = [
-    SparseAutoencoder(64, **make, checkpoint_path=f"{sys.argv[1]}-{i}", checkpoint_every=4, random_state=3)
-    for i, make in enumerate(makes)
-]
-for i, sae in enumerate(fit_autoencoders(autoencoders, batches())):
-    sae.save(f"{sys.argv[1]}-{i}.safetensors")
-"""
+    makes = {"l0": 3, "batch_size": 64}, {"l0": 4, "batch_size": 100, "activation": "batchtopk"}
+    autoencoders = [
+        SparseAutoencoder(64, **make, checkpoint_path=f"{path}-{i}", checkpoint_every=4, random_state=3)
+        for i, make in enumerate(makes)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for i, sae in enumerate(fit_autoencoders(autoencoders, batches())):
+            sae.save(f"{path}-{i}.safetensors")
 
 
-def test_sigkill_loses_nothing(tmp_path):
-    def start(name):
-        arguments = [sys.executable, "-W", "ignore", "-c", _KILLED, str(tmp_path / name)]
-        return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-
-    with start("never stopped") as process:
-        process.communicate()
-    with start("killed") as process:
-        for line in process.stdout:
-            if line.strip() == "40":
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.returncode == -signal.SIGKILL
+def test_sigkill_loses_nothing(server, tmp_path):
+    call_apart(server, fit_apart, tmp_path / "never stopped")
+    call_apart(server, fit_apart, tmp_path / "killed", kill_at=(40).__eq__)
     assert 0 < SparseAutoencoder.steps_done(tmp_path / "killed-0") < 60
-    with start("killed") as process:
-        process.communicate()
+    call_apart(server, fit_apart, tmp_path / "killed")
     for index in range(2):
         killed, whole = (
             SparseAutoencoder.load(tmp_path / f"{name}-{index}.safetensors") for name in ("killed", "never stopped")

@@ -2,8 +2,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_processes import call_apart
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
@@ -259,45 +258,23 @@ def test_stopped_at_the_very_end_it_only_finishes(name, n_calls, tmp_path, monke
     assert files_in(tmp_path / "again") == files_in(tmp_path / "whole")
 
 
-_KILLED = """
-import sys
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-from geofloor.language_models import _tokens
+def write_apart(report, texts, path):
+    _tokens._TEXTS_AT_ONCE, _tokens._SAVE_TOKENS = 3, 40
+    write_sealed = _tokens.write_sealed
 
-_tokens._TEXTS_AT_ONCE, _tokens._SAVE_TOKENS = 3, 40
-write_sealed = _tokens.write_sealed
+    def announced(path, state):
+        write_sealed(path, state)
+        report(state["documents"])
 
-def announced(path, state):
-    write_sealed(path, state)
-    print(state["documents"], flush=True)
-
-_tokens.write_sealed = announced
-tokenizer = PreTrainedTokenizerFast.from_pretrained(sys.argv[1])
-texts = open(sys.argv[2]).read().split("\\n")
-_tokens.token_blocks(texts, tokenizer, length=8, path=sys.argv[3])
-"""
+    _tokens.write_sealed = announced
+    token_blocks(texts, TOKENIZER, length=8, path=path)
 
 
-def test_sigkill_loses_nothing(tmp_path):
-    texts = TEXTS * 6
-    (tmp_path / "texts").write_text("\n".join(texts))
-    TOKENIZER.save_pretrained(tmp_path / "tokenizer")
+def test_sigkill_loses_nothing(server, tmp_path):
+    texts, path = TEXTS * 6, tmp_path / "killed" / "blocks.npy"
     token_blocks(texts, TOKENIZER, length=8, path=tmp_path / "whole" / "blocks.npy")
-
-    def start():
-        files = [tmp_path / "tokenizer", tmp_path / "texts", tmp_path / "killed" / "blocks.npy"]
-        arguments = [sys.executable, "-c", _KILLED, *map(str, files)]
-        return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-
-    with start() as process:
-        for line in process.stdout:
-            if int(line) > 400:
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.returncode == -signal.SIGKILL
-    with start() as process:
-        first, *_, last = map(int, process.communicate()[0].split())
+    call_apart(server, write_apart, texts, path, kill_at=lambda n_documents: n_documents > 400)
+    first, *_, last = call_apart(server, write_apart, texts, path)
     assert first > 400  # it continued, and did not start again
     assert last == len(texts)
     assert files_in(tmp_path / "killed") == files_in(tmp_path / "whole")

@@ -1,8 +1,5 @@
 import copy
 import errno
-import signal
-import subprocess
-import sys
 from decimal import Decimal
 from fractions import Fraction
 
@@ -10,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from small_processes import call_apart
 from small_students import N_VOCABULARY, SETTINGS, StoppedError, assert_same, new_teacher, student
 
 from geofloor import DistilledStudent
@@ -62,57 +60,39 @@ def test_students_that_were_checkpointed_at_different_steps_go_on_together(teach
         assert_same(a, b)
 
 
-_KILLED = """
-import sys
-import numpy as np
-import torch
-from geofloor.students import _engine, distill_widths
-
-torch.set_num_threads(1)
-
-evaluate = _engine.Distillation.evaluate
-
-def announced(self, runs):
-    evaluate(self, runs)
-    print(runs[0].step, flush=True)
-
-_engine.Distillation.evaluate = announced
-tokens = np.random.default_rng(0).integers(64, size=(60, 12))
-students = distill_widths(
-    sys.argv[1], tokens, [8, 16], n_steps=60, warmup_steps=3, batch_size=8, learning_rate=1e-2, eval_every=2,
-    checkpoint_every=3, checkpoint_dir=sys.argv[2], device="cpu",
-)
-for student in students:
-    student.save(f"{sys.argv[2]}/{student.width}.safetensors")
-"""
+APART_TOKENS = np.random.default_rng(0).integers(64, size=(60, 12))
+APART = {
+    "n_steps": 60,
+    "warmup_steps": 3,
+    "batch_size": 8,
+    "learning_rate": 1e-2,
+    "eval_every": 2,
+    "device": "cpu",
+}
 
 
-def test_sigkill_loses_nothing(teacher_path, tmp_path):
-    def start(name):
-        arguments = [sys.executable, "-c", _KILLED, str(teacher_path), str(tmp_path / name)]
-        return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+def distill_apart(report, teacher, folder):
+    torch.set_num_threads(1)
+    evaluate = _engine.Distillation.evaluate
 
-    for last_line in ("8", "44"):
-        with start("killed") as process:
-            for line in process.stdout:
-                if line.strip() == last_line:
-                    process.send_signal(signal.SIGKILL)
-                    break
-        assert process.returncode == -signal.SIGKILL
-    with start("killed") as process:
-        steps = process.communicate()[0].split()
-    assert int(steps[0]) >= 42  # it went on, and did not start anew
-    settings = {
-        "n_steps": 60,
-        "warmup_steps": 3,
-        "batch_size": 8,
-        "learning_rate": 1e-2,
-        "eval_every": 2,
-        "device": "cpu",
-    }
-    tokens = np.random.default_rng(0).integers(64, size=(60, 12))
-    for never_stopped in distill_widths(teacher_path, tokens, [8, 16], **settings):
-        path = tmp_path / "killed" / f"{never_stopped.width}.safetensors"
+    def announced(self, runs):
+        evaluate(self, runs)
+        report(runs[0].step)
+
+    _engine.Distillation.evaluate = announced
+    students = distill_widths(teacher, APART_TOKENS, [8, 16], checkpoint_every=3, checkpoint_dir=folder, **APART)
+    for each in students:
+        each.save(folder / f"{each.width}.safetensors")
+
+
+def test_sigkill_loses_nothing(server, teacher_path, tmp_path):
+    folder = tmp_path / "killed"
+    for last in (8, 44):
+        call_apart(server, distill_apart, teacher_path, folder, kill_at=last.__eq__)
+    steps = call_apart(server, distill_apart, teacher_path, folder)
+    assert steps[0] >= 42  # it went on, and did not start anew
+    for never_stopped in distill_widths(teacher_path, APART_TOKENS, [8, 16], **APART):
+        path = folder / f"{never_stopped.width}.safetensors"
         assert_same(DistilledStudent.load(path, device="cpu"), never_stopped)
 
 

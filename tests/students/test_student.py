@@ -118,7 +118,7 @@ def test_a_teacher_by_name_is_left_out_of_pickles(teacher, teacher_path, tokens)
     assert restored.score(tokens) == fitted.score(tokens)
 
 
-@pytest.mark.parametrize("n_jobs", [None, 2])
+@pytest.mark.parametrize("n_jobs", [None, pytest.param(2, marks=pytest.mark.slow)])  # workers take long to start
 def test_a_grid_search_over_the_width(teacher_path, tokens, n_jobs):
     search = GridSearchCV(student(str(teacher_path), n_steps=40), {"width": [8, 16]}, cv=2, n_jobs=n_jobs)
     search.fit(tokens)

@@ -32,10 +32,11 @@ def one_at_a_time(n, alpha, width, seed):
     return losses.mean().item(), losses.std().item() / np.sqrt(len(losses))
 
 
-def test_floors_are_those_of_models_trained_one_at_a_time():
+@pytest.mark.parametrize("n_configurations", [8, pytest.param(20, marks=pytest.mark.slow)])
+def test_floors_are_those_of_models_trained_one_at_a_time(n_configurations):
     rng = np.random.default_rng(0)
     differences, variances = [], []
-    for seed in range(20):
+    for seed in range(n_configurations):
         n, alpha = int(rng.choice([10, 20, 40])), float(rng.choice([0.8, 0.9, 0.95, 0.99]))
         width = int(rng.integers(1, n // 3 + 1))
         sweep = toy_sweep(n, [width], alpha, teacher_widths=None, n_seeds=8, n_eval_samples=65_536, random_state=seed)
@@ -48,7 +49,7 @@ def test_floors_are_those_of_models_trained_one_at_a_time():
     # Eight seeds tell a configuration's spread poorly, and all of them may end in one minimum: the spread is pooled.
     pooled = np.maximum(variances, np.mean(variances))
     z = np.array(differences) / np.sqrt(pooled)
-    assert (np.abs(z) <= 2).sum() >= 18
+    assert (np.abs(z) > 2).sum() <= n_configurations // 8  # 1 of 8, 2 of 20
     assert abs(np.mean(differences)) <= 2 * np.sqrt(np.mean(variances) / len(differences))
 
 
