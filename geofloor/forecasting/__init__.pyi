@@ -1,6 +1,5 @@
 from ._agreement import agreement_table as agreement_table
 from ._budgets import BudgetForecaster as BudgetForecaster
-from ._budgets import StepsNeeded as StepsNeeded
 from ._calibration import AffineCalibrator as AffineCalibrator
 from ._calibration import PowerLawCalibrator as PowerLawCalibrator
 from ._capacity_calibrator import CapacityCalibrator as CapacityCalibrator
@@ -17,3 +16,4 @@ from ._laws import Calibrated as Calibrated
 from ._laws import Exponential as Exponential
 from ._laws import PowerOfWidth as PowerOfWidth
 from ._laws import PowerOfWidthAboveBaseline as PowerOfWidthAboveBaseline
+from ._steps import StepsNeeded as StepsNeeded

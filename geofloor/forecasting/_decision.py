@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geofloor._validation import check_number
-from geofloor.forecasting._budgets import StepsNeeded, check_steps, steps_needed
 from geofloor.forecasting._limits import check_question, run_range, search_range, teacher_end
+from geofloor.forecasting._steps import StepsNeeded, steps_needed
 
 
 class Decision(NamedTuple):
@@ -114,7 +114,7 @@ def decide(forecaster: Any, width: int, target: float, *, n_steps: float | None 
         smallest,
         safe,
         least,
-        forecaster.budget_.longest if n_steps is None else check_steps(n_steps),
+        forecaster.budget_.longest if n_steps is None else float(n_steps),
         forecaster.budget_.n_tokens,
         run_range(forecaster),
         search_range(forecaster),

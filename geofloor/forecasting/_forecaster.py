@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from geofloor._estimators import SharedParametersMixin, WidthInputMixin
 from geofloor._validation import check_array_of_numbers, check_flag, check_number, shown
-from geofloor.forecasting._budgets import StepsNeeded, check_steps, forecast, read_budget, reduce_runs, steps_needed
+from geofloor.forecasting._budgets import check_steps
 from geofloor.forecasting._decision import Decision, decide
 from geofloor.forecasting._law import Law
 from geofloor.forecasting._laws import read_law
@@ -29,6 +29,7 @@ from geofloor.forecasting._limits import (
     warn_of_width,
 )
 from geofloor.forecasting._runs import read_runs, read_widths, warn_of_rise
+from geofloor.forecasting._steps import StepsNeeded, forecast, read_budget, reduce_runs, steps_needed
 
 _RANGE = 3.0  # octaves of width over which a law's errors stay alike
 _PRIOR_WEIGHT = 4.0  # of the default form error, in runs
@@ -104,7 +105,8 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
     predictors take τ from the errors in `forecast_table`.
 
     Intervals are for students trained like the given ones. Longer training lowers losses, and those of wide students
-    most.
+    most. Runs of several budgets tell by how much: `BudgetForecaster
+    <geofloor.forecasting.BudgetForecaster>` has the model.
 
     References
     ----------
@@ -312,8 +314,8 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
             Widths of students, in dimensions. At width 0 a law gives its known loss, without uncertainty: inf for
             `PowerOfWidth` and `PowerOfWidthAboveBaseline`.
         n_steps : float or None, default=None
-            Number of training steps, inf for the limit. It needs runs of several budgets. None stands for the longest
-            of these.
+            Number of training steps, at least half the shortest budget; inf for the limit. It needs runs of several
+            budgets. None stands for the longest of these.
         return_interval : bool, default=False
             Whether to return a prediction interval for the loss of one run as well.
         level : float, default=0.9
@@ -336,14 +338,14 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         -----
         UserWarning
             If a width is not below the teacher's, the end of the law. A forecast from there on says nothing about a
-            trained student.
+            trained student. Also if `n_steps` is finite and more than 16 times the longest budget.
         """
         check_is_fitted(self)
         level = check_number("level", level, 0, 1, open_low=True, open_high=True)
         return_interval = check_flag("return_interval", return_interval)
         at = read_widths(widths)
         warn_of_width(self, at)
-        losses, ends = forecast(self, at, level, None if n_steps is None else check_steps(n_steps))
+        losses, ends = forecast(self, at, level, self._check_steps(n_steps))
         return (losses, ends) if return_interval else losses
 
     def _forecast(self, widths: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
@@ -420,7 +422,7 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         targets = check_array_of_numbers(target, "target", ndim=None, low=0.0, empty=True)
         safe = check_flag("safe", safe)
         level = check_number("level", level, 0, 1, open_low=True, open_high=True)
-        n_steps = None if n_steps is None else check_steps(n_steps)
+        n_steps = self._check_steps(n_steps)
         start, last = search_range(self)
         stop = 2 * start
         found = np.full(targets.shape, -1, dtype=np.int64)
@@ -500,6 +502,9 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
             As `predict`.
         """
         return decide(self, width, target, n_steps=n_steps, level=level)
+
+    def _check_steps(self, n_steps: float | None) -> float | None:
+        return None if n_steps is None else check_steps(n_steps, self.budget_.n_steps)
 
     def _covariance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore"):  # width 0 is infinitely many octaves away
