@@ -582,6 +582,7 @@ def cases() -> dict[str, Case]:
         "load_teacher": Case(datasets.load_teacher, {}, ()),
         "load_local_corpus": of_function(datasets.load_local_corpus, take, packages=["joblib"]),
         "load_paper_tables": Case(datasets.load_paper_tables, {}, ()),
+        "load_published_losses": Case(datasets.load_published_losses, {}, ()),
         "load_concepts": of_function(
             datasets.load_concepts, lambda made: None, concepts=["question"], n_per_class=1, packages=["joblib"]
         ),
@@ -927,6 +928,7 @@ NAN_DOCUMENTED: dict[str, str] = {
     "forecast_errors": "at the two widths that were fitted to",
     "probe_table": "the reference has no change",
     "load_paper_tables": "what the paper does not give",
+    "load_published_losses": "what the source does not give",
     "agreement_table": "no correlation of a constant, no relative error where nothing is above",
     "feature_probes": "no score of what never varies among the test tokens",
     "power_law_tail": "too few values for a fit",
