@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -15,10 +16,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from geofloor._estimators import SharedParametersMixin, WidthInputMixin
 from geofloor._validation import check_array_of_numbers, check_flag, check_number, shown, warn_caller
+from geofloor.forecasting._auto import Auto
 from geofloor.forecasting._law import Law
 from geofloor.forecasting._laws import read_law
+from geofloor.forecasting._mixture import Evidence, Mixture
+from geofloor.forecasting._priors import FORM_ERRORS, RUN_ERRORS, load_priors
 from geofloor.forecasting._runs import read_runs, read_widths, warn_of_rise
 
+_RUN_ERROR, _FORM_ERROR = 0.03, 0.15  # defaults of a law that is given
 _RANGE = 3.0  # octaves of width over which a law's errors stay alike
 _PRIOR_WEIGHT = 4.0  # of the default form error, in runs
 _WIDEST = 2**20  # dimensions up to which a width is searched for
@@ -68,30 +73,47 @@ class Decision(NamedTuple):
 class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, BaseEstimator):
     r"""Forecast the loss of students of any width from a few distilled ones, with intervals.
 
-    It fits a law of the width and then corrects the fitted curve. Where runs lie on one side of the curve, forecasts at
-    widths nearby move to that side.
+    By default it tries several laws of the width and weighs them by the runs. Its forecast and interval are those of all
+    laws together, so that the interval is wide where they disagree. Anything known besides the runs makes it narrower.
 
     Parameters
     ----------
-    law : Law, {"exponential", "power"} or None, default=None
-        Curve of the loss over width: `AboveBottleneck`, `AnchoredBothEnds`, `Anchored`, `Calibrated`, `Exponential`,
-        `PowerOfWidth`, `PowerOfWidthAboveBaseline` or a class derived from `Law`. ``"exponential"`` and None stand
-        for ``Exponential()``, ``"power"`` for ``PowerOfWidth()``. The law is never changed, and shared by clones. Notes
-        say which to choose.
-    run_error : float, default=0.03
-        Standard deviation of a run's loss between seeds, as a share of the loss.
-    form_error : float, default=0.15
+    law : "auto", "exponential", "power", Law or None, default="auto"
+        Curve of the loss over width. ``"auto"`` and None weigh several laws; Notes list them. Otherwise one law is taken:
+        `AboveBottleneck`, `AnchoredBothEnds`, `Anchored`, `Calibrated`, `EndsAtTeacher`, `Exponential`, `PowerOfWidth`,
+        `PowerOfWidthAboveBaseline` or a class derived from `Law`. ``"exponential"`` stands for ``Exponential()``,
+        ``"power"`` for ``PowerOfWidth()``. The law is never changed, and shared by clones.
+    bound : BottleneckPredictor or None, default=None
+        For ``"auto"``: bound fitted on the teacher, at the temperature of the runs. No forecast is below it. It is never
+        changed, and shared by clones.
+    students : {"principal", "random"} or None, default=None
+        For ``"auto"``: kind of start, from the teacher's principal directions (also slices of it), or from random
+        weights. With None both are equally probable beforehand.
+    zero_width_loss : float or None, default=None
+        For ``"auto"``: loss of a student of width 0 in nats per token, as `geofloor.language_models.zero_width_kl`
+        measures it at the temperature of the runs. With None it is that of the bound, if there is one.
+    teacher_width : float or None, default=None
+        For ``"auto"``: the teacher's own width in dimensions, where a student can equal the teacher. With None it is
+        that of the bound, if there is one. It does not count if runs of students not known to be principal reach it.
+    run_error : float or None, default=None
+        Standard deviation of a run's loss between seeds, as a share of the loss. None stands for 0.03, and with
+        ``"auto"`` for a choice by the runs.
+    form_error : float or None, default=None
         Standard deviation of the law's error far from any run, as a share of the loss. It expresses the trust in the
-        shape of the law. Notes give the source of the default.
+        shape of the law. None stands for 0.15, and with ``"auto"`` for a choice by the runs. Notes give the sources.
 
     Attributes
     ----------
     law_ : Law
-        The law in use.
+        The law in use. After ``"auto"`` it describes the most probable law.
     params_ : dict of str to float
-        Fitted parameters by the law's own names. ``law_.describe(params_)`` gives the formula.
-    form_error_ : float
-        The form error in use: `form_error`, adjusted to the residuals where there are more runs than parameters.
+        Fitted parameters by the law's own names. ``law_.describe(params_)`` gives the formula. After ``"auto"`` they are
+        the expected ones of the most probable law.
+    probabilities_ : dict of str to float
+        Probability of each law that was tried, given the runs.
+    form_error_, run_error_ : float
+        Form error and run error in use. After ``"auto"`` they are the square roots of the expected squares. For one law
+        the form error is `form_error`, adjusted to the residuals where there are more runs than parameters.
     widths_, losses_ : ndarray of shape (n_runs,)
         The runs.
 
@@ -164,12 +186,26 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
     array([1.38, 0.63, 0.15])
     """
 
-    _shared_parameters = ("law",)
+    _shared_parameters = ("law", "bound")
     # `widths` are data: they are not routed as metadata.
     __metadata_request__predict: ClassVar = {"widths": UNUSED}
 
-    def __init__(self, law: Law | str | None = None, *, run_error: float = 0.03, form_error: float = 0.15) -> None:
+    def __init__(
+        self,
+        law: Law | str | None = "auto",
+        *,
+        bound: Any = None,
+        students: str | None = None,
+        zero_width_loss: float | None = None,
+        teacher_width: float | None = None,
+        run_error: float | None = None,
+        form_error: float | None = None,
+    ) -> None:
         self.law = law
+        self.bound = bound
+        self.students = students
+        self.zero_width_loss = zero_width_loss
+        self.teacher_width = teacher_width
         self.run_error = run_error
         self.form_error = form_error
 
@@ -202,14 +238,16 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         UserWarning
             If a run has a higher loss than a narrower run, by more than two seeds of one width differ.
         """
-        law = read_law(self.law)
-        self._run_error, form_error = (
-            check_number(name, getattr(self, name), 0, _LARGEST_ERROR, open_low=True)
-            for name in ("run_error", "form_error")
-        )
+        law = self._read_law()
+        errors = {
+            name: None if value is None else check_number(name, value, 0, _LARGEST_ERROR, open_low=True)
+            for name, value in (("run_error", self.run_error), ("form_error", self.form_error))
+        }
+        run_error = _RUN_ERROR if errors["run_error"] is None else errors["run_error"]
         widths, losses = read_runs(self, X, y)
         if not losses.min() > 0:
             raise ValueError(f"y holds the loss {losses.min():g}; losses must be above 0, in nats per token.")
+        law = law.without_end(widths) if isinstance(law, Auto) else law
         law.check_runs(widths, losses)
         n_parameters = len(law.bounds)
         if (n_different := len(np.unique(widths))) < n_parameters:
@@ -218,9 +256,13 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
                 f"has {n_different} (n_samples = {len(widths)}); give more runs, or a law with fewer parameters: "
                 "AboveBottleneck(bound), or Calibrated(predictor, baseline=0)."
             )
-        warn_of_rise(widths, losses, 2.0**0.5 * self._run_error)
+        warn_of_rise(widths, losses, 2.0**0.5 * run_error)
         self.law_, self.widths_, self.losses_ = law, widths, losses
-        self.form_error_ = form_error
+        self._run_error, self._run_errors = run_error, np.full(len(widths), run_error)
+        if isinstance(law, Auto):
+            return self._weigh(law, errors["run_error"], errors["form_error"])
+        self._mixture = None
+        self.form_error_ = form_error = _FORM_ERROR if errors["form_error"] is None else errors["form_error"]
         residuals = self._solve()
         free = len(losses) - n_parameters
         if free > 0:
@@ -228,18 +270,50 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
             squares = form_error**2 * residuals @ residuals
             self.form_error_ = float(np.sqrt((expected + squares) / (_PRIOR_WEIGHT + free)))
             self._solve()
-        self.params_ = law.params(self._values)
+        self.run_error_, self.params_ = run_error, law.params(self._values)
+        self.probabilities_ = {type(law).__name__: 1.0}
+        return self
+
+    def _read_law(self) -> Law:
+        """Read the law, with what ``"auto"`` may know besides the runs."""
+        known = {name: getattr(self, name) for name in ("bound", "students", "zero_width_loss", "teacher_width")}
+        if self.law is None or (isinstance(self.law, str) and self.law == "auto"):
+            return Auto(**known)
+        law = read_law(self.law)
+        for name, value in known.items():
+            if value is not None:
+                raise ValueError(
+                    f"{name}={shown(value)} is used with law='auto' only, but law={shown(self.law)}; leave one of them "
+                    "out. A law takes what it knows itself: AboveBottleneck(bound), Anchored(zero_width_loss)."
+                )
+        return law
+
+    def _weigh(self, law: Auto, run_error: float | None, form_error: float | None) -> LossForecaster:
+        """Weigh all laws by the runs."""
+        evidence = Evidence(
+            self.widths_,
+            self.losses_,
+            law.knowledge(),
+            np.sqrt(np.maximum(np.square(self._run_errors) - self._run_error**2, 0.0)),
+            FORM_ERRORS if form_error is None else (form_error,),
+            RUN_ERRORS if run_error is None else (run_error,),
+        )
+        free = form_error is None, run_error is None
+        self._mixture = Mixture(evidence, load_priors(), law.students, free=free)
+        self.form_error_, self.run_error_ = self._mixture.errors()
+        chosen, self.params_ = self._mixture.chosen()
+        self.law_, self.probabilities_ = replace(law, chosen=chosen), self._mixture.probabilities
         return self
 
     def _solve(self) -> np.ndarray:
         """Fit the law by generalized least squares within its bounds, and return the standardized residuals."""
         law, widths, losses = self.law_, self.widths_, self.losses_
-        covariance = self._covariance(widths, widths) + self._run_error**2 * np.eye(len(widths))
+        covariance = self._covariance(widths, widths) + np.diag(np.square(self._run_errors))
         try:
             self._factor = cho_factor(covariance, lower=True)
         except np.linalg.LinAlgError as error:
             raise ValueError(
-                f"run_error={self.run_error!r} is too small beside form_error={self.form_error!r} to tell runs at "
+                f"run_error={self._run_error!r} is too small beside form_error={self.form_error_!r} to tell runs at "
                 "almost the same widths apart; give a larger one, or average those runs."
             ) from error
         # Errors are shares of the loss: logarithms have them as they are, losses after division by themselves.
@@ -341,6 +415,11 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
 
     def _krige(self, widths: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
         """Forecast as `_forecast` does, at widths where the law is fitted."""
+        if self._mixture is not None:
+            quantiles = 0.5 - 0.5 * level, 0.5, 0.5 + 0.5 * level
+            with np.errstate(over="ignore"):
+                low, losses, high = np.exp(self._mixture.quantiles(widths, quantiles))
+            return losses, np.column_stack([low, high])
         curve, derivatives = self.law_.linearize(widths, self._values)
         between = self._covariance(self.widths_, widths)
         correction = between.T @ self._weights
