@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from loss_sets import LossSet, all_sets
-from scipy.special import logsumexp
 
 import geofloor
 from geofloor import LossForecaster

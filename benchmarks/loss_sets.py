@@ -109,9 +109,8 @@ def our_sets() -> list[LossSet]:
             "teacher_width": OWN_WIDTHS[teacher],
         }
         runs = pd.DataFrame(content["runs"]).query("seed == 0")
-        for n_steps, of_budget in runs.groupby("n_steps"):
+        for n_steps, of_budget in runs.sort_values("width").groupby("n_steps"):
             if len(of_budget) >= 4:
-                of_budget = of_budget.sort_values("width")
                 short = path.stem.replace("_floors", "").replace("distilled", teacher).replace("_", " ")
                 short = short.replace("second teacher", "second").replace("third teacher", "third")
                 found.append(

@@ -220,6 +220,7 @@ class FromZeroToTeacher(_FromZero):
     first = 0.1, 4.0, 11
 
     def columns(self, widths: np.ndarray) -> np.ndarray:
+        assert self.known.teacher_width is not None
         left = np.log1p(-np.log1p(widths) / np.log1p(self.known.teacher_width))
         return np.column_stack([left, -widths / self.widest])
 
@@ -259,10 +260,10 @@ class AboveBound(Candidate):
         return np.asarray(low + self._places * (high - low))
 
     def _sampling(self, widths: np.ndarray) -> np.ndarray:
-        curve = self.bound.curve_
-        low = self.bound.predict(curve["width"], return_bounds=True)[1][:, 0]
-        share = np.divide(curve["standard_error"], low, out=np.zeros(len(low)), where=low > 0.0)
-        return np.interp(widths, curve["width"], share)
+        """Return the standard error of the bound at each width, as a share of it."""
+        at, error = (self.bound.curve_[name].to_numpy(dtype=float) for name in ("width", "standard_error"))
+        low = self.bound.predict(at, return_bounds=True)[1][:, 0]
+        return np.interp(widths, at, np.divide(error, low, out=np.zeros(len(low)), where=low > 0.0))
 
     def chosen(self, shifts: np.ndarray, weights: np.ndarray) -> tuple[Law, dict[str, float]]:
         cell = _CELL * (_EXPONENTS[1] - _EXPONENTS[0])

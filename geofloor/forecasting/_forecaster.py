@@ -73,47 +73,47 @@ class Decision(NamedTuple):
 class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, BaseEstimator):
     r"""Forecast the loss of students of any width from a few distilled ones, with intervals.
 
-    By default it tries several laws of the width and weighs them by the runs. Its forecast and interval are those of all
-    laws together, so that the interval is wide where they disagree. Anything known besides the runs makes it narrower.
+    By default it weighs several laws of the width by the runs. Forecast and interval are those of all laws together, so
+    that the interval is wide where they disagree. What is known besides the runs makes it narrower.
 
     Parameters
     ----------
     law : "auto", "exponential", "power", Law or None, default="auto"
-        Curve of the loss over width. ``"auto"`` and None weigh several laws; Notes list them. Otherwise one law is taken:
-        `AboveBottleneck`, `AnchoredBothEnds`, `Anchored`, `Calibrated`, `EndsAtTeacher`, `Exponential`, `PowerOfWidth`,
-        `PowerOfWidthAboveBaseline` or a class derived from `Law`. ``"exponential"`` stands for ``Exponential()``,
-        ``"power"`` for ``PowerOfWidth()``. The law is never changed, and shared by clones.
+        Curve of the loss over width. ``"auto"`` and None weigh several laws, which Notes list. Otherwise one is taken:
+        `AboveBottleneck`, `AnchoredBothEnds`, `Anchored`, `Calibrated`, `EndsAtTeacher`, `Exponential`,
+        `PowerOfWidth`, `PowerOfWidthAboveBaseline` or a class derived from `Law`. ``"exponential"`` stands for
+        ``Exponential()``, ``"power"`` for ``PowerOfWidth()``. The law is never changed, and shared by clones.
     bound : BottleneckPredictor or None, default=None
-        For ``"auto"``: bound fitted on the teacher, at the temperature of the runs. No forecast is below it. It is never
-        changed, and shared by clones.
+        For ``"auto"``: bound fitted on the teacher, at the temperature of the runs. No forecast is below it. It is
+        never changed, and shared by clones.
     students : {"principal", "random"} or None, default=None
-        For ``"auto"``: kind of start, from the teacher's principal directions (also slices of it), or from random
-        weights. With None both are equally probable beforehand.
+        For ``"auto"``: kind of start, from the teacher's principal directions (also its untrained slices) or from
+        random weights. With None both are equally probable beforehand.
     zero_width_loss : float or None, default=None
         For ``"auto"``: loss of a student of width 0 in nats per token, as `geofloor.language_models.zero_width_kl`
         measures it at the temperature of the runs. With None it is that of the bound, if there is one.
     teacher_width : float or None, default=None
         For ``"auto"``: the teacher's own width in dimensions, where a student can equal the teacher. With None it is
-        that of the bound, if there is one. It does not count if runs of students not known to be principal reach it.
+        that of the bound, if there is one. If runs reach this width, it counts for principal starts only.
     run_error : float or None, default=None
         Standard deviation of a run's loss between seeds, as a share of the loss. None stands for 0.03, and with
         ``"auto"`` for a choice by the runs.
     form_error : float or None, default=None
         Standard deviation of the law's error far from any run, as a share of the loss. It expresses the trust in the
-        shape of the law. None stands for 0.15, and with ``"auto"`` for a choice by the runs. Notes give the sources.
+        shape of the law. None stands for 0.15, and with ``"auto"`` for a choice by the runs.
 
     Attributes
     ----------
     law_ : Law
         The law in use. After ``"auto"`` it describes the most probable law.
     params_ : dict of str to float
-        Fitted parameters by the law's own names. ``law_.describe(params_)`` gives the formula. After ``"auto"`` they are
-        the expected ones of the most probable law.
+        Fitted parameters by the law's own names. ``law_.describe(params_)`` gives the formula. After ``"auto"`` they
+        are the expected ones of the most probable law.
     probabilities_ : dict of str to float
         Probability of each law that was tried, given the runs.
     form_error_, run_error_ : float
-        Form error and run error in use. After ``"auto"`` they are the square roots of the expected squares. For one law
-        the form error is `form_error`, adjusted to the residuals where there are more runs than parameters.
+        Errors in use. After ``"auto"`` they are square roots of the expected squares. With one law the form error is
+        `form_error`, adjusted to the residuals where there are more runs than parameters.
     widths_, losses_ : ndarray of shape (n_runs,)
         The runs.
 
@@ -125,10 +125,11 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
 
     Notes
     -----
-    **Choice of the law.** For students that start from the teacher's principal directions take `AboveBottleneck`. On
-    three small language models it forecast best (see :doc:`/findings/distillation`). For others take `Anchored` if the
-    loss at width 0 can be measured. From runs alone the best law depends on the widths: `PowerOfWidth` forecast the
-    paper's students better (widths 128 to 1,024), and `Exponential` those of the embedded teacher (widths 8 to 128).
+    **Laws.** ``"auto"`` weighs `PowerOfWidth`, `PowerOfWidthAboveBaseline`, `Exponential` and `EndsAtTeacher`, with any
+    teacher's width if it is unknown. With a loss at width 0 it adds `Anchored`, with a teacher's width as well
+    `AnchoredBothEnds`, and with a bound `AboveBottleneck` with any exponent m, anywhere between the ends of the bound.
+    Which law holds depends on the students: powers on models trained from scratch and on the paper's students, laws
+    with a known end on principal starts. :doc:`/auto_examples/plot_other_peoples_numbers` shows all on all sets.
 
     **Model.** The losses follow universal kriging [1]_ over the logarithm of the width. For a law L of the width,
 
@@ -136,16 +137,25 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
               \operatorname{cov}(e(d), e(d')) = \tau^2 \exp(-|\log_2 (d/d')| / 3),
 
     with ε the `run_error` and τ the `form_error`. For a `Calibrated` predictor
-    :math:`y(d) = (C\,L^*(d) + B)\,(1 + e(d) + \epsilon)`. Parameters are fitted by generalized least squares within
-    their bounds. The forecast is the best linear unbiased one. Its variance is that of a single new run, and includes
-    the uncertainty of the parameters. A nonlinear law is linearized at the fit.
+    :math:`y(d) = (C\,L^*(d) + B)\,(1 + e(d) + \epsilon)`. Parameters of one law are fitted by generalized least squares
+    within their bounds. The forecast is the best linear unbiased one. Its variance is that of a single new run, and
+    includes the uncertainty of the parameters. A nonlinear law is linearized at the fit.
+
+    **Weights.** ``"auto"`` computes the probability of the runs for each law, over a grid of its parameters and of form
+    and run errors. Priors give each its probability before the runs. Together these weigh normal forecasts of the
+    logarithm of the loss. The forecast is the median of this mixture, and the interval its quantiles. If the teacher's
+    width D is known, errors also change over octaves of D − d.
+
+    **Priors.** They were fitted by expectation and maximization to the sets in ``benchmarks/loss_sets.py``: the paper's
+    Table 3, the open_lm grid, ten sliced models, and students of three small teachers. ``benchmarks/calibration.py
+    --fit-priors`` writes them. Without this option it prints how often intervals held, each teacher's sets with priors
+    fitted to the others (``benchmarks/results/calibration.txt``).
 
     **Intervals.** Far from the runs the `form_error` sets the width of an interval. Between two near runs the interval
-    is hardly wider than for the `run_error` alone. With n runs and p parameters, τ² is the weighted mean of its
-    default, with weight 4, and the n − p squared standardized residuals. The default of τ was chosen for
-    `AblationPredictor` on students of the embedded teacher. :doc:`/findings/distillation` and
-    :doc:`/findings/random_starts` give the measured coverage, there and on students of other teachers. For other
-    predictors take τ from the errors in `forecast_table`.
+    is hardly wider than for the `run_error` alone. With one law, n runs and p parameters, τ² is the weighted mean of
+    its default, with weight 4, and the n − p squared standardized residuals. The default of τ was chosen for
+    `AblationPredictor` on students of the embedded teacher. For other predictors take τ from the errors in
+    `forecast_table`.
 
     Intervals are for students trained like the given ones. Longer training lowers losses, and those of wide students
     most.
@@ -162,11 +172,19 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
 
     Three of the paper's students forecast from the other two. They ended at 1.008, 0.733 and 0.652 nats per token:
 
-    >>> forecast = LossForecaster("power").fit([128, 1024], [1.32, 0.586])
-    >>> forecast.law_.describe(forecast.params_), forecast.predict([256, 512, 768]).round(2)
-    ('8.780 d^-0.391', array([1.01, 0.77, 0.66]))
-    >>> LossForecaster().fit([128, 1024], [1.32, 0.586]).predict([256, 512, 768]).round(2)
-    array([1.18, 0.93, 0.74])
+    >>> forecast = LossForecaster().fit([128, 1024], [1.32, 0.586])
+    >>> losses, interval = forecast.predict([256, 512, 768], return_interval=True)
+    >>> losses.round(2), interval.round(2)
+    (array([1.01, 0.77, 0.66]), array([[0.87, 1.15],
+           [0.67, 0.88],
+           [0.58, 0.74]]))
+    >>> forecast.law_.describe(forecast.params_)
+    '8.626 d^-0.386'
+
+    One law alone:
+
+    >>> LossForecaster("power").fit([128, 1024], [1.32, 0.586]).predict([256, 512, 768]).round(2)
+    array([1.01, 0.77, 0.66])
     >>> LossForecaster(Anchored(4.0)).fit([128, 1024], [1.32, 0.586]).predict([256, 512, 768]).round(2)
     array([1.08, 0.84, 0.69])
 
@@ -227,11 +245,11 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         Raises
         ------
         TypeError
-            If `law` is no law.
+            If `law` is no law, or `bound` is no bound.
         ValueError
             If values are not finite, a width or loss is not above 0, an error is not a share above 0, the runs
-            contradict the law's known ends, widths and losses are exchanged, or there are fewer different widths
-            than parameters.
+            contradict known ends or the bound, widths and losses are exchanged, there are fewer different widths
+            than parameters, or an argument for ``"auto"`` is given with another law.
 
         Warns
         -----
@@ -259,9 +277,9 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         warn_of_rise(widths, losses, 2.0**0.5 * run_error)
         self.law_, self.widths_, self.losses_ = law, widths, losses
         self._run_error, self._run_errors = run_error, np.full(len(widths), run_error)
+        self._mixture: Mixture | None = None
         if isinstance(law, Auto):
             return self._weigh(law, errors["run_error"], errors["form_error"])
-        self._mixture = None
         self.form_error_ = form_error = _FORM_ERROR if errors["form_error"] is None else errors["form_error"]
         residuals = self._solve()
         free = len(losses) - n_parameters
@@ -290,19 +308,18 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
 
     def _weigh(self, law: Auto, run_error: float | None, form_error: float | None) -> LossForecaster:
         """Weigh all laws by the runs."""
-        evidence = Evidence(
-            self.widths_,
-            self.losses_,
-            law.knowledge(),
-            np.sqrt(np.maximum(np.square(self._run_errors) - self._run_error**2, 0.0)),
-            FORM_ERRORS if form_error is None else (form_error,),
-            RUN_ERRORS if run_error is None else (run_error,),
-        )
+        forms = FORM_ERRORS if form_error is None else (form_error,)
+        runs = RUN_ERRORS if run_error is None else (run_error,)
+        added = np.sqrt(np.maximum(np.square(self._run_errors) - self._run_error**2, 0.0))
+        try:
+            evidence = Evidence(self.widths_, self.losses_, law.knowledge(), added, forms, runs)
+        except np.linalg.LinAlgError as error:
+            raise ValueError(self._too_small(max(forms))) from error
         free = form_error is None, run_error is None
-        self._mixture = Mixture(evidence, load_priors(), law.students, free=free)
-        self.form_error_, self.run_error_ = self._mixture.errors()
-        chosen, self.params_ = self._mixture.chosen()
-        self.law_, self.probabilities_ = replace(law, chosen=chosen), self._mixture.probabilities
+        self._mixture = mixture = Mixture(evidence, load_priors(), law.students, free=free)
+        self.form_error_, self.run_error_ = mixture.errors()
+        chosen, self.params_ = mixture.chosen()
+        self.law_, self.probabilities_ = replace(law, chosen=chosen), mixture.probabilities
         return self
 
     def _solve(self) -> np.ndarray:
@@ -312,10 +329,7 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         try:
             self._factor = cho_factor(covariance, lower=True)
         except np.linalg.LinAlgError as error:
-            raise ValueError(
-                f"run_error={self._run_error!r} is too small beside form_error={self.form_error_!r} to tell runs at "
-                "almost the same widths apart; give a larger one, or average those runs."
-            ) from error
+            raise ValueError(self._too_small(self.form_error_)) from error
         # Errors are shares of the loss: logarithms have them as they are, losses after division by themselves.
         scale = np.ones(len(losses)) if law.logarithmic else losses
         response = np.log(losses) if law.logarithmic else losses
@@ -354,6 +368,12 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         self._weights = cho_solve(self._factor, left)
         return self._whiten(left)
 
+    def _too_small(self, form_error: float) -> str:
+        return (
+            f"run_error={self._run_error!r} is too small beside form_error={form_error!r} to tell runs at almost the "
+            "same widths apart; give a larger one, or average those runs."
+        )
+
     def predict(self, widths: ArrayLike, *, return_interval: bool = False, level: float = 0.9) -> Any:
         """Forecast the loss at each width.
 
@@ -361,7 +381,7 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         ----------
         widths : array-like of shape (n_widths,) or (n_widths, 1)
             Widths of students, in dimensions. At width 0 a law gives its known loss, without uncertainty: inf for
-            `PowerOfWidth` and `PowerOfWidthAboveBaseline`.
+            `PowerOfWidth` and `PowerOfWidthAboveBaseline`, and for ``"auto"`` if no loss at width 0 is known.
         return_interval : bool, default=False
             Whether to return a prediction interval for the loss of one run as well.
         level : float, default=0.9

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.special import logsumexp, ndtr
 
-from geofloor.forecasting._candidates import Known, candidates
+from geofloor.forecasting._candidates import Curves, Known, candidates
 from geofloor.forecasting._law import Law
 from geofloor.forecasting._priors import FORM_ERRORS, RUN_ERRORS, Priors
 
@@ -85,7 +85,9 @@ class Evidence:
         covariance = self.covariance(noise.form, self.widths, self.widths)
         return cho_factor(covariance + np.diag(noise.run**2 + self.added**2), lower=True)
 
-    def _solve(self, name: str, factor: tuple[np.ndarray, bool], kept: slice | np.ndarray) -> tuple[np.ndarray, ...]:
+    def _solve(
+        self, name: str, factor: tuple[np.ndarray, bool], kept: slice | np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return log likelihoods, expected shifts along the directions, and their covariance, by grid point."""
         means, directions = self._curves[name]
         lower = factor[0]
@@ -93,7 +95,7 @@ class Evidence:
         columns = np.swapaxes(directions[kept], 0, 1)
         slopes = solve_triangular(lower, columns.reshape(len(self.widths), -1), lower=True).reshape(columns.shape)
         slopes = np.swapaxes(slopes, 0, 1)  # (n_points, n_runs, n_directions)
-        information = np.eye(slopes.shape[2]) + np.swapaxes(slopes, 1, 2) @ slopes
+        information = np.eye(directions.shape[2]) + np.swapaxes(slopes, 1, 2) @ slopes
         right = np.einsum("crp,cr->cp", slopes, left)
         spread = np.linalg.inv(information)
         shifts = np.einsum("cpq,cq->cp", spread, right)
@@ -101,11 +103,13 @@ class Evidence:
         volume = np.log(np.diag(lower)).sum() + 0.5 * np.linalg.slogdet(information)[1]
         return -0.5 * squares - volume - 0.5 * left.shape[1] * np.log(2.0 * np.pi), shifts, spread
 
-    def forecast(self, name: str, index: int, kept: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def forecast(
+        self, name: str, index: int, kept: np.ndarray, widths: np.ndarray, new: Curves
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and variance of the logarithm of a new run's loss, (n_points, n_widths), with one noise."""
         noise, factor = self.noises[index], self._factors[index]
         _, shifts, spread = self._solve(name, factor, kept)
-        seen, new = self._curves[name], self.laws[name].curves(widths)
+        seen = self._curves[name]
         between = self.covariance(noise.form, self.widths, widths)  # (n_runs, n_widths)
         weights = cho_solve(factor, between)
         drift = new.directions[kept] - np.einsum("rw,crp->cwp", weights, seen.directions[kept])
@@ -189,10 +193,11 @@ class Mixture:
         n_run = self.evidence.shape[1]
         found: dict[tuple[str, int], list[tuple[float, np.ndarray, np.ndarray]]] = {}
         for name, weights in self.weights.items():
+            new = self.evidence.laws[name].curves(widths)
             for index, each in enumerate(weights.reshape(len(self.evidence.noises), -1)):
                 kept = np.flatnonzero(each > _NEGLIGIBLE * largest)
                 if len(kept):
-                    mean, variance = self.evidence.forecast(name, index, kept, widths)
+                    mean, variance = self.evidence.forecast(name, index, kept, widths, new)
                     share = each[kept] / each[kept].sum()
                     center = share @ mean
                     spread = share @ (variance + np.square(mean - center))
