@@ -370,6 +370,16 @@ def cases() -> dict[str, Case]:
         "BottleneckPredictor.min_width": of_method("bottleneck", "min_width", target=0.1),
         "BottleneckPredictor.get_feature_names_out": of_method("bottleneck", "get_feature_names_out"),
         "LossForecaster": of_class(geofloor.LossForecaster, fit["LossForecaster"], law=forecasting.Calibrated(floors)),
+        "LossForecaster auto": of_class(
+            geofloor.LossForecaster,
+            fit["LossForecaster"],
+            law="auto",
+            students="principal",
+            zero_width_loss=9.0,
+            teacher_width=64,
+            run_error=0.03,
+            form_error=0.15,
+        ),
         "LossForecaster.fit": of_method("forecaster", "fit", lambda made: made.predict(WIDTHS), **runs),
         "LossForecaster.fit(n_steps=...)": of_method(
             "longer", "fit", lambda made: made.predict([4]), X=[2, 4, 2], y=[1.3, 0.9, 1.2], n_steps=[20, 20, 40]
@@ -568,6 +578,7 @@ def cases() -> dict[str, Case]:
         "PowerOfWidth": of_class(forecasting.PowerOfWidth, of_law),
         "PowerOfWidthAboveBaseline": of_class(forecasting.PowerOfWidthAboveBaseline, of_law),
         "Anchored": of_class(forecasting.Anchored, of_law, zero_width_loss=2.0),
+        "EndsAtTeacher": of_class(forecasting.EndsAtTeacher, of_law, teacher_width=32),
         "AnchoredBothEnds": of_class(forecasting.AnchoredBothEnds, of_law, zero_width_loss=2.0, teacher_width=32),
         "AboveBottleneck": of_class(
             forecasting.AboveBottleneck,
@@ -598,6 +609,7 @@ def cases() -> dict[str, Case]:
         "load_teacher": Case(datasets.load_teacher, {}, ()),
         "load_local_corpus": of_function(datasets.load_local_corpus, take, packages=["joblib"]),
         "load_paper_tables": Case(datasets.load_paper_tables, {}, ()),
+        "load_published_losses": Case(datasets.load_published_losses, {}, ()),
         "load_concepts": of_function(
             datasets.load_concepts, lambda made: None, concepts=["question"], n_per_class=1, packages=["joblib"]
         ),
@@ -947,6 +959,7 @@ NAN_DOCUMENTED: dict[str, str] = {
     "forecast_errors": "at the two widths that were fitted to",
     "probe_table": "the reference has no change",
     "load_paper_tables": "what the paper does not give",
+    "load_published_losses": "what the source does not give",
     "agreement_table": "no correlation of a constant, no relative error where nothing is above",
     "feature_probes": "no score of what never varies among the test tokens",
     "power_law_tail": "too few values for a fit",

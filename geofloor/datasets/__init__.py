@@ -1,4 +1,4 @@
-"""The paper's tables, the embedded teacher, text corpora and concepts.
+"""The paper's tables, losses that others published, the embedded teacher, text corpora and concepts.
 
 All of it comes with the library or is read from the local Python installation; `pile_concepts` alone reads rows of
 The Pile.

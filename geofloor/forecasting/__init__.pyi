@@ -13,6 +13,7 @@ from ._laws import AboveBottleneck as AboveBottleneck
 from ._laws import Anchored as Anchored
 from ._laws import AnchoredBothEnds as AnchoredBothEnds
 from ._laws import Calibrated as Calibrated
+from ._laws import EndsAtTeacher as EndsAtTeacher
 from ._laws import Exponential as Exponential
 from ._laws import PowerOfWidth as PowerOfWidth
 from ._laws import PowerOfWidthAboveBaseline as PowerOfWidthAboveBaseline

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from sklearn.base import clone
 from sklearn.metrics import r2_score
 
-from geofloor._validation import check_array_of_numbers, check_object, shown
+from geofloor._validation import check_array_of_numbers, check_object, plain_array, shown
 from geofloor.forecasting._runs import check_order
 
 
@@ -76,17 +76,22 @@ def forecast_errors(estimator: Any, widths: ArrayLike, losses: ArrayLike) -> For
     return ForecastErrors(left_out, two_runs)
 
 
-def forecast_table(estimators: Mapping[str, Any], widths: ArrayLike, losses: ArrayLike) -> pd.DataFrame:
-    """Compare predictors and rivals by their forecasts of widths left out of the fit.
+def forecast_table(
+    estimators: Mapping[str, Any], widths: ArrayLike, losses: ArrayLike, *, groups: ArrayLike | None = None
+) -> pd.DataFrame:
+    """Compare predictors and rivals by their forecasts of widths, or of whole teachers, left out of the fit.
 
     Parameters
     ----------
     estimators : mapping of str to estimator
         Regressors of losses on widths by name, as for `forecast_errors`.
-    widths : array-like of shape (n_widths,)
-        Widths of students, in dimensions, all different and in ascending order.
-    losses : array-like of shape (n_widths,)
+    widths : array-like of shape (n_runs,)
+        Widths of students, in dimensions, all different and in ascending order. With `groups` this holds in each group.
+    losses : array-like of shape (n_runs,)
         Observed losses, in nats per token, above 0.
+    groups : array-like of shape (n_runs,) or None, default=None
+        Group of each run, such as the name of its teacher. Two groups or more. All figures are then computed in each
+        group, and the table gives their medians over the groups.
 
     Returns
     -------
@@ -98,19 +103,21 @@ def forecast_table(estimators: Mapping[str, Any], widths: ArrayLike, losses: Arr
         - ``inside``: the same without the narrowest and the widest width, which are extrapolated;
         - ``two_runs``: error of the forecast from the widest run and one more. It is the median over the other widths,
           and then over the choices of the second run;
-        - ``two_runs_best``, ``two_runs_worst``: least and largest error over these choices.
+        - ``two_runs_best``, ``two_runs_worst``: least and largest error over these choices;
+        - ``group_out``, with `groups` only: median absolute relative error at the widths of a group, after a fit to the
+          runs of all other groups. It says what the estimator knows of a teacher that it has no run of.
 
     Raises
     ------
     ValueError
-        As `forecast_errors`, or if there is no estimator.
+        As `forecast_errors`, or if there is no estimator, `groups` differs in length, or there is only one group.
 
     Examples
     --------
     >>> import numpy as np
     >>> from sklearn.frozen import FrozenEstimator
     >>> from sklearn.pipeline import make_pipeline
-    >>> from geofloor import AffineCalibrator, FloorPredictor, PowerLawCalibrator
+    >>> from geofloor import AffineCalibrator, FloorPredictor, LossForecaster, PowerLawCalibrator
     >>> from geofloor.forecasting import forecast_table
     >>> floor = FloorPredictor(alpha=0.992).fit(1 / np.arange(1, 3001))
     >>> widths = np.array([8, 16, 32, 64])
@@ -121,26 +128,68 @@ def forecast_table(estimators: Mapping[str, Any], widths: ArrayLike, losses: Arr
     >>> table = forecast_table(rivals, widths, 0.2 * floor.predict(widths) + 0.05)
     >>> bool(table.left_out["Eq. 2"] < 1e-6 < table.left_out["power law"])
     True
+
+    Two teachers whose students lose the same, up to a factor of two:
+
+    >>> losses = np.append(2.0 * widths**-0.5, 4.0 * widths**-0.5)
+    >>> groups = np.repeat(["one", "another"], 4)
+    >>> table = forecast_table({"power": LossForecaster("power")}, np.tile(widths, 2), losses, groups=groups)
+    >>> table[["left_out", "group_out"]].round(3).to_dict("records")
+    [{'left_out': 0.0, 'group_out': 0.75}]
     """
     check_object("estimators", estimators, Mapping, "give a dict of estimators by name")
     if not estimators:
         raise ValueError("estimators is empty; give at least one estimator by name.")
     for name, estimator in estimators.items():
         _check_estimator(f"estimators[{name!r}]", estimator)
-    at, observed = _read_runs(widths, losses)
+    if groups is None:
+        at, observed = _read_runs(widths, losses)
+        return pd.DataFrame.from_dict(
+            {name: _row(estimator, at, observed) for name, estimator in estimators.items()}, orient="index"
+        )
+    members = _read_groups(groups, widths, losses)
     rows = {}
     for name, estimator in estimators.items():
-        errors = forecast_errors(estimator, at[:, 0], observed)
-        choices = np.nanmedian(np.abs(errors.two_runs), axis=1) if np.isfinite(errors.two_runs).any() else [np.nan]
-        rows[name] = {
-            "r2": r2_score(observed, clone(estimator).fit(at, observed).predict(at)),
-            "left_out": np.median(np.abs(errors.left_out)),
-            "inside": np.median(np.abs(errors.left_out[1:-1])),
-            "two_runs": np.median(choices),
-            "two_runs_best": np.min(choices),
-            "two_runs_worst": np.max(choices),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
+        of_groups = []
+        for i, (at, observed) in enumerate(members):
+            others = [member for k, member in enumerate(members) if k != i]
+            others_at, others_observed = (np.concatenate(part) for part in zip(*others, strict=True))
+            fitted = clone(estimator).fit(others_at, others_observed)
+            error = {"group_out": np.median(np.abs(_errors(fitted, at, observed)))}
+            of_groups.append(_row(estimator, at, observed) | error)
+        rows[name] = pd.DataFrame(of_groups).median()
+    return pd.DataFrame(rows).T
+
+
+def _row(estimator: Any, at: np.ndarray, observed: np.ndarray) -> dict[str, float]:
+    """Return the figures of an estimator on one set."""
+    errors = forecast_errors(estimator, at[:, 0], observed)
+    choices = np.nanmedian(np.abs(errors.two_runs), axis=1) if np.isfinite(errors.two_runs).any() else [np.nan]
+    return {
+        "r2": r2_score(observed, clone(estimator).fit(at, observed).predict(at)),
+        "left_out": float(np.median(np.abs(errors.left_out))),
+        "inside": float(np.median(np.abs(errors.left_out[1:-1]))),
+        "two_runs": float(np.median(choices)),
+        "two_runs_best": float(np.min(choices)),
+        "two_runs_worst": float(np.max(choices)),
+    }
+
+
+def _read_groups(groups: ArrayLike, widths: ArrayLike, losses: ArrayLike) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Read widths as columns, and losses, of each group."""
+    labels = np.asarray(plain_array(groups, "groups"), dtype=object)
+    at, observed = check_array_of_numbers(widths, "widths", low=0), check_array_of_numbers(losses, "losses")
+    if not labels.shape == at.shape == observed.shape:
+        raise ValueError(
+            f"groups has shape {labels.shape}, widths {at.shape} and losses {observed.shape}; give one group and one "
+            "loss per width."
+        )
+    if pd.isna(labels).any():
+        raise ValueError("groups holds a missing value; give the group of every run.")
+    names = pd.unique(labels)
+    if len(names) < 2:
+        raise ValueError(f"groups holds {shown(names[0])} only; give two groups or more, or None.")
+    return [_read_runs(at[labels == name], observed[labels == name]) for name in names]
 
 
 def _errors(fitted: Any, widths: np.ndarray, losses: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from geofloor._estimators import SharedParametersMixin, WidthInputMixin
 from geofloor._validation import check_array_of_numbers, check_flag, check_number, shown
+from geofloor.forecasting._auto import Auto
 from geofloor.forecasting._budgets import check_steps
 from geofloor.forecasting._decision import Decision, decide
 from geofloor.forecasting._law import Law
@@ -28,9 +30,12 @@ from geofloor.forecasting._limits import (
     warn_of_factor,
     warn_of_width,
 )
+from geofloor.forecasting._mixture import Evidence, Mixture
+from geofloor.forecasting._priors import FORM_ERRORS, RUN_ERRORS, load_priors
 from geofloor.forecasting._runs import read_runs, read_widths, warn_of_rise
 from geofloor.forecasting._steps import StepsNeeded, forecast, read_budget, reduce_runs, steps_needed
 
+_RUN_ERROR, _FORM_ERROR = 0.03, 0.15  # defaults of a law that is given
 _RANGE = 3.0  # octaves of width over which a law's errors stay alike
 _PRIOR_WEIGHT = 4.0  # of the default form error, in runs
 _LARGEST_ERROR = 100.0  # as a share of the loss; squares of it must not overflow
@@ -43,32 +48,48 @@ _TOLERANCE = 1e-12, 1e-20
 class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, BaseEstimator):
     r"""Forecast the loss of students of any width from a few distilled ones, with intervals.
 
-    It fits a law of the width and then corrects the fitted curve. Where runs lie on one side of the curve, forecasts at
-    widths nearby move to that side.
+    By default it weighs several laws of the width by the runs. Forecast and interval are those of all laws together, so
+    that the interval is wide where they disagree. What is known besides the runs makes it narrower.
 
     Parameters
     ----------
-    law : Law, {"exponential", "power"} or None, default=None
-        Curve of the loss over width: `AboveBottleneck`, `AnchoredBothEnds`, `Anchored`, `Calibrated`, `Exponential`,
-        `PowerOfWidth`, `PowerOfWidthAboveBaseline` or a class derived from `Law`. ``"exponential"`` and None stand
-        for ``Exponential()``, ``"power"`` for ``PowerOfWidth()``. The law is never changed, and shared by clones. Notes
-        say which to choose.
-    run_error : float, default=0.03
-        Standard deviation of a run's loss between seeds, as a share of the loss.
-    form_error : float, default=0.15
-        Standard deviation of the law's error far from any run, as a share of the loss. It expresses the trust in the
-        shape of the law. Notes give the source of the default.
+    law : "auto", "exponential", "power", Law or None, default="auto"
+        Curve of the loss over width. ``"auto"`` and None weigh several laws, which Notes list. Otherwise one is taken:
+        `AboveBottleneck`, `AnchoredBothEnds`, `Anchored`, `Calibrated`, `EndsAtTeacher`, `Exponential`,
+        `PowerOfWidth`, `PowerOfWidthAboveBaseline` or a class derived from `Law`. ``"exponential"`` stands for
+        ``Exponential()``, ``"power"`` for ``PowerOfWidth()``. The law is never changed, and shared by clones.
+    bound : BottleneckPredictor or None, default=None
+        For ``"auto"``: bound fitted on the teacher, at the temperature of the runs. No forecast is below it. It is
+        never changed, and shared by clones.
+    students : {"principal", "random"} or None, default=None
+        For ``"auto"``: kind of start, from the teacher's principal directions (also its untrained slices) or from
+        random weights. With None both are equally probable beforehand.
+    zero_width_loss : float or None, default=None
+        For ``"auto"``: loss of a student of width 0 in nats per token, as `geofloor.language_models.zero_width_kl`
+        measures it at the temperature of the runs. With None it is that of the bound, if there is one.
     teacher_width : float or None, default=None
-        Width of the teacher, in dimensions, where students end. It is needed only if the law does not know it.
+        The teacher's own width in dimensions, where a student can equal the teacher. No student is wider. With None it
+        is that of the bound or the law, if they know it. With ``"auto"``, if runs reach this width, it counts as the
+        end of the law for principal starts only.
+    run_error : float or None, default=None
+        Standard deviation of a run's loss between seeds, as a share of the loss. None stands for 0.03, and with
+        ``"auto"`` for a choice by the runs.
+    form_error : float or None, default=None
+        Standard deviation of the law's error far from any run, as a share of the loss. It expresses the trust in the
+        shape of the law. None stands for 0.15, and with ``"auto"`` for a choice by the runs.
 
     Attributes
     ----------
     law_ : Law
-        The law in use.
+        The law in use. After ``"auto"`` it describes the most probable law.
     params_ : dict of str to float
-        Fitted parameters by the law's own names. ``law_.describe(params_)`` gives the formula.
-    form_error_ : float
-        The form error in use: `form_error`, adjusted to the residuals where there are more runs than parameters.
+        Fitted parameters by the law's own names. ``law_.describe(params_)`` gives the formula. After ``"auto"`` they
+        are the expected ones of the most probable law.
+    probabilities_ : dict of str to float
+        Probability of each law that was tried, given the runs.
+    form_error_, run_error_ : float
+        Errors in use. After ``"auto"`` they are square roots of the expected squares. With one law the form error is
+        `form_error`, adjusted to the residuals where there are more runs than parameters.
     widths_, losses_ : ndarray of shape (n_runs,)
         The runs. Runs of several budgets are given as forecasts for the longest of these, one per width.
     budgets_ : BudgetForecaster or None
@@ -82,10 +103,11 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
 
     Notes
     -----
-    **Choice of the law.** For students that start from the teacher's principal directions take `AboveBottleneck`. On
-    three small language models it forecast best (see :doc:`/findings/distillation`). For others take `Anchored` if the
-    loss at width 0 can be measured. From runs alone the best law depends on the widths: `PowerOfWidth` forecast the
-    paper's students better (widths 128 to 1,024), and `Exponential` those of the embedded teacher (widths 8 to 128).
+    **Laws.** ``"auto"`` weighs `PowerOfWidth`, `PowerOfWidthAboveBaseline`, `Exponential` and `EndsAtTeacher`, with any
+    teacher's width if it is unknown. With a loss at width 0 it adds `Anchored`, with a teacher's width as well
+    `AnchoredBothEnds`, and with a bound `AboveBottleneck` with any exponent m, anywhere between the ends of the bound.
+    Which law holds depends on the students: powers on models trained from scratch and on the paper's students, laws
+    with a known end on principal starts. :doc:`/auto_examples/plot_other_peoples_numbers` shows all on all sets.
 
     **Model.** The losses follow universal kriging [1]_ over the logarithm of the width. For a law L of the width,
 
@@ -93,16 +115,25 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
               \operatorname{cov}(e(d), e(d')) = \tau^2 \exp(-|\log_2 (d/d')| / 3),
 
     with ε the `run_error` and τ the `form_error`. For a `Calibrated` predictor
-    :math:`y(d) = (C\,L^*(d) + B)\,(1 + e(d) + \epsilon)`. Parameters are fitted by generalized least squares within
-    their bounds. The forecast is the best linear unbiased one. Its variance is that of a single new run, and includes
-    the uncertainty of the parameters. A nonlinear law is linearized at the fit.
+    :math:`y(d) = (C\,L^*(d) + B)\,(1 + e(d) + \epsilon)`. Parameters of one law are fitted by generalized least squares
+    within their bounds. The forecast is the best linear unbiased one. Its variance is that of a single new run, and
+    includes the uncertainty of the parameters. A nonlinear law is linearized at the fit.
+
+    **Weights.** ``"auto"`` computes the probability of the runs for each law, over a grid of its parameters and of form
+    and run errors. Priors give each its probability before the runs. Together these weigh normal forecasts of the
+    logarithm of the loss. The forecast is the median of this mixture, and the interval its quantiles. If the teacher's
+    width D is known, errors also change over octaves of D − d.
+
+    **Priors.** They were fitted by expectation and maximization to the sets in ``benchmarks/loss_sets.py``: the paper's
+    Table 3, the open_lm grid, ten sliced models, and students of three small teachers. ``benchmarks/calibration.py
+    --fit-priors`` writes them. Without this option it prints how often intervals held, each teacher's sets with priors
+    fitted to the others (``benchmarks/results/calibration.txt``).
 
     **Intervals.** Far from the runs the `form_error` sets the width of an interval. Between two near runs the interval
-    is hardly wider than for the `run_error` alone. With n runs and p parameters, τ² is the weighted mean of its
-    default, with weight 4, and the n − p squared standardized residuals. The default of τ was chosen for
-    `AblationPredictor` on students of the embedded teacher. :doc:`/findings/distillation` and
-    :doc:`/findings/random_starts` give the measured coverage, there and on students of other teachers. For other
-    predictors take τ from the errors in `forecast_table`.
+    is hardly wider than for the `run_error` alone. With one law, n runs and p parameters, τ² is the weighted mean of
+    its default, with weight 4, and the n − p squared standardized residuals. The default of τ was chosen for
+    `AblationPredictor` on students of the embedded teacher. For other predictors take τ from the errors in
+    `forecast_table`.
 
     Intervals are for students trained like the given ones. Longer training lowers losses, and those of wide students
     most. Runs of several budgets tell by how much: `BudgetForecaster
@@ -120,11 +151,19 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
 
     Three of the paper's students forecast from the other two. They ended at 1.008, 0.733 and 0.652 nats per token:
 
-    >>> forecast = LossForecaster("power").fit([128, 1024], [1.32, 0.586])
-    >>> forecast.law_.describe(forecast.params_), forecast.predict([256, 512, 768]).round(2)
-    ('8.780 d^-0.391', array([1.01, 0.77, 0.66]))
-    >>> LossForecaster().fit([128, 1024], [1.32, 0.586]).predict([256, 512, 768]).round(2)
-    array([1.18, 0.93, 0.74])
+    >>> forecast = LossForecaster().fit([128, 1024], [1.32, 0.586])
+    >>> losses, interval = forecast.predict([256, 512, 768], return_interval=True)
+    >>> losses.round(2), interval.round(2)
+    (array([1.01, 0.77, 0.66]), array([[0.87, 1.15],
+           [0.67, 0.88],
+           [0.58, 0.74]]))
+    >>> forecast.law_.describe(forecast.params_)
+    '8.626 d^-0.386'
+
+    One law alone:
+
+    >>> LossForecaster("power").fit([128, 1024], [1.32, 0.586]).predict([256, 512, 768]).round(2)
+    array([1.01, 0.77, 0.66])
     >>> LossForecaster(Anchored(4.0)).fit([128, 1024], [1.32, 0.586]).predict([256, 512, 768]).round(2)
     array([1.08, 0.84, 0.69])
 
@@ -155,23 +194,29 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
     6000.0
     """
 
-    _shared_parameters = ("law",)
+    _shared_parameters = ("law", "bound")
     # `widths` are data: they are not routed as metadata.
     __metadata_request__fit: ClassVar = {"n_steps": UNUSED, "n_tokens": UNUSED}
     __metadata_request__predict: ClassVar = {"widths": UNUSED, "n_steps": UNUSED}
 
     def __init__(
         self,
-        law: Law | str | None = None,
+        law: Law | str | None = "auto",
         *,
-        run_error: float = 0.03,
-        form_error: float = 0.15,
+        bound: Any = None,
+        students: str | None = None,
+        zero_width_loss: float | None = None,
         teacher_width: float | None = None,
+        run_error: float | None = None,
+        form_error: float | None = None,
     ) -> None:
         self.law = law
+        self.bound = bound
+        self.students = students
+        self.zero_width_loss = zero_width_loss
+        self.teacher_width = teacher_width
         self.run_error = run_error
         self.form_error = form_error
-        self.teacher_width = teacher_width
 
     def fit(
         self, X: ArrayLike, y: ArrayLike, *, n_steps: ArrayLike | None = None, n_tokens: int | None = None
@@ -198,11 +243,11 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         Raises
         ------
         TypeError
-            If `law` is no law.
+            If `law` is no law, or `bound` is no bound.
         ValueError
             If values are not finite, a width or loss is not above 0, an error is not a share above 0, the runs
-            contradict the law's known ends or the teacher's width, widths and losses are exchanged, or there are fewer
-            different widths than parameters.
+            contradict known ends, the teacher's width or the bound, widths and losses are exchanged, there are fewer
+            different widths than parameters, or an argument for ``"auto"`` is given with another law.
 
         Warns
         -----
@@ -210,29 +255,29 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
             If a run has a higher loss than a narrower run, by more than two seeds of one width differ, or two runs of
             one width differ by the factor T² of the temperature.
         """
-        law = read_law(self.law)
-        self._run_error, form_error = (
-            check_number(name, getattr(self, name), 0, _LARGEST_ERROR, open_low=True)
-            for name in ("run_error", "form_error")
+        law = self._read_law()
+        self._noise: tuple[float | None, ...] = tuple(
+            None if value is None else check_number(name, value, 0, _LARGEST_ERROR, open_low=True)
+            for name, value in (("run_error", self.run_error), ("form_error", self.form_error))
         )
+        self._run_error = _RUN_ERROR if self._noise[0] is None else self._noise[0]
         widths, losses = read_runs(self, X, y)
         if not losses.min() > 0:
             raise ValueError(f"y holds the loss {losses.min():g}; losses must be above 0, in nats per token.")
         self.budget_ = read_budget(n_steps, n_tokens, len(losses))
         check_below_teacher(widths, *teacher_end(self, law))
+        law = law.without_end(widths) if isinstance(law, Auto) else law
         law.check_runs(widths, losses)
         warn_of_factor(widths, losses, law)
         widths, losses, errors = reduce_runs(self, widths, losses, law.loss_at_zero)
         warn_of_rise(widths, losses, 2.0**0.5 * self._run_error)
-        return self._fit_runs(law, widths, losses, errors, form_error)
+        return self._fit_runs(law, widths, losses, errors)
 
     def _refit(self, losses: np.ndarray, errors: np.ndarray) -> LossForecaster:
         """Fit a copy to other losses at the same widths, with errors beside the run error."""
-        return copy.copy(self)._fit_runs(self.law_, self.widths_, losses, errors, self._form_error)
+        return copy.copy(self)._fit_runs(self.law_, self.widths_, losses, errors)
 
-    def _fit_runs(
-        self, law: Law, widths: np.ndarray, losses: np.ndarray, errors: np.ndarray, form_error: float
-    ) -> LossForecaster:
+    def _fit_runs(self, law: Law, widths: np.ndarray, losses: np.ndarray, errors: np.ndarray) -> LossForecaster:
         """Fit the law to runs of one budget."""
         n_parameters = len(law.bounds)
         if (n_different := len(np.unique(widths))) < n_parameters:
@@ -243,7 +288,11 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
             )
         self.law_, self.widths_, self.losses_ = law, widths, losses
         self._run_errors = np.hypot(self._run_error, errors)
-        self._form_error = self.form_error_ = form_error
+        self._mixture: Mixture | None = None
+        if isinstance(law, Auto):
+            return self._weigh(law, *self._noise)
+        form_error = _FORM_ERROR if self._noise[1] is None else self._noise[1]
+        self.form_error_ = form_error
         residuals = self._solve()
         free = len(losses) - n_parameters
         if free > 0:
@@ -251,7 +300,38 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
             squares = form_error**2 * residuals @ residuals
             self.form_error_ = float(np.sqrt((expected + squares) / (_PRIOR_WEIGHT + free)))
             self._solve()
-        self.params_ = law.params(self._values)
+        self.run_error_, self.params_ = self._run_error, law.params(self._values)
+        self.probabilities_ = {type(law).__name__: 1.0}
+        return self
+
+    def _read_law(self) -> Law:
+        """Read the law, with what ``"auto"`` may know besides the runs."""
+        known = {name: getattr(self, name) for name in ("bound", "students", "zero_width_loss", "teacher_width")}
+        if self.law is None or (isinstance(self.law, str) and self.law == "auto"):
+            return Auto(**known)
+        law = read_law(self.law)
+        for name, value in known.items():
+            if name != "teacher_width" and value is not None:
+                raise ValueError(
+                    f"{name}={shown(value)} is used with law='auto' only, but law={shown(self.law)}; leave one of them "
+                    "out. A law takes what it knows itself: AboveBottleneck(bound), Anchored(zero_width_loss)."
+                )
+        return law
+
+    def _weigh(self, law: Auto, run_error: float | None, form_error: float | None) -> LossForecaster:
+        """Weigh all laws by the runs."""
+        forms = FORM_ERRORS if form_error is None else (form_error,)
+        runs = RUN_ERRORS if run_error is None else (run_error,)
+        added = np.sqrt(np.maximum(np.square(self._run_errors) - self._run_error**2, 0.0))
+        try:
+            evidence = Evidence(self.widths_, self.losses_, law.knowledge(), added, forms, runs)
+        except np.linalg.LinAlgError as error:
+            raise ValueError(self._too_small(max(forms))) from error
+        free = form_error is None, run_error is None
+        self._mixture = mixture = Mixture(evidence, load_priors(), law.students, free=free)
+        self.form_error_, self.run_error_ = mixture.errors()
+        chosen, self.params_ = mixture.chosen()
+        self.law_, self.probabilities_ = replace(law, chosen=chosen), mixture.probabilities
         return self
 
     def _solve(self) -> np.ndarray:
@@ -261,10 +341,7 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         try:
             self._factor = cho_factor(covariance, lower=True)
         except np.linalg.LinAlgError as error:
-            raise ValueError(
-                f"run_error={self.run_error!r} is too small beside form_error={self.form_error!r} to tell runs at "
-                "almost the same widths apart; give a larger one, or average those runs."
-            ) from error
+            raise ValueError(self._too_small(self.form_error_)) from error
         # Errors are shares of the loss: logarithms have them as they are, losses after division by themselves.
         scale = np.ones(len(losses)) if law.logarithmic else losses
         response = np.log(losses) if law.logarithmic else losses
@@ -303,6 +380,12 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         self._weights = cho_solve(self._factor, left)
         return self._whiten(left)
 
+    def _too_small(self, form_error: float) -> str:
+        return (
+            f"run_error={self._run_error!r} is too small beside form_error={form_error!r} to tell runs at almost the "
+            "same widths apart; give a larger one, or average those runs."
+        )
+
     def predict(
         self, widths: ArrayLike, *, n_steps: float | None = None, return_interval: bool = False, level: float = 0.9
     ) -> Any:
@@ -312,7 +395,7 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         ----------
         widths : array-like of shape (n_widths,) or (n_widths, 1)
             Widths of students, in dimensions. At width 0 a law gives its known loss, without uncertainty: inf for
-            `PowerOfWidth` and `PowerOfWidthAboveBaseline`.
+            `PowerOfWidth` and `PowerOfWidthAboveBaseline`, and for ``"auto"`` if no loss at width 0 is known.
         n_steps : float or None, default=None
             Number of training steps, at least half the shortest budget; inf for the limit. It needs runs of several
             budgets. None stands for the longest of these.
@@ -364,6 +447,11 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
 
     def _krige(self, widths: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
         """Forecast as `_forecast` does, at widths where the law is fitted."""
+        if self._mixture is not None:
+            quantiles = 0.5 - 0.5 * level, 0.5, 0.5 + 0.5 * level
+            with np.errstate(over="ignore"):
+                low, losses, high = np.exp(self._mixture.quantiles(widths, quantiles))
+            return losses, np.column_stack([low, high])
         curve, derivatives = self.law_.linearize(widths, self._values)
         between = self._covariance(self.widths_, widths)
         correction = between.T @ self._weights

@@ -704,7 +704,7 @@ def fit_together(students: Sequence[DistilledStudent], tokens: Any, eval_tokens:
         check_student(module, spec.width, init=settings.init or AUTO, **spec.heads)
     teacher.model.check_layer(first.layer)
     text = split_text(teacher.model, tokens, eval_tokens, settings)
-    known = {
+    known: dict[str, Any] = {
         "n_sequences": text.n_train,
         "length": text.train.length,
         "principal": default_init(module) == "principal",

@@ -102,10 +102,7 @@ def test_more_steps_are_never_called_impossible():
     assert "can't reach 0.06 nats per token, however it is trained: none gets below 0.0693" in str(impossible)
 
 
-AWAITED = pytest.mark.xfail(reason="the default law is exponential, not chosen by the runs", strict=True)
-
-
-@pytest.mark.parametrize("law", ["power", pytest.param(None, marks=AWAITED)])
+@pytest.mark.parametrize("law", ["power", "auto"])
 def test_no_width_that_the_papers_students_reached_is_refused(law):
     fitted = LossForecaster(law, teacher_width=1024).fit([128, 1024], [1.320, 0.586])
     assert fitted.decide(512, 0.75).answer == "uncertain"  # it ended at 0.733
@@ -114,7 +111,7 @@ def test_no_width_that_the_papers_students_reached_is_refused(law):
         assert fitted.decide(width, 0.95 * loss).answer != GO
 
 
-@pytest.mark.parametrize("law", [None, "power"])
+@pytest.mark.parametrize("law", ["auto", "power"])
 def test_no_narrow_student_safely_reaches_anything(law):
     fitted = LossForecaster(law, teacher_width=1024).fit(TABLE_3["width"], TABLE_3["kl"])
     for target in (1.4, 2.0, 50.0):

@@ -59,6 +59,25 @@ def test_floors_that_hold_are_forecast_from_two_runs(floor):
     np.testing.assert_allclose(errors.two_runs[np.isfinite(errors.two_runs)], 0.0, atol=1e-9)
 
 
+def test_groups_are_left_out_whole():
+    widths, groups = np.tile(WIDTHS, 3), np.repeat(["a", "b", "c"], len(WIDTHS))
+    losses = np.outer([1.0, 1.2, 1.7], OBSERVED).ravel()
+    table = forecast_table({"log": LOGARITHMIC}, widths, losses, groups=groups)
+    alone = forecast_table({"log": LOGARITHMIC}, WIDTHS, OBSERVED)
+    np.testing.assert_allclose(table[alone.columns], alone)  # relative errors do not depend on a factor
+    errors = []
+    for name in "abc":
+        line = np.polyfit(np.log(widths[groups != name]), losses[groups != name], 1)
+        errors.append(np.median(np.abs(np.polyval(line, np.log(WIDTHS)) / losses[groups == name] - 1)))
+    assert table.group_out["log"] == pytest.approx(np.median(errors))
+    with pytest.raises(ValueError, match="groups holds 'a' only; give two groups or more"):
+        forecast_table({"log": LOGARITHMIC}, WIDTHS, OBSERVED, groups=["a"] * 5)
+    with pytest.raises(ValueError, match=r"groups has shape \(4,\), widths \(5,\)"):
+        forecast_table({"log": LOGARITHMIC}, WIDTHS, OBSERVED, groups=["a"] * 4)
+    with pytest.raises(ValueError, match="groups holds a missing value"):
+        forecast_table({"log": LOGARITHMIC}, WIDTHS, OBSERVED, groups=["a", "b", None, "a", "b"])
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="ascending"):
         forecast_errors(LOGARITHMIC, [1, 1, 2], [3.0, 2.0, 1.0])

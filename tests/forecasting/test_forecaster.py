@@ -78,7 +78,7 @@ def calibrated(fitted, floor):
 
 @pytest.mark.parametrize(("anchor", "own"), [(None, None), (1.4, None), (1.4, 160)])
 def test_laws_of_the_width_have_a_log_normal_error(anchor, own):
-    law = None if anchor is None else Anchored(anchor) if own is None else AnchoredBothEnds(anchor, own)
+    law = "exponential" if anchor is None else Anchored(anchor) if own is None else AnchoredBothEnds(anchor, own)
     fitted = LossForecaster(law).fit([8, 64, 128], [0.8, 0.16, 0.035])
     wide, tau, epsilon = np.array([8.0, 64.0, 128.0]), fitted.form_error_, 0.03
     covariance = tau**2 * np.exp(-np.abs(np.subtract.outer(np.log2(wide), np.log2(wide))) / 3) + epsilon**2 * np.eye(3)
@@ -106,7 +106,7 @@ def test_laws_of_the_width_have_a_log_normal_error(anchor, own):
 
 
 def test_two_runs_fix_the_law():
-    fitted = LossForecaster().fit([8, 128], [0.8, 0.2])
+    fitted = LossForecaster("exponential").fit([8, 128], [0.8, 0.2])
     np.testing.assert_allclose(fitted.predict([8, 68, 128]), [0.8, 0.4, 0.2])
     widths = np.array([3, 17, 128])
     losses = 1.4 * (1.0 + widths) ** -0.2 * np.exp(-0.02 * widths)
@@ -141,7 +141,7 @@ def test_a_law_that_is_known_at_both_ends():
 
 @pytest.mark.filterwarnings("ignore:The loss rises")
 def test_laws_never_rise():
-    assert LossForecaster().fit([8, 128], [0.2, 0.8]).params_["decay"] == 0.0
+    assert LossForecaster("exponential").fit([8, 128], [0.2, 0.8]).params_["decay"] == 0.0
     held = LossForecaster(Anchored(1.4)).fit([8, 128], [1.3, 0.1])  # falls faster than any exponential
     assert held.params_["exponent"] == 0.0 < held.params_["decay"]
     flat = LossForecaster(Anchored(1.4)).fit([8, 128], [0.6, 0.5])
@@ -217,7 +217,9 @@ def test_a_curve_that_has_come_down_to_zero_is_not_certain():
     assert losses[1] == 0.0
     assert interval[1, 1] > 0.1
     assert fitted.decide(40, 0.01).answer == "uncertain"
-    assert LossForecaster().fit([8, 16], [1.0, 0.9]).min_width(0.5) == -1  # reached only beyond twice the widest
+    assert (
+        LossForecaster("exponential").fit([8, 16], [1.0, 0.9]).min_width(0.5) == -1
+    )  # reached only beyond twice the widest
 
 
 def test_min_width_is_the_first_that_reaches_the_target(forecaster):
@@ -263,7 +265,7 @@ def test_clones_share_the_law_and_never_change_it(forecaster, floor):
     [
         ({"run_error": 0.0}, WIDTHS, OBSERVED, "run_error=0.0 must be a finite number above 0"),
         ({"form_error": np.nan}, WIDTHS, OBSERVED, "form_error=nan"),
-        ({"law": "cubic"}, WIDTHS, OBSERVED, "law='cubic' is unknown; use one of 'exponential', 'power'"),
+        ({"law": "cubic"}, WIDTHS, OBSERVED, "law='cubic' is unknown; use one of 'auto', 'exponential', 'power'"),
         ({"law": Anchored(1.2)}, WIDTHS, OBSERVED, "loss 1.32, which is not below zero_width_loss=1.2"),
         (
             {"law": AnchoredBothEnds(4.0, 1024)},
@@ -281,6 +283,43 @@ def test_clones_share_the_law_and_never_change_it(forecaster, floor):
         ({}, WIDTHS, [None, 1, 1, 1, 1], "y holds None"),
         ({"form_error": 1e200}, WIDTHS, OBSERVED, "form_error=1e.200 must be a finite number above 0 and at most 100"),
         ({"run_error": 1e-200}, [8, 8, 9], [1, 1, 1], "run_error=1e-200 is too small beside form_error=0.15"),
+        (
+            {"law": "auto", "run_error": 1e-200},
+            [8, 8, 9],
+            [1, 1, 1],
+            "run_error=1e-200 is too small beside form_error=0.2",
+        ),
+        (
+            {"law": "auto", "zero_width_loss": 1.2},
+            WIDTHS,
+            OBSERVED,
+            "loss 1.32, which is not below zero_width_loss=1.2",
+        ),
+        (
+            {"law": "auto", "students": "narrow"},
+            WIDTHS,
+            OBSERVED,
+            "students='narrow' is unknown; use one of 'principal'",
+        ),
+        ({"law": "auto", "teacher_width": -1}, WIDTHS, OBSERVED, "teacher_width=-1 must be a finite number above 0"),
+        (
+            {"law": "auto", "students": "principal", "teacher_width": 1024},
+            WIDTHS,
+            OBSERVED,
+            "width 1024, which is not below teacher_width=1024",
+        ),
+        (
+            {"students": "random"},
+            WIDTHS,
+            OBSERVED,
+            "students='random' is used with law='auto' only, but law=Calibrated",
+        ),
+        (
+            {"law": "power", "bound": 3},
+            WIDTHS,
+            OBSERVED,
+            r"bound=3 is used with law='auto' only, .* AboveBottleneck\(bound",
+        ),
         ({"law": None}, OBSERVED, WIDTHS, "y holds 128 to 1024, all whole like widths, .* exchange X and y"),
         ({"law": Anchored(4.0)}, [0.5], [64], "exchange X and y"),
     ],
@@ -333,11 +372,11 @@ def test_intervals_do_not_close_at_the_teachers_width():
     assert (interval[:, 0] <= losses).all()
 
 
-@pytest.mark.parametrize("law", [None, Anchored(1.4)])
+@pytest.mark.parametrize("law", ["auto", "exponential", Anchored(1.4)])
 def test_intervals_hold_no_nan_however_wide_the_student(law):
     fitted = LossForecaster(law).fit([8, 64, 128], [0.8, 0.16, 0.035])
     losses, interval = fitted.predict([1e5, 1e10, 2.0**53], return_interval=True)
-    assert losses.tolist() == [0, 0, 0]
+    np.testing.assert_allclose(losses, 0.0, atol=1e-5)
     assert not np.isnan(interval).any()
     assert (interval[:, 0] <= losses).all()
     assert (losses <= interval[:, 1]).all()
