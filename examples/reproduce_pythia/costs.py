@@ -42,6 +42,8 @@ TOKENS_PER_SECOND = 5e5  # of a tokenizer on several cores (assumed); the downlo
 GIB = 2**30
 CHUNK_LOGITS = 2**25  # numbers per chunk of geofloor's loss and of its autoencoder's step on a GPU
 BOTTLENECK_STEPS = 150  # of the fit at each width
+BOTTLENECK_FITTED = 32_768  # positions, the default of BottleneckPredictor
+BOTTLENECK_MINIBATCH = 682  # positions per step: a chunk of logits on an accelerator
 KEPT_BYTES = 2**32  # the teacher's probabilities are kept for all students if they take no more
 # Bytes saved per block for the backward pass, per token and dimension, of GPT-NeoX with fused attention: normalized
 # inputs; queries, keys and values before and after rotation; 4d units before and after the activation. Measured.
@@ -128,13 +130,13 @@ def ablation(teacher, length, n_points, n_latents):
 
 
 def bottleneck(teacher, width, n_steps, *, kept):
-    """Count the operations per pair of positions, one fitted and one tried, of fitting logits of rank `width`.
+    """Count the operations per position of a minibatch, in all steps, of fitting logits of rank `width`.
 
-    Each step computes logits and gradients; only the fitted position needs the unembedding's gradient. The teacher's
-    logits are computed again unless its probabilities are kept. The work before the first step and after the last
-    runs once, and is left out.
+    A step computes logits, their change along one direction for the rows, and two gradients. The teacher's logits are
+    computed again unless its probabilities are kept. The work before the first step and after the last runs once, and
+    is left out.
     """
-    products = 10 * teacher.n_vocabulary * width + (0 if kept else 4 * teacher.unembedding)
+    products = 8 * teacher.n_vocabulary * width + (0 if kept else 2 * teacher.unembedding)
     return n_steps * (products + 2 * divergence(teacher))
 
 
@@ -208,13 +210,17 @@ def costs(options, config, plan):
 def _bottleneck(options, teacher, wide):
     widths = [*{width for width in options.widths if width < teacher.width}, teacher.width - 1]
     n = min(options.bottleneck_positions, options.eval_sequences * options.length // 2)
-    probabilities = 4 * n * teacher.n_vocabulary
-    kept = probabilities <= KEPT_BYTES
-    flops = n * sum(bottleneck(teacher, width, BOTTLENECK_STEPS, kept=kept) for width in widths)
+    fitted = min(BOTTLENECK_FITTED, options.eval_sequences * options.length - n)
+    kept = 4 * fitted * teacher.n_vocabulary <= KEPT_BYTES
+    probabilities = 4 * (n + fitted) * teacher.n_vocabulary if kept else 0
+    minibatch = min(BOTTLENECK_MINIBATCH, fitted)
+    flops = minibatch * sum(bottleneck(teacher, width, BOTTLENECK_STEPS, kept=kept) for width in widths)
+    # Rows take up to 20 steps at the end.
+    flops += 2 * n * sum(20 * 4 * teacher.n_vocabulary * width for width in widths)
     # The teacher; fitted and tried positions; weights, gradients and Adam's moments; the loss's chunks.
-    memory = wide * teacher.n_parameters + 8 * n * teacher.width + (2 * probabilities if kept else 0)
-    memory += 16 * teacher.width * (teacher.n_vocabulary + n) + 5 * 4 * CHUNK_LOGITS
-    flops += 2 * n * evaluation(teacher, [], options.length)
+    memory = wide * teacher.n_parameters + 12 * (n + fitted) * teacher.width + probabilities
+    memory += 20 * teacher.width * teacher.n_vocabulary + 5 * 4 * CHUNK_LOGITS
+    flops += (n + fitted) * evaluation(teacher, [], options.length)
     return Cost(flops=flops, memory=memory, remedy="fewer --bottleneck-positions")
 
 

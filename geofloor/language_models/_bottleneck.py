@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,26 +13,27 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import PchipInterpolator
 from scipy.stats import norm
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from geofloor._estimators import SharedParametersMixin, ShortReprMixin
 from geofloor._training.devices import memory_advice, to_device
 from geofloor._training.progress import progress_bar
-from geofloor._training.schedules import warmup_cosine
 from geofloor._training.seeds import read_random_state
 from geofloor._validation import check_flag, check_number, shown
-from geofloor.language_models._divergence import ChunkedLoss, LazyLogits, LossTerms, Targets, row_kls
+from geofloor.language_models._divergence import LazyLogits, Targets
 from geofloor.language_models._hooks import evaluating
 from geofloor.language_models._loading import load_language_model
 from geofloor.language_models._logits import LanguageModel
 from geofloor.language_models._low_rank import LowRankLogits, project_logits, without_masked_tokens
+from geofloor.language_models._low_rank_fit import LowRankFit, default_steps
 from geofloor.language_models._pickles import PortablePickleMixin
 from geofloor.language_models._positions import Positions, tokens_to_exclude
 from geofloor.language_models._token_rows import TokenRows
 from geofloor.theory._widths import WidthPredictorMixin, read_targets, read_widths
 
-_LEARNING_RATE = 0.1  # of Adam, in logits
-_WARMUP_STEPS = 10
+_TESTED = 4  # positions in the sequences that test a fit, per position drawn from them
+_RISE = 0.02  # share by which a wider width may end higher without a warning
 
 
 class BottleneckPredictor(
@@ -61,10 +63,14 @@ class BottleneckPredictor(
     n_points : int, default=12
         Number of widths if `widths` is None.
     n_positions : int, default=4096
-        Number of positions that logits of low rank are fitted to; as many others test them. It should be many times
-        the widest width: with few positions the bounds lie far apart.
-    n_steps : int, default=150
-        Steps of the fit, each over all positions.
+        Number of positions that each bound is measured on: ``low`` on fitted positions, ``high`` on others.
+    n_fitted : int, default=32768
+        Number of positions that the unembedding is fitted to, if tokens give as many. It should be 50 times the widest
+        width: with few positions the bounds lie far apart. Other sequences test it: as many as hold four times
+        `n_positions`, and at most half.
+    n_steps : int or None, default=None
+        Steps of the fit at each width, each over a minibatch of 256 positions or more. None takes 150, and down to 30
+        for large vocabularies and widths.
     batch_size : int, default=8
         Sequences per forward pass of the teacher.
     pad_token_id : int or None, default=None
@@ -95,7 +101,9 @@ class BottleneckPredictor(
         all tokens, the predictor on the positions drawn.
     curve_ : DataFrame
         Measurements at each ``width``: ``low`` and ``high``, the losses on fitted and on other positions in nats per
-        token, and their standard errors over positions, ``standard_error`` and ``high_standard_error``.
+        token; their standard errors over positions, ``standard_error`` and ``high_standard_error``; and ``start``, the
+        loss on the fitted positions of the truncated singular value decomposition that the fit starts from. ``low`` is
+        at most ``start`` and at most ``high``, and no loss rises with the width.
 
     See Also
     --------
@@ -110,12 +118,26 @@ class BottleneckPredictor(
         \mathrm{KL}\bigl(p_n \,\Vert\, \mathrm{softmax}((W h_n + b) / T)\bigr),
 
     the limit on expression that Yang et al. [1]_ describe and Godey et al. [2]_ find in small language models. A
-    student's loss is one of the values minimized over, so R is at most the student's floor. R is only
-    bracketed. On a sample of positions the minimum is, in expectation, lower than over all text: this is ``low``. With
-    W and b from that sample and h fitted anew, other positions lose more than R: this is ``high``. R lies between them,
-    up to the sampling error and the error of the fit. Adam starts from the best approximation in squared logits and
-    ends near a minimum, in tests within 2% of the result of other methods. The problem is not convex, and nothing
-    certifies the lowest minimum.
+    student's loss is one of the values minimized over, so R is at most the student's floor. R is only bracketed.
+
+    **What is certain.** ``high`` is the loss of logits of rank d that were found, with W and b from fitted positions
+    and only h from the positions of ``high``. So R is at most ``high``, up to the sampling error.
+
+    **What is not.** On a sample of positions, the minimum over W, b and h is in expectation at most R. ``low`` is the
+    lowest loss *found* on the fitted positions, so it is an estimate of a lower bound. The problem is not convex in W
+    and h together, and no certificate is known that is not vacuous. Strong convexity gives none: the curvature of the
+    KL differs by position and vanishes for improbable tokens, and low-rank approximation with weights that differ by
+    entry is NP-hard [3]_. Two errors have opposite signs. W fits errors of the sample, so that ``low`` falls below R;
+    steps that end early leave it too high. Where more steps no longer lower ``high``, the first error is the larger
+    one. Check a decision that depends on ``low`` with twice the `n_steps`, and with more positions where ``high`` and
+    ``low`` are far apart.
+
+    **How.** W starts as the best approximation in squared logits (``start``). Each step draws a minibatch, moves its
+    rows by one step of conjugate gradients and then W and b by Adam, with a step size relative to the root of the loss.
+    If the result is no better than the start, the start is kept. In tests, the result is within 2% of that of other
+    methods. The cost of a width does not grow with `n_fitted`, except for the start and the teacher's pass. The whole
+    vocabulary counts: at T = 2 no small part of it carries the loss, and a single token for "the rest" would make
+    ``low`` unsound, because the logarithm of its probability is not linear in h.
 
     ``predict(widths, return_bounds=True)`` gives ``low`` and ``high`` along the curve, and ``return_interval=True``
     adds the sampling error: it moves the logarithm of each bound outwards, by a normal quantile times the relative
@@ -130,6 +152,7 @@ class BottleneckPredictor(
     .. [1] Yang, Dai, Salakhutdinov, Cohen (2018), "Breaking the Softmax Bottleneck: A High-Rank RNN Language Model".
     .. [2] Godey, de la Clergerie, Sagot (2024), "Why do small language models underperform? Studying Language Model
        Saturation via the Softmax Bottleneck".
+    .. [3] Gillis, Glineur (2011), "Low-Rank Matrix Approximation with Weights or Missing Data Is NP-Hard".
 
     Examples
     --------
@@ -153,7 +176,8 @@ class BottleneckPredictor(
         widths: Sequence[int] | None = None,
         n_points: int = 12,
         n_positions: int = 4096,
-        n_steps: int = 150,
+        n_fitted: int = 32_768,
+        n_steps: int | None = None,
         batch_size: int = 8,
         pad_token_id: int | None = None,
         exclude_tokens: Any = None,
@@ -168,6 +192,7 @@ class BottleneckPredictor(
         self.widths = widths
         self.n_points = n_points
         self.n_positions = n_positions
+        self.n_fitted = n_fitted
         self.n_steps = n_steps
         self.batch_size = batch_size
         self.pad_token_id = pad_token_id
@@ -206,7 +231,10 @@ class BottleneckPredictor(
         # Plain integers, because small integers of NumPy overflow.
         self._n_points = check_number("n_points", self.n_points, 2, whole=True)
         self._n_positions = check_number("n_positions", self.n_positions, 2, whole=True)
-        self._n_steps = check_number("n_steps", self.n_steps, 1, whole=True)
+        self._n_fitted = check_number("n_fitted", self.n_fitted, 2, whole=True)
+        self._n_steps = None
+        if self.n_steps is not None:
+            self._n_steps = check_number("n_steps", self.n_steps, 1, whole=True)
         self._batch_size = check_number("batch_size", self.batch_size, 1, whole=True)
         self._temperature = check_number("temperature", self.temperature, 1e-6)
         if self.widths is not None:
@@ -220,16 +248,19 @@ class BottleneckPredictor(
         if len(rows) < 2:
             raise ValueError("tokens has 1 sequence; give more, to fit logits on some and test them on others.")
         order = read_random_state(self.random_state).permutation(len(rows))
+        tested = order[1::2][: -(-_TESTED * self._n_positions // rows.length)]
         generator = np.random.default_rng(order)
-        advice = f"lower batch_size={self._batch_size} or n_positions={self._n_positions}"
+        advice = f"lower batch_size={self._batch_size}, n_positions={self._n_positions} or n_fitted={self._n_fitted}"
         with evaluating(module), memory_advice(advice):
             drawn = [
-                self._draw(model, rows, np.sort(part), Positions(0, excluded), generator, device)
-                for part in (order[::2], order[1::2])
+                self._draw(model, rows, np.sort(part), number, Positions(0, excluded), generator, device)
+                for part, number in ((np.setdiff1d(order, tested), self._n_fitted), (tested, self._n_positions))
             ]
-        fitted, others = (Targets(part, self._temperature, keep=True) for part in without_masked_tokens(drawn))
         with memory_advice(advice):
-            start = LowRankLogits(fitted)
+            fitted, others = (
+                LowRankFit(Targets(part, self._temperature, keep=True)) for part in without_masked_tokens(drawn)
+            )
+            start = LowRankLogits(fitted.targets)
         if start.rank < 2:
             raise ValueError(
                 f"The teacher's logits have rank {start.rank} on these tokens, so that no student is too narrow for "
@@ -242,30 +273,18 @@ class BottleneckPredictor(
             progress_bar("bottleneck", total=len(grid), unit="width", verbose=self.verbose) as bar,
         ):
             for width in grid:
-                found.append((width, *self._losses(start, fitted, others, width)))
+                found.append((width, *self._losses(start, fitted, others, width, generator)))
                 bar.update()
-        self.curve_ = pd.DataFrame(found, columns=["width", "low", "high", "standard_error", "high_standard_error"])
-        self._draw_curve()
+        columns = ["width", "low", "high", "standard_error", "high_standard_error", "start"]
+        self.curve_ = _monotone(pd.DataFrame(found, columns=columns))
+        position = np.log1p(self.curve_["width"])
+        ends = np.maximum(self.curve_[["low", "high"]].to_numpy(), 1e-30)
+        self._log_ends = PchipInterpolator(position, np.log(ends))
+        self._relative_errors = PchipInterpolator(
+            position, self.curve_[["standard_error", "high_standard_error"]].to_numpy() / ends
+        )
         self.zero_width_loss_ = float(self.predict([0])[0])
         return self
-
-    def _draw_curve(self) -> None:
-        """Interpolate log losses and relative errors over log width, after making the losses monotone.
-
-        One more dimension never makes a loss higher: a rise means that its fit ended early. At width 0, where little
-        is fitted, either sample may lose more, so the ends are sorted.
-        """
-        losses, errors = (
-            self.curve_[names].to_numpy() for names in (["low", "high"], ["standard_error", "high_standard_error"])
-        )
-        lowest = np.minimum.accumulate(losses)
-        at = np.maximum.accumulate(np.where(losses == lowest, np.arange(len(losses))[:, np.newaxis], 0))
-        order = np.argsort(lowest, axis=1, kind="stable")
-        ends = np.maximum(np.take_along_axis(lowest, order, axis=1), 1e-30)
-        errors = np.take_along_axis(np.take_along_axis(errors, at, axis=0), order, axis=1)
-        position = np.log1p(self.curve_["width"])
-        self._log_ends = PchipInterpolator(position, np.log(ends))
-        self._relative_errors = PchipInterpolator(position, errors / ends)
 
     def _grid(self, rank: int) -> np.ndarray:
         """Choose the whole widths to measure the bound at, from 0 to one below the rank."""
@@ -282,12 +301,13 @@ class BottleneckPredictor(
         model: LanguageModel,
         rows: TokenRows,
         sequences: np.ndarray,
+        number: int,
         positions: Positions,
         generator: np.random.Generator,
         device: torch.device,
     ) -> LazyLogits:
-        """Draw positions from some of the sequences, and return the teacher's logits at them."""
-        share = min(self._n_positions / (len(sequences) * rows.length), 1.0)
+        """Draw a number of positions from some of the sequences, and return the teacher's logits there, shuffled."""
+        share = min(number / (len(sequences) * rows.length), 1.0)
         kept: list[LazyLogits] = []
         for begin in range(0, len(sequences), self._batch_size):
             batch = rows.take(sequences[begin : begin + self._batch_size])
@@ -296,42 +316,35 @@ class BottleneckPredictor(
                 drawn &= batch.mask.reshape(-1)
             kept.append(model.logits(to_device(batch.ids, device)).at(to_device(np.flatnonzero(drawn), device)))
         states = torch.cat([each.rows for each in kept])
+        states = states[to_device(generator.permutation(len(states)), device)]
         if len(states) < 2:
             raise ValueError(f"tokens give {len(states)} position(s) to fit; give more text, or raise n_positions.")
         weight, bias = (None if each is None else each.detach() for each in kept[0][1:])
         return LazyLogits(states, weight, bias)
 
-    def _losses(self, start: LowRankLogits, fitted: Targets, others: Targets, width: int) -> tuple[float, ...]:
-        """Compute the mean losses on the fitted and on other positions, and their standard errors."""
+    def _losses(
+        self, start: LowRankLogits, fitted: LowRankFit, others: LowRankFit, width: int, generator: np.random.Generator
+    ) -> tuple[float, ...]:
+        """Compute the mean losses on fitted and on other positions, the lower first, their errors, and the start's."""
+        n_chunks = -(-self._n_positions // fitted.targets.chunk_rows)
         rows, weight, bias = start.student(width)
-        student = LazyLogits(rows, weight, bias)
+        kls = fitted.losses(LazyLogits(rows, weight, bias), n_chunks)
+        first = float(kls.double().mean())
         if width:
-            self._descend(fitted, student)
-        low = row_kls(student, fitted).double()
-        student = LazyLogits(project_logits(others, weight, bias), weight, bias)
-        if width:
-            self._descend(others, student, rows_only=True)
-        high = row_kls(student, others).double()
-        errors = (float(each.std() / len(each) ** 0.5) for each in (low, high))
-        return float(low.mean()), float(high.mean()), *errors
-
-    def _descend(self, targets: Targets, student: LazyLogits, *, rows_only: bool = False) -> None:
-        """Minimize the loss over the student's tensors, in place."""
-        tensors: list[Any] = [student.rows] if rows_only else list(student)
-        terms = LossTerms(targets, None, 1.0 / len(student.rows))
-        for tensor in tensors:
-            tensor.requires_grad_()
-        optimizer = torch.optim.Adam(tensors, betas=(0.9, 0.95))
-        for step in range(self._n_steps):
-            factor = warmup_cosine(step, n_steps=self._n_steps, warmup_steps=min(_WARMUP_STEPS, self._n_steps // 2))
-            optimizer.param_groups[0]["lr"] = _LEARNING_RATE * self._temperature * factor
-            loss, _ = ChunkedLoss.apply(*student, terms)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        for tensor in tensors:
-            tensor.requires_grad_(False)
-            tensor.grad = None
+            n_steps = default_steps(len(weight), width) if self._n_steps is None else self._n_steps
+            fitted.fit(LazyLogits(rows, weight, bias), n_steps, generator)
+            kls = fitted.refine_rows(LazyLogits(rows, weight, bias), n_chunks)[1]
+            if not float(kls.double().mean()) <= first:  # the steps did harm
+                rows, weight, bias = start.student(width)
+                kls = fitted.refine_rows(LazyLogits(rows, weight, bias), n_chunks)[1]
+        of_others = LazyLogits(project_logits(others.targets, weight, bias, start.mean_probabilities), weight, bias)
+        high = others.refine_rows(of_others)[1] if width else others.losses(of_others)
+        found = sorted(
+            (max(float(each.mean()), 0.0), float(each.std() / len(each) ** 0.5))
+            for each in (kls.double(), high.double())
+        )
+        (low, error), (high_, high_error) = found
+        return low, high_, error, high_error, first
 
     def predict(
         self, widths: ArrayLike, *, return_bounds: bool = False, return_interval: bool = False, level: float = 0.9
@@ -354,8 +367,8 @@ class BottleneckPredictor(
         losses : ndarray of shape (n_widths,), float64
             Losses in nats per token, the geometric means of the bounds.
         bounds : ndarray of shape (n_widths, 2), float64
-            Lower and upper bound, ``low`` and ``high``, if `return_bounds`. No student ends below the lower bound, up
-            to its sampling error.
+            Lower and upper bound on the least loss, ``low`` and ``high``, if `return_bounds`. They hold up to sampling
+            errors, and the lower one up to the error of the fit.
         interval : ndarray of shape (n_widths, 2), float64
             Lower and upper end, if `return_interval`.
 
@@ -411,3 +424,24 @@ class BottleneckPredictor(
         # The lower bound falls to 0, so some width always reaches the target.
         found = len(bounds) - np.searchsorted(bounds[::-1, 0], targets, side="right")
         return int(found) if targets.ndim == 0 else found
+
+
+def _monotone(curve: pd.DataFrame) -> pd.DataFrame:
+    """Replace losses by those of a narrower width where these are lower, with a warning if they are much lower.
+
+    Logits of a width are also logits of every wider one, so the best found for either is a bound for both.
+    """
+    for name, error in (("low", "standard_error"), ("high", "high_standard_error")):
+        losses = curve[name].to_numpy()
+        lowest = np.minimum.accumulate(losses)
+        risen = curve["width"][losses > (1.0 + _RISE) * lowest].tolist()
+        if risen:
+            warnings.warn(
+                f"The losses found at widths {shown(risen)} are above those of a narrower width; those of the narrower "
+                "one are reported. Raise n_steps, or give more positions.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        at = np.maximum.accumulate(np.where(losses == lowest, np.arange(len(losses)), 0))
+        curve[name], curve[error] = lowest, curve[error].to_numpy()[at]
+    return curve

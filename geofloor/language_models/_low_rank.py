@@ -48,7 +48,11 @@ class LowRankLogits:
         self.rank = int((sizes > _NO_SIGNAL * scale).sum())
 
     def student(self, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return rows, unembedding matrix and bias of a given rank; the matrix's columns have a mean square of 1."""
+        """Return rows, unembedding matrix and bias of a given rank.
+
+        The matrix's columns are orthonormal, weighted by the mean probability of each token, so that the problem of
+        the rows is well conditioned.
+        """
         if not width:
             # The best single distribution for all positions.
             bias = self._temperature * self.mean_probabilities.clamp_min(1e-30).log()
@@ -57,9 +61,7 @@ class LowRankLogits:
         weight = self._rows.T @ left / sizes
         if self._right is not None:
             weight = self._right @ weight
-        scale = weight.square().mean(dim=0).sqrt()
-        rows = left * (sizes * scale * self._temperature)
-        return rows, weight / scale, self._bias * self._temperature
+        return left * (sizes * self._temperature), weight, self._bias * self._temperature
 
 
 def without_masked_tokens(parts: list[LazyLogits]) -> list[LazyLogits]:
@@ -103,10 +105,15 @@ def mean_probabilities(targets: Targets) -> torch.Tensor:
 
 
 @torch.no_grad()
-def project_logits(targets: Targets, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def project_logits(
+    targets: Targets, weight: torch.Tensor, bias: torch.Tensor, probabilities: torch.Tensor | None = None
+) -> torch.Tensor:
     """Project a teacher's logits onto an unembedding: least squares, weighted by the mean probability of each token."""
-    mean = mean_probabilities(targets)
+    mean = mean_probabilities(targets) if probabilities is None else probabilities
     weighted = (weight - mean @ weight) * mean[:, None]
-    inverse = torch.linalg.pinv(weighted.T @ weight, hermitian=True)
-    logits = (targets.source.compute(chunk, 1.0) for chunk in targets.chunks)
-    return torch.cat([(each - bias) @ weighted @ inverse for each in logits])
+    weighted = weighted @ torch.linalg.pinv(weighted.T @ weight, hermitian=True)
+    source = targets.source
+    if source.weight is None:
+        return torch.cat([(source.compute(chunk, 1.0) - bias) @ weighted for chunk in targets.chunks])
+    offset = bias if source.bias is None else bias - source.bias
+    return source.rows.to(targets.dtype) @ (source.weight.to(targets.dtype).T @ weighted) - offset @ weighted

@@ -1,8 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.optimize import minimize
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import estimator_checks
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -11,7 +13,8 @@ from geofloor import BottleneckPredictor, DistilledStudent, LossForecaster
 from geofloor.datasets import load_teacher
 from geofloor.displays import ForecastDisplay
 from geofloor.forecasting import AboveBottleneck
-from geofloor.language_models import zero_width_kl
+from geofloor.language_models import _low_rank_fit, zero_width_kl
+from geofloor.language_models._bottleneck import _monotone
 
 N_TOKENS, WIDTH, LENGTH = 16, 8, 10
 
@@ -115,9 +118,9 @@ def test_both_ends_of_the_curve(make, tokens):
     losses, ends = bound.predict([0, bound.rank_, 100], return_bounds=True)
     assert losses[1:].tolist() == [0, 0]
     assert not ends[1:].any()
-    assert bound.curve_["low"][0] == pytest.approx(zero_width_kl(model, halves(tokens)[0]), rel=1e-4)
+    assert np.abs(ends[0] / zero_width_kl(model, halves(tokens)[0]) - 1.0).min() < 1e-4
     assert losses[0] == bound.zero_width_loss_ == pytest.approx(np.sqrt(ends[0].prod()))
-    assert ends[0].tolist() == pytest.approx(sorted(bound.curve_.loc[0, ["low", "high"]]))
+    assert ends[0].tolist() == pytest.approx(bound.curve_.loc[0, ["low", "high"]].tolist())
     falling = bound.predict(np.arange(bound.rank_ + 1))
     assert (np.diff(falling) < 0).all()
     np.testing.assert_array_equal(bound.predict([2.9, 3.0]), falling[2:4])
@@ -130,20 +133,47 @@ def test_both_ends_of_the_curve(make, tokens):
     # Dimensions with zero weights in the unembedding do not count.
     with torch.no_grad():
         model.get_output_embeddings().weight[:, 4:] = 0
-    assert fitted(model, tokens, n_steps=1).rank_ == 4
+    exact = fitted(model, tokens, n_steps=1)
+    assert exact.rank_ == 4
+    assert not exact.predict([4, 5], return_bounds=True)[1].any()
 
 
 def test_other_positions_lose_more_and_more_positions_close_the_gap():
     teacher = load_teacher()
     tokens = np.stack([np.roll(np.arange(2048), shift)[:64] for shift in range(0, 2048, 64)])
     few, many = (
-        fitted(teacher.model, tokens, widths=[8, 32], n_positions=n, n_steps=60).curve_.query("width in (8, 32)")
+        fitted(teacher.model, tokens, widths=[8, 32], n_positions=n, n_fitted=n, n_steps=30).curve_.query(
+            "width in (8, 32)"
+        )
         for n in (128, 1024)
     )
     for curve in (few, many):
         assert (curve["low"] < curve["high"]).all()
     assert (few["low"] < many["low"]).all()
     assert (many["high"] < few["high"]).all()
+
+
+@pytest.mark.parametrize("scale", [0.045, 100.0])  # the usual step, and one that destroys the start
+def test_no_step_ends_above_the_start(scale, monkeypatch):
+    monkeypatch.setattr(_low_rank_fit, "_SCALE", scale)
+    tokens = np.random.default_rng(0).integers(2048, size=(16, 32))
+    curve = fitted(load_teacher().model, tokens, widths=[8, 64, 112, 124], n_steps=4).curve_
+    wide = curve[curve["width"] > 0]
+    assert (wide["low"] < 0.99 * wide["start"]).all()
+    assert (curve["low"] <= curve["high"]).all()
+    assert (np.diff(curve[["low", "high"]], axis=0) < 0).all()
+
+
+def test_losses_of_a_narrower_width_hold_for_wider_ones():
+    given = pd.DataFrame(
+        {"width": [0, 4, 8], "low": [3, 1, 1.5], "high": [4, 2, 1.9], "standard_error": [0.3, 0.1, 0.2],
+         "high_standard_error": [0.4, 0.2, 0.1]}
+    )  # fmt: skip
+    with pytest.warns(ConvergenceWarning, match=r"at widths \[8\] are above those of a narrower width.*Raise n_steps"):
+        found = _monotone(given.copy())
+    assert found["low"].tolist() == [3, 1, 1]
+    assert found["standard_error"].tolist() == [0.3, 0.1, 0.1]
+    pd.testing.assert_frame_equal(found[["high", "high_standard_error"]], given[["high", "high_standard_error"]])
 
 
 def test_the_interval_is_the_bounds_widened_by_their_sampling_errors(tokens):
@@ -194,7 +224,7 @@ def test_logits_are_taken_from_any_module_and_padding_is_left_out(tokens):
     padded[:, 6:] = N_TOKENS - 1
     shorter = fitted(gpt_neox(), real[:, :6], widths=[2])
     masked = fitted(gpt_neox(), padded, widths=[2], pad_token_id=N_TOKENS - 1)
-    np.testing.assert_allclose(masked.curve_, shorter.curve_, rtol=1e-3)
+    np.testing.assert_allclose(masked.curve_, shorter.curve_, rtol=1e-2)  # another order of minibatches
 
 
 class Masked(torch.nn.Module):
@@ -358,7 +388,14 @@ def test_bad_input_is_named(tokens):
 
     with pytest.raises(ValueError, match="tokens has 1 sequence; give more"):
         fit(tokens[:1])
-    for name, value in (("temperature", 0), ("n_points", 1), ("n_positions", 1), ("n_steps", 0), ("batch_size", 0)):
+    for name, value in (
+        ("temperature", 0),
+        ("n_points", 1),
+        ("n_positions", 1),
+        ("n_fitted", 1),
+        ("n_steps", 0),
+        ("batch_size", 0),
+    ):
         with pytest.raises(ValueError, match=f"{name}={value} must be"):
             fit(**{name: value})
     with pytest.raises(ValueError, match="Negative values in data passed to widths"):

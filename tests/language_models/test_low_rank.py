@@ -31,7 +31,7 @@ def test_the_approximation_is_the_truncated_weighted_svd(with_weight):
     left, sizes, right = torch.linalg.svd(weighted, full_matrices=False)
     for width in (1, 3, 6):
         rows, weight, bias = start.student(width)
-        np.testing.assert_allclose(weight.square().mean(dim=0), 1.0)
+        torch.testing.assert_close((weight.T * probabilities) @ weight, torch.eye(width, dtype=torch.float64))
         found = centered(rows @ weight.T + bias, probabilities) * probabilities.sqrt()
         torch.testing.assert_close(found, (left[:, :width] * sizes[:width]) @ right[:width])
 
