@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import BaseEstimator
 
@@ -43,6 +43,7 @@ class EmbeddedTeachersBound(BaseEstimator):
 BOUNDED = AboveBottleneck(EmbeddedTeachersBound())
 
 
+@settings(max_examples=30)
 @given(target=st.floats(0.05, 2.0), width=st.integers(1, 3000))
 def test_decisions_agree_with_the_interval(target, width):
     fitted = LossForecaster(Calibrated(FLOOR)).fit(TABLE_3["width"], TABLE_3["kl"])
