@@ -1,7 +1,9 @@
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import BaseEstimator
 
@@ -41,6 +43,7 @@ class EmbeddedTeachersBound(BaseEstimator):
 BOUNDED = AboveBottleneck(EmbeddedTeachersBound())
 
 
+@settings(max_examples=30)
 @given(target=st.floats(0.05, 2.0), width=st.integers(1, 3000))
 def test_decisions_agree_with_the_interval(target, width):
     fitted = LossForecaster(Calibrated(FLOOR)).fit(TABLE_3["width"], TABLE_3["kl"])
@@ -106,9 +109,12 @@ def test_more_steps_are_never_called_impossible():
 def test_no_width_that_the_papers_students_reached_is_refused(law):
     fitted = LossForecaster(law, teacher_width=1024).fit([128, 1024], [1.320, 0.586])
     assert fitted.decide(512, 0.75).answer == "uncertain"  # it ended at 0.733
-    for width, loss in zip(TABLE_3["width"], TABLE_3["kl"], strict=True):
-        assert fitted.decide(width, 1.05 * loss).answer != NOT
-        assert fitted.decide(width, 0.95 * loss).answer != GO
+    students = list(zip(TABLE_3["width"], TABLE_3["kl"], strict=True))
+    for runs in itertools.combinations(students, 2):
+        fitted = LossForecaster(law, teacher_width=1024).fit(*zip(*runs, strict=True))
+        for width, loss in {*students} - {*runs}:
+            assert fitted.decide(width, loss).answer != NOT
+            assert fitted.decide(width, 0.95 * loss).answer != GO
 
 
 @pytest.mark.parametrize("law", ["auto", "power"])
