@@ -42,7 +42,7 @@ from geofloor import (
 )
 from geofloor.datasets import load_local_corpus, load_teacher
 from geofloor.displays import FloorBandDisplay, FloorDisplay, ForecastDisplay, SpectrumDisplay
-from geofloor.forecasting import AboveBottleneck, Anchored, Calibrated, Exponential
+from geofloor.forecasting import Calibrated
 from geofloor.language_models import measure_band, token_blocks
 from geofloor.students import distill_widths, student_config
 
@@ -302,12 +302,12 @@ def forecast(options, source, nats, result):
     untrained = {each.n_steps_ for each in students if each.floor_ >= zero_width}
     usable = [each for each in students if each.n_steps_ not in untrained]
     if longest in untrained:
-        law, usable = Exponential(), [each for each in students if each.n_steps_ == longest]
-    elif students[0].init_ == "principal" and max(widths) < bound.rank_:
-        law = AboveBottleneck(bound)
+        forecaster, usable = LossForecaster(), [each for each in students if each.n_steps_ == longest]
+    elif max(widths) < bound.rank_:
+        forecaster = LossForecaster(bound=bound, students=students[0].init_)
     else:
-        law = Anchored(zero_width)
-    forecaster = LossForecaster(law).fit(
+        forecaster = LossForecaster(zero_width_loss=zero_width, students=students[0].init_)
+    forecaster.fit(
         [each.width for each in usable],
         [each.floor_ for each in usable],
         n_steps=[each.n_steps_ for each in usable],
@@ -329,7 +329,7 @@ def forecast(options, source, nats, result):
     ]
     result["budget"] = decisions[0].budget
     result["zero_width_loss"] = zero_width
-    result["law"] = law.describe(forecaster.params_)
+    result["law"] = forecaster.law_.describe(forecaster.params_)
     result["calibration"] = calibrated.params_
     result["decision"] = str(decisions[len(decisions) // 2])
     return forecaster
