@@ -32,11 +32,9 @@ for rows in (scratch, suites, dense):
 slices = table.query("kind == 'sliced, untrained'").eval("loss = loss - teacher_loss")
 students |= {f"{name}, sliced": series for name, series in slices.groupby("series", sort=False)}
 students = {name: series.sort_values("width") for name, series in students.items()}
-print(
-    table.loc[
-        table["source"].isin(["geometric limits", "open_lm grid", "Cerebras-GPT", "SliceGPT"]), "citation"
-    ].unique()
-)
+for name, citation in table.drop_duplicates("source")[["source", "citation"]].itertuples(index=False):
+    if name in ("geometric limits", "open_lm grid", "Cerebras-GPT", "SliceGPT"):
+        print(f"{name}: {citation}")
 
 # %%
 # Every law on every set
