@@ -42,15 +42,16 @@ FIRST = {
     "anchored at both ends": [[np.log(0.8), 0.6], [np.log(0.7), 0.9]],
     "above bottleneck": [[1.2, 0.12]],
 }
-# How many sets these first values count for; and equal odds, equal run errors, and form errors in proportion to their
-# size. Laws that our three teachers alone inform count for more: three teachers say little about others.
+# How many sets these first values count for; likewise equal odds, equal run errors, and form errors in proportion to
+# their size. The fewer teachers inform a law, the more sets its first form errors count for: three alone have a loss at
+# width 0 and a bound, and three say little about others.
 N_FIRST = 2.0
 N_FIRST_RUN_ERRORS = 1.0
 N_FIRST_FORM_ERRORS = {
-    "power": 0.5,
-    "power above baseline": 0.5,
-    "exponential": 1.5,
-    "ends at teacher": 1.5,
+    "power": 0.1,
+    "power above baseline": 0.1,
+    "exponential": 1.0,
+    "ends at teacher": 1.0,
     "anchored": 4.0,
     "anchored at both ends": 4.0,
     "above bottleneck": 4.0,

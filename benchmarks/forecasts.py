@@ -173,7 +173,7 @@ def compare(layer, widths, losses) -> pd.DataFrame:
         "teacher without latents, B = 0": on_floors(predictors["teacher without latents"], baseline=0.0),
         "Eq. 2, capacity kappa g": multiplied,
         "teacher without latents, corrected": LossForecaster(Calibrated(Curve(layer["latents"]))),
-        "a exp(-b d), corrected": LossForecaster(),
+        "a exp(-b d), corrected": LossForecaster("exponential"),
         "power law (Eq. 4)": PowerLawCalibrator(),
         "interpolation in log d": LogInterpolation(),
         "a d^-b": on_logs(np.log),
@@ -217,7 +217,7 @@ def intervals(layer, widths, losses) -> dict[str, float]:
         "teacher without latents": LossForecaster(Calibrated(Curve(layer["latents"]))),
         "teacher without components": LossForecaster(Calibrated(Curve(layer["components"]))),
         "Eq. 2": LossForecaster(Calibrated(FloorPredictor().fit(layer["table"]))),
-        "a exp(-b d)": LossForecaster(),
+        "a exp(-b d)": LossForecaster("exponential"),
         "anchored law": LossForecaster(Anchored(layer["zero_width"])),
     }
     if "own_width" in layer:

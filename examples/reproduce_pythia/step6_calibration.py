@@ -76,7 +76,7 @@ def width_laws(observed, zero_width):
     laws = {
         "Eq. 4": PowerLawCalibrator(),
         "a + b/d": make_pipeline(FunctionTransformer(np.reciprocal), AffineCalibrator()),
-        "a exp(-b d)": LossForecaster(),
+        "a exp(-b d)": LossForecaster("exponential"),
     }
     if observed.max() < zero_width:  # else some student has learned no more than a student of width 0
         laws["L0 (1 + d)^-c exp(-b d)"] = LossForecaster(Anchored(zero_width))

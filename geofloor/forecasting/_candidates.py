@@ -27,7 +27,7 @@ _CELL = 0.6  # standard deviation of a direction, in grid steps
 _LEVEL = 1.5  # prior standard deviation of the logarithm of the loss at the widest run
 _CLOSEST = 1e-4  # least share of log(1 + D) that is left below a teacher's width of a grid
 _SHARES = np.array([0.1, 0.3, 0.5, 0.7, 0.85, 0.95])  # of a baseline in the loss of the widest run
-_OWN_WIDTHS = np.array([1.04, 1.1, 1.2, 1.33, 1.6, 2.2, 3.5])  # of an unknown teacher, in widths of the widest run
+_OWN_WIDTHS = 1.0 + np.geomspace(0.03, 2.5, 11)  # of an unknown teacher, in widths of the widest run
 _EXPONENTS = np.arange(0.8, 1.61, 0.1)  # m of the law above the bottleneck
 _PLACES = np.array([0.15, 0.5, 0.85])  # of the bottleneck between its bounds, as a share of their logarithm
 _COEFFICIENT = 0.5, 0.2  # k of the law above the bottleneck: mean and standard deviation
@@ -55,9 +55,15 @@ class Candidate:
     ----------
     coordinates : ndarray of shape (n_points, n_coordinates)
         Grid points, in the coordinates of which the prior is normal: logarithms of slopes and exponents.
+    branches : ndarray of shape (n_points,)
+        Number of each point's branch. Points of one branch forecast alike, and are taken together.
     """
 
     coordinates: np.ndarray
+
+    @property
+    def branches(self) -> np.ndarray:
+        return np.zeros(len(self.coordinates), dtype=int)
 
     def curves(self, widths: np.ndarray) -> Curves:
         """Return the curves at widths above 0 and below a known end."""
@@ -155,6 +161,11 @@ class ToTeacher(_Free):
     """`EndsAtTeacher`; the slope is its exponent, the second number the teacher's width if it is unknown."""
 
     low, high, number = 0.1, 4.0, 11
+
+    @property
+    def branches(self) -> np.ndarray:
+        # Near one teacher's width and far from another the logarithm of the loss differs by a lot.
+        return np.tile(np.arange(len(self.second)), self.number)
 
     def __init__(self, widest: float, level: float, known: Known) -> None:
         own = known.teacher_width

@@ -154,11 +154,11 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
     >>> forecast = LossForecaster().fit([128, 1024], [1.32, 0.586])
     >>> losses, interval = forecast.predict([256, 512, 768], return_interval=True)
     >>> losses.round(2), interval.round(2)
-    (array([1.01, 0.77, 0.66]), array([[0.87, 1.15],
-           [0.67, 0.88],
-           [0.58, 0.74]]))
+    (array([1.02, 0.78, 0.66]), array([[0.91, 1.24],
+           [0.69, 0.98],
+           [0.61, 0.77]]))
     >>> forecast.law_.describe(forecast.params_)
-    '8.626 d^-0.386'
+    '8.743 d^-0.389'
 
     One law alone:
 

@@ -117,7 +117,7 @@ class EndsAtTeacher(Law):
 
     Its parameters are ``exponent`` p ≥ 0 and ``scale`` a, in nats per token, the loss extrapolated to width 0. It suits
     slices of a teacher along its principal directions, trained or not, where no loss at width 0 is known. Measured with
-    `forecast_table` on ten sliced models [1]_, its forecasts from two runs have a median error of 2.5%.
+    `forecast_table` on ten sliced models [1]_, its forecasts from two runs have a median error of 2.8%.
 
     Parameters
     ----------
@@ -241,7 +241,9 @@ class AboveBottleneck(Law):
     bound : BottleneckPredictor
         Fitted on the teacher, at the temperature of the runs. It is never changed, and shared by clones.
     exponent : float, default=1.25
-        m. Fitted to seven sets of students of three small language models it was between 1.19 and 1.26.
+        m. Fitted to students of three small language models it was between 1.13 and 1.39 for principal starts, and
+        between 0.92 and 1.18 for random ones (``benchmarks/results/softmax_bottleneck.txt`` and ``_longer.txt``).
+        ``LossForecaster(bound=bound)`` weighs the values by the runs.
     """
 
     bound: Any

@@ -187,21 +187,26 @@ class Mixture:
         weights : ndarray of shape (n_components,)
             Their sum is one.
         means, deviations : ndarray of shape (n_components, n_widths)
-            One component per law and form error.
+            One component per law, branch and form error.
         """
         largest = max(float(each.max()) for each in self.weights.values())
         n_run = self.evidence.shape[1]
-        found: dict[tuple[str, int], list[tuple[float, np.ndarray, np.ndarray]]] = {}
+        found: dict[tuple[str, int, int], list[tuple[float, np.ndarray, np.ndarray]]] = {}
         for name, weights in self.weights.items():
-            new = self.evidence.laws[name].curves(widths)
+            law = self.evidence.laws[name]
+            new = law.curves(widths)
             for index, each in enumerate(weights.reshape(len(self.evidence.noises), -1)):
                 kept = np.flatnonzero(each > _NEGLIGIBLE * largest)
-                if len(kept):
-                    mean, variance = self.evidence.forecast(name, index, kept, widths, new)
-                    share = each[kept] / each[kept].sum()
-                    center = share @ mean
-                    spread = share @ (variance + np.square(mean - center))
-                    found.setdefault((name, index // n_run), []).append((float(each[kept].sum()), center, spread))
+                if not len(kept):
+                    continue
+                means, variances = self.evidence.forecast(name, index, kept, widths, new)
+                for branch in np.unique(law.branches[kept]):
+                    of_branch = law.branches[kept] == branch
+                    share, mean = each[kept][of_branch], means[of_branch]
+                    total = float(share.sum())
+                    center = share @ mean / total
+                    spread = share @ (variances[of_branch] + np.square(mean - center)) / total
+                    found.setdefault((name, branch, index // n_run), []).append((total, center, spread))
         rows = []
         for parts in found.values():
             sums, centers, spreads = (np.array(part) for part in zip(*parts, strict=True))
