@@ -149,7 +149,9 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
     **Priors.** They were fitted by expectation and maximization to the sets in ``benchmarks/loss_sets.py``: the paper's
     Table 3, the open_lm grid, ten sliced models, and students of three small teachers. ``benchmarks/calibration.py
     --fit-priors`` writes them. Without this option it prints how often intervals held, each teacher's sets with priors
-    fitted to the others (``benchmarks/results/calibration.txt``).
+    fitted to the others (``benchmarks/results/calibration.txt``): with nothing known, 90% intervals from two runs held
+    99% of 1,056 losses in 43 sets and at least 85% in each. With kind of start and bound they held 97% of 388 losses in
+    18 sets and at least 77% in each. They are too wide on most sets, and too narrow on students with too small heads.
 
     **Intervals.** Far from the runs the `form_error` sets the width of an interval. Between two near runs the interval
     is hardly wider than for the `run_error` alone. With one law, n runs and p parameters, τ² is the weighted mean of
