@@ -50,11 +50,11 @@ N_FIRST_RUN_ERRORS = 1.0
 N_FIRST_FORM_ERRORS = {
     "power": 0.1,
     "power above baseline": 0.1,
-    "exponential": 1.0,
-    "ends at teacher": 1.0,
-    "anchored": 4.0,
-    "anchored at both ends": 4.0,
-    "above bottleneck": 4.0,
+    "exponential": 0.3,
+    "ends at teacher": 0.3,
+    "anchored": 4.5,
+    "anchored at both ends": 4.5,
+    "above bottleneck": 4.5,
 }
 
 

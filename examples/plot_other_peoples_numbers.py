@@ -41,8 +41,9 @@ for name, citation in table.drop_duplicates("source")[["source", "citation"]].it
 # ----------------------
 # The median error of forecasts from two runs, the widest and one more: first the median over the other widths, then
 # over the choice of the second run. ``LossForecaster()`` knows nothing besides the two runs. Of slices it may also know
-# the model's own width and that they start from principal directions. Its priors were fitted to these sets, except to
-# the suites Cerebras-GPT, Pythia and OPT; see ``benchmarks/calibration.py`` for priors without the teacher tested.
+# the model's own width and that they start from principal directions. Its priors were fitted to the paper's students,
+# the slices, and the grid (its depths) from width 512 on, not to the suites Cerebras-GPT, Pythia and OPT. See
+# ``benchmarks/calibration.py`` for priors without the teacher tested.
 
 
 def laws(series: pd.DataFrame) -> dict[str, LossForecaster]:
