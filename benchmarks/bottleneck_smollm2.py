@@ -66,9 +66,7 @@ total = time.process_time() - begun
 curve = bound.curve_.set_index("width")
 curve["high / low"] = curve["high"] / curve["low"]
 curve["CPU s"] = pd.Series(SECONDS)
-print(
-    f"temperature {bound.temperature}, rank {bound.rank_}, {torch.get_num_threads()} thread(s), {bound.n_steps} steps"
-)
+print(f"temperature {bound.temperature}, rank {bound.rank_}, {torch.get_num_threads()} thread(s)")
 print(curve.to_string(float_format="{:.5g}".format))
 print(f"all, with the model's pass over {np.size(tokens):,} tokens: {total:.0f} CPU s")
 ENDS = curve.loc[[width for width in options.widths if width < bound.rank_]]
