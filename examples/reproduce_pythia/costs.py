@@ -42,7 +42,7 @@ TOKENS_PER_SECOND = 5e5  # of a tokenizer on several cores (assumed); the downlo
 GIB = 2**30
 CHUNK_LOGITS = 2**25  # numbers per chunk of geofloor's loss and of its autoencoder's step on a GPU
 BOTTLENECK_STEPS = 150  # of the fit at each width
-BOTTLENECK_FITTED = 32_768  # positions, the default of BottleneckPredictor
+BOTTLENECK_FITTED = 20_480  # positions, the default of BottleneckPredictor
 BOTTLENECK_MINIBATCH = 682  # positions per step: a chunk of logits on an accelerator
 KEPT_BYTES = 2**32  # the teacher's probabilities are kept for all students if they take no more
 # Bytes saved per block for the backward pass, per token and dimension, of GPT-NeoX with fused attention: normalized

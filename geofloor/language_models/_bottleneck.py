@@ -64,12 +64,12 @@ class BottleneckPredictor(
         Number of widths if `widths` is None.
     n_positions : int, default=4096
         Number of positions that each bound is measured on: ``low`` on fitted positions, ``high`` on others.
-    n_fitted : int, default=32768
-        Number of positions that the unembedding is fitted to, if tokens give as many. It should be 50 times the widest
+    n_fitted : int, default=20480
+        Number of positions that the unembedding is fitted to, if tokens give as many. It should be 40 times the widest
         width: with few positions the bounds lie far apart. Other sequences test it: as many as hold four times
         `n_positions`, and at most half.
     n_steps : int or None, default=None
-        Steps of the fit at each width, each over a minibatch of 256 positions or more. None takes 150, and down to 30
+        Steps of the fit at each width, each over a minibatch of 256 positions or more. None takes 200, and down to 20
         for large vocabularies and widths.
     batch_size : int, default=8
         Sequences per forward pass of the teacher.
@@ -125,12 +125,12 @@ class BottleneckPredictor(
 
     **What is not.** On a sample of positions, the minimum over W, b and h is in expectation at most R. ``low`` is the
     lowest loss *found* on the fitted positions, so it is an estimate of a lower bound. The problem is not convex in W
-    and h together, and no certificate is known that is not vacuous. Strong convexity gives none: the curvature of the
-    KL differs by position and vanishes for improbable tokens, and low-rank approximation with weights that differ by
-    entry is NP-hard [3]_. Two errors have opposite signs. W fits errors of the sample, so that ``low`` falls below R;
-    steps that end early leave it too high. Where more steps no longer lower ``high``, the first error is the larger
-    one. Check a decision that depends on ``low`` with twice the `n_steps`, and with more positions where ``high`` and
-    ``low`` are far apart.
+    and h together, and no certificate is given. Strong convexity gives a vacuous one: the curvature of the KL differs
+    by position and vanishes for improbable tokens, and low-rank approximation with weights that differ by entry is
+    NP-hard [3]_. Two errors have opposite signs. W fits errors of the sample, so that ``low`` falls below R; steps that
+    end early leave it too high. The second error shows: with more steps, ``high`` falls as well. Where a decision
+    depends on ``low``, double `n_steps`; if ``high`` falls by a few per cent, ``low`` may be too high by as much. Where
+    ``high`` and ``low`` are far apart, give more positions.
 
     **How.** W starts as the best approximation in squared logits (``start``). Each step draws a minibatch, moves its
     rows by one step of conjugate gradients and then W and b by Adam, with a step size relative to the root of the loss.
@@ -141,8 +141,8 @@ class BottleneckPredictor(
 
     ``predict(widths, return_bounds=True)`` gives ``low`` and ``high`` along the curve, and ``return_interval=True``
     adds the sampling error: it moves the logarithm of each bound outwards, by a normal quantile times the relative
-    standard error. The interval then holds R with a probability of at least `level`. The standard errors treat
-    positions as independent; where many come from each sequence, they are too small.
+    standard error. If ``low`` is below R, the interval holds R with a probability of at least `level`. The standard
+    errors treat positions as independent; where many come from each sequence, they are too small.
 
     The bound holds for students with one linear unembedding of d columns, as nearly all have. It concerns the last
     matrix alone: students also have to compute in d dimensions, and end well above the bound.
@@ -176,7 +176,7 @@ class BottleneckPredictor(
         widths: Sequence[int] | None = None,
         n_points: int = 12,
         n_positions: int = 4096,
-        n_fitted: int = 32_768,
+        n_fitted: int = 20_480,
         n_steps: int | None = None,
         batch_size: int = 8,
         pad_token_id: int | None = None,

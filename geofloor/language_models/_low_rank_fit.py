@@ -18,8 +18,8 @@ _REACH = 1.0  # largest rise of a logit in one step, in units of the temperature
 _SCALE = 0.045  # step of Adam, per root of the loss at the start
 _WARMUP_STEPS = 10
 _BETAS = (0.9, 0.99)
-_STEPS = 30, 150  # fewest and most steps, if their number is not given
-_OPERATIONS = 2.2e12  # of all steps; beyond, fewer than the most
+_STEPS = 20, 200  # fewest and most steps, if their number is not given
+_OPERATIONS = 1.6e12  # of all steps; beyond, fewer than the most
 _SOFTMAX = 150  # width at which the products of a step take as long as the rest of it, measured on a CPU
 
 

@@ -13,8 +13,9 @@ from geofloor import BottleneckPredictor, DistilledStudent, LossForecaster
 from geofloor.datasets import load_teacher
 from geofloor.displays import ForecastDisplay
 from geofloor.forecasting import AboveBottleneck
-from geofloor.language_models import _low_rank_fit, zero_width_kl
+from geofloor.language_models import _bottleneck, _low_rank_fit, zero_width_kl
 from geofloor.language_models._bottleneck import _monotone
+from geofloor.language_models._divergence import Targets
 
 N_TOKENS, WIDTH, LENGTH = 16, 8, 10
 
@@ -162,6 +163,23 @@ def test_no_step_ends_above_the_start(scale, monkeypatch):
     assert (wide["low"] < 0.99 * wide["start"]).all()
     assert (curve["low"] <= curve["high"]).all()
     assert (np.diff(curve[["low", "high"]], axis=0) < 0).all()
+
+
+def test_sequences_that_the_test_does_not_need_are_fitted(tokens, monkeypatch):
+    sizes = []
+
+    def counted(part, *args, **options):
+        sizes.append(len(part.rows))
+        return Targets(part, *args, **options)
+
+    monkeypatch.setattr(_bottleneck, "Targets", counted)
+    fitted(gpt_neox(), tokens, n_positions=10, widths=[2], n_steps=1)  # four of the 20 sequences test
+    assert sizes[0] == 16 * LENGTH
+    assert 2 <= sizes[1] <= 4 * LENGTH
+    fitted(gpt_neox(), tokens, n_positions=100, widths=[2], n_steps=1)  # half, at most
+    assert sizes[2] == 10 * LENGTH
+    fitted(gpt_neox(), tokens, n_fitted=30, widths=[2], n_steps=1)
+    assert 2 <= sizes[4] < 60
 
 
 def test_losses_of_a_narrower_width_hold_for_wider_ones():

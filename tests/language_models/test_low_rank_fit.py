@@ -84,5 +84,5 @@ def test_a_perfect_start_stays():
 
 
 def test_large_steps_are_fewer():
-    assert default_steps(2048, 8) == default_steps(2048, 127) == 150
-    assert 150 > default_steps(49152, 64) > default_steps(49152, 256) > default_steps(49152, 4096) == 30
+    assert default_steps(2048, 8) == default_steps(2048, 127) == 200
+    assert 200 > default_steps(49152, 64) > default_steps(49152, 256) > default_steps(49152, 4096) == 20
