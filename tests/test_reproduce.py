@@ -193,7 +193,7 @@ def test_no_student_ends_below_the_bottleneck(finished):
     blocks = np.load(finished / "tokens.npy")[:8]
     found = pd.read_csv(finished / "bottleneck.csv").set_index("width")
     direct = BottleneckPredictor(
-        load_teacher().path, widths=WIDTHS, n_positions=100, batch_size=32, random_state=0, device="cpu"
+        load_teacher().path, widths=WIDTHS, n_positions=100, n_steps=150, batch_size=32, random_state=0, device="cpu"
     ).fit(blocks)
     np.testing.assert_allclose(found, direct.curve_.set_index("width"), rtol=1e-4)
     students = pd.read_csv(finished / "students.csv")
