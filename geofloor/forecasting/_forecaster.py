@@ -577,10 +577,10 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         -------
         decision : Decision
             Named tuple of the answer, the forecast with its interval, and the smallest widths of `min_width`. The
-            answer is ``"impossible"`` if the target is below what any student of the width loses, where the law knows
-            a bound. It is ``"go at this budget"`` if the whole interval is at most the target, ``"not at this
-            budget"`` if it is above the target, and ``"uncertain"`` otherwise, or if a go would rest on extrapolation
-            alone. The budget is that of the runs, or `n_steps`. ``print`` shows the decision as text.
+            answer is ``"impossible"`` if the target is more than 5% below what any student of the width loses, where
+            the law knows a bound. It is ``"go at this budget"`` if the whole interval is at most the target, ``"not at
+            this budget"`` if it is above the target, and ``"uncertain"`` otherwise, or if a go would rest on
+            extrapolation alone. The budget is that of the runs, or `n_steps`. ``print`` shows the decision as text.
 
         Raises
         ------

@@ -402,7 +402,7 @@ class BottleneckPredictor(
     def min_width(self, target: ArrayLike) -> Any:
         """Find the smallest whole width with a lower bound of at most a target loss.
 
-        No narrower student can reach the target, however it is trained.
+        No narrower student can reach the target, however it is trained, up to the error of the fit.
 
         Parameters
         ----------
