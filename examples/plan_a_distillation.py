@@ -317,7 +317,7 @@ def forecast(options, source, nats, result):
     losses, interval = forecaster.predict(planned, return_interval=True)
     result["students"] |= {"forecast": losses.tolist(), "low": interval[:, 0].tolist(), "high": interval[:, 1].tolist()}
     if forecaster.budgets_ is not None:
-        result["students"]["10x steps"] = forecaster.predict(planned, n_steps=10 * longest).tolist()
+        result["students"]["2x steps"] = forecaster.predict(planned, n_steps=2 * longest).tolist()
     decisions = [forecaster.decide(width, options.target_kl) for width in planned]
     least, ends = bound.predict(planned, return_bounds=True)
     result["students"] |= {"bottleneck": least.tolist(), "least": ends[:, 0].tolist()}
@@ -378,10 +378,10 @@ def show(result):
             f"law: loss = {result['law']}\n"
             + "calibration: loss = {slope:.3g} x nats {baseline:+.3g}\n\n".format(**result["calibration"])
             + f"Forecast {result['budget']}, trained like these students, in nats per token: the law\n"
-            "with its 90% interval and its answer, the loss after ten times the steps by their trend, the least loss\n"
+            "with its 90% interval and its answer, the loss after twice the steps by their trend, the least loss\n"
             "of any student of that width, and the calibrated floor:\n"
         )
-        columns = ["width", "forecast", "low", "high", "answer", "10x steps", "least", "calibrated"]
+        columns = ["width", "forecast", "low", "high", "answer", "2x steps", "least", "calibrated"]
         columns = [name for name in columns if name in table]
         print(table[columns].to_string(index=False, float_format="{:.3f}".format))
         print(f"\n{result['decision']}")

@@ -2,8 +2,8 @@
 Step 4: tokens → bottleneck
 ===========================
 
-Fit the best logits of each width's rank to the teacher's, and measure their loss: ``high`` on new positions, and ``low``
-on the same positions after fitting to them. No student ends below it, up to the error of the fit.
+Fit the best logits of each width's rank to the teacher's, and measure their loss: ``low`` on fitted positions, ``high``
+on others. No student ends below ``low``, up to the error of the fit.
 """
 
 from costs import BOTTLENECK_STEPS

@@ -103,7 +103,21 @@ def forecast(forecaster: Any, widths: np.ndarray, level: float, n_steps: float |
         ends = np.column_stack([np.minimum(widened[0], ends[:, 0]), np.maximum(widened[1], ends[:, 1])])
         if (least := at.law_.least(widths)) is not None:
             ends = np.maximum(ends, least[:, np.newaxis])
-    return losses, raise_near_teacher(at, widths, ends, level)
+    ends = raise_near_teacher(at, widths, ends, level)
+    longest = forecaster.budget_.longest
+    return (losses, ends) if n_steps in (None, longest) else _in_order(forecaster, widths, level, n_steps, losses, ends)
+
+
+def _in_order(
+    forecaster: Any, widths: np.ndarray, level: float, n_steps: float, losses: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keep forecasts after more steps than the longest budget at most those after it, and after fewer at least those.
+
+    Each number of steps has a fit of its own, and far from the runs these may cross.
+    """
+    known, known_ends = forecast(forecaster, widths, level, None)
+    order = np.minimum if n_steps > forecaster.budget_.longest else np.maximum
+    return order(losses, known), order(ends, known_ends)
 
 
 def _log_ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:

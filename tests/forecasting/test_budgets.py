@@ -1,7 +1,10 @@
+import itertools
+
 import numpy as np
 import pytest
 from sklearn.base import clone
 
+from geofloor import LossForecaster
 from geofloor.forecasting import BudgetForecaster
 
 ZERO = 1.4
@@ -105,3 +108,20 @@ def test_bad_questions_are_named():
         fitted.predict([8], 0)
     with pytest.raises(ValueError, match="n_steps=49 is below half the shortest budget of the runs, 100 steps"):
         fitted.predict([8], 49)
+
+
+def test_more_steps_never_forecast_a_higher_loss():
+    # From the main job: without the order, width 8 lost more after ten times the steps.
+    widths, steps = [32] * 3 + [96] * 3, [150, 300, 600] * 2
+    losses = [0.5046, 0.4293, 0.3798, 0.1747, 0.0967, 0.0559]
+    fitted = LossForecaster(zero_width_loss=1.475, teacher_width=128, students="principal").fit(
+        widths, losses, n_steps=steps
+    )
+    at = [8, 16, 32, 64, 96, 112]
+    curves = [fitted.predict(at, n_steps=n, return_interval=True) for n in (300, 600, 6000)]
+    for (fewer, fewer_ends), (more, more_ends) in itertools.pairwise(curves):
+        assert (more <= fewer).all()
+        assert (more_ends <= fewer_ends * (1.0 + 1e-12)).all()
+    for losses_, ends in curves:
+        assert (ends[:, 0] <= losses_).all()
+        assert (losses_ <= ends[:, 1]).all()
