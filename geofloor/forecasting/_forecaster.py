@@ -443,6 +443,9 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
             losses[at_zero], ends[at_zero], fitted = zero, zero, fitted & ~at_zero
         if fitted.any():
             losses[fitted], ends[fitted] = self._krige(widths[fitted], level)
+            if zero is not None and np.isfinite(zero):
+                # No trained student is worse than the best single distribution.
+                losses, ends[:, 0] = np.minimum(losses, zero), np.minimum(ends[:, 0], zero)
         least = self.law_.least(widths)
         if least is not None:
             losses, ends = np.maximum(losses, least), np.maximum(ends, least[:, np.newaxis])

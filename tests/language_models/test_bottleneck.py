@@ -99,7 +99,7 @@ def lowest(p, width):
     return min(minimize(value, start, jac=True, method="L-BFGS-B", options=options).fun for start in starts)
 
 
-@pytest.mark.parametrize(("make", "temperature"), [(gpt_neox, 1.0), (gpt2, 2.0)])
+@pytest.mark.parametrize(("make", "temperature"), [(gpt_neox, 1.0), pytest.param(gpt2, 2.0, marks=pytest.mark.slow)])
 def test_the_loss_is_the_lowest_that_logits_of_the_rank_can_have(make, temperature, tokens):
     model = make()
     bound = fitted(model, tokens, temperature=temperature, widths=[1, 3], n_steps=400)

@@ -32,7 +32,7 @@ def one_at_a_time(n, alpha, width, seed):
     return losses.mean().item(), losses.std().item() / np.sqrt(len(losses))
 
 
-@pytest.mark.parametrize("n_configurations", [8, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_configurations", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_floors_are_those_of_models_trained_one_at_a_time(n_configurations):
     rng = np.random.default_rng(0)
     differences, variances = [], []
