@@ -149,7 +149,7 @@ def rounded(priors: Priors) -> Priors:
 
 
 def fitted_items(items: list[Item]) -> list[tuple[Item, Evidence]]:
-    """Return what the priors are fitted to: sets that are not held out, with each kind of knowledge but the start."""
+    """List the cases that the priors are fitted to, with each kind of knowledge but the start alone."""
     used = "nothing", "start, loss at 0", "start, own width", "start, bound"
     return [(item, item.evidence()) for item in items if item.of.origin != "held out" and item.context in used]
 

@@ -20,7 +20,7 @@ OWN_WIDTHS = {"embedded": 128, "second": 64, "third": 96}
 
 
 class Bound(BaseEstimator):
-    """A bottleneck read from the text that softmax_bottleneck.py printed, at the widths that it printed."""
+    """Bottleneck at the widths in the output of softmax_bottleneck.py."""
 
     def __init__(self, curve: pd.DataFrame, rank: int) -> None:
         self.curve, self.rank = curve, rank

@@ -1,4 +1,4 @@
-"""The law that is chosen by the runs, and what it may know besides them."""
+"""Choice of the law by the runs, with optional knowledge of the teacher."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Curves(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What is known besides the runs."""
+    """Knowledge of the teacher, beside the runs."""
 
     bound: Any = None
     zero_width_loss: float | None = None
@@ -295,7 +295,7 @@ CANDIDATES: dict[str, Callable[[float, float, Known], Candidate]] = {
 
 
 def candidates(widest: float, level: float, known: Known) -> dict[str, Candidate]:
-    """Return the laws that what is known allows, by name."""
+    """Return the possible laws by name, given the knowledge of the teacher."""
     missing = set()
     if known.zero_width_loss is None:
         missing |= {"anchored", "anchored at both ends"}
