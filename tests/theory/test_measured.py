@@ -165,7 +165,7 @@ def test_the_upper_bound_of_dense_features_is_the_mean_packing_and_not_below_the
     assert floors[0] <= bounds[0, 1]
 
 
-@pytest.mark.parametrize("allocation", SHARED)
+@pytest.mark.parametrize("allocation", ["waterfilling", "blocks", pytest.param("auto", marks=pytest.mark.slow)])
 @given(seed=st.integers(0, 1000))
 def test_bounds_enclose_the_floors_of_a_table_whose_features_fire_at_different_rates(allocation, seed):
     rng = np.random.default_rng(seed)
