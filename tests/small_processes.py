@@ -32,7 +32,7 @@ def call_apart(server, act, *arguments, kill_at=None):
 
 
 def kill_at_file(server, path, act, *arguments):
-    """Call ``act(*arguments)`` in a process of its own, and kill it as soon as a file or folder is there."""
+    """Call ``act(*arguments)`` in another process, and kill it once a file or folder exists."""
     process = server.Process(target=act, args=arguments)
     process.start()
     while not path.exists() and process.is_alive():

@@ -10,8 +10,8 @@ from geofloor._validation import check_number
 from geofloor.forecasting._limits import check_question, run_range, search_range, teacher_end
 from geofloor.forecasting._steps import StepsNeeded, steps_needed
 
-# Share by which a target must be below the bound to be impossible. A bound can be too high: longer fits lowered it by
-# up to 2.4% on the embedded teacher, and its sample by a standard error of 1 to 2%.
+# Share by which a target must be below the bound to be impossible. The bound is the best found on a sample of
+# positions, so it can be too high. That its error is at most this share is assumed.
 _MARGIN = 0.05
 
 
