@@ -17,6 +17,8 @@ from .language_models import AblationPredictor as AblationPredictor
 from .language_models import ActivationExtractor as ActivationExtractor
 from .language_models import ActivationStore as ActivationStore
 from .language_models import BottleneckPredictor as BottleneckPredictor
+from .planning import Plan as Plan
+from .planning import plan_distillation as plan_distillation
 from .probing import ConceptProbe as ConceptProbe
 from .students import DistilledStudent as DistilledStudent
 from .theory import FloorPredictor as FloorPredictor

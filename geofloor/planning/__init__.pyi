@@ -1,0 +1,2 @@
+from ._distillation import plan_distillation as plan_distillation
+from ._plan import Plan as Plan
