@@ -20,8 +20,10 @@ class Decision(NamedTuple):
 
     width: int
     target: float  # nats per token
-    answer: str  # "impossible", "not at this budget", "uncertain" or "go at this budget": see `LossForecaster.decide`
-    loss: float  # forecast, nats per token
+    # "impossible", "not at this budget", "uncertain" or "go at this budget": see `LossForecaster.decide`. A plan without
+    # forecasts answers "impossible" or "unknown".
+    answer: str
+    loss: float  # forecast, nats per token; NaN without one
     low: float  # its interval
     high: float
     level: float  # the probability of the interval
@@ -55,6 +57,8 @@ class Decision(NamedTuple):
         student, target = f"a student of width {self.width:g}", f"{self.target:.3g} nats per token"
         if self.answer == "impossible":
             return f"{student} can't reach {target}, however it is trained: none gets below {self.least:.3g}."
+        if np.isnan(self.loss):
+            return f"there is no forecast of whether {student} reaches {target}."
         verb = {"go at this budget": "is forecast to reach", "uncertain": "may or may not reach"}
         return f"{student} {verb.get(self.answer, 'is not forecast to reach')} {target} {self.budget}."
 
@@ -66,6 +70,8 @@ class Decision(NamedTuple):
         least = steps = ""
         if self.answer != "impossible":
             least = "" if not self.least else f"No student of this width gets below {self.least:.3g}."
+        if np.isnan(self.loss):
+            return (least,)
         if self.answer in ("not at this budget", "uncertain"):
             steps = "" if self.steps is None else str(self.steps)
             if self.answer == "not at this budget" and self.steps is None:
@@ -74,6 +80,8 @@ class Decision(NamedTuple):
 
     def _smallest(self) -> str:
         low, high = self.searched
+        if np.isnan(self.loss):
+            return ""
         if self.min_width < 0:
             return f"No width from {low:g} to {high:g} is forecast to reach it."
         safe = "none does" if self.safe_width < 0 else self._named(self.safe_width)
