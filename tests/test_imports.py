@@ -24,13 +24,14 @@ PACKAGES = [
     "students",
     "forecasting",
     "probing",
-    "planning",
     "toy",
     "datasets",
     "displays",
+    "planning",
+    "__main__",
 ]
 THIRD_PARTY = {
-    "torch": {"_training", "features", "language_models", "students", "toy", "datasets"},
+    "torch": {"_training", "features", "language_models", "students", "planning", "toy", "datasets"},
     "safetensors": {"_training", "features"},
     "accelerate": {"_training"},
     "transformers": {"language_models", "students", "datasets"},

@@ -20,8 +20,8 @@ class Decision(NamedTuple):
 
     width: int
     target: float  # nats per token
-    # "impossible", "not at this budget", "uncertain" or "go at this budget": see `LossForecaster.decide`. A plan without
-    # forecasts answers "impossible" or "unknown".
+    # "impossible", "not at this budget", "uncertain" or "go at this budget": see `LossForecaster.decide`. Without a
+    # forecast, a plan answers "impossible" or "unknown".
     answer: str
     loss: float  # forecast, nats per token; NaN without one
     low: float  # its interval
@@ -95,22 +95,42 @@ class Decision(NamedTuple):
         return f"{width} (extrapolated)" if width > self.run_range[1] else f"{width}"
 
 
+class Verdicts(NamedTuple):
+    """Answers for several widths, without the smallest widths, which take longer."""
+
+    losses: np.ndarray  # (n_widths,) forecasts, nats per token
+    ends: np.ndarray  # (n_widths, 2) intervals
+    least: np.ndarray | None  # (n_widths,) what no student gets below, where the law knows it
+    answers: list[str]
+
+
+def verdicts(
+    forecaster: Any, widths: np.ndarray, target: float, *, n_steps: float | None = None, level: float = 0.9
+) -> Verdicts:
+    """Answer as `LossForecaster.decide`, for a fitted forecaster and several widths."""
+    losses, ends = forecaster.predict(widths, n_steps=n_steps, return_interval=True, level=level)
+    least = forecaster.law_.least(np.asarray(widths, dtype=np.float64))
+    answers = []
+    for place, width in enumerate(widths):
+        low, high = ends[place]
+        if least is not None and target < (1.0 - _MARGIN) * least[place]:
+            answers.append("impossible")
+        elif high <= target and not _is_a_guess(forecaster, width, target, n_steps, level):
+            answers.append("go at this budget")
+        else:
+            answers.append("not at this budget" if low > target else "uncertain")
+    return Verdicts(losses, ends, least, answers)
+
+
 def decide(forecaster: Any, width: int, target: float, *, n_steps: float | None = None, level: float = 0.9) -> Decision:
     """Answer as `LossForecaster.decide`, for a fitted forecaster."""
     number, target = check_number("width", width, 0, 2**53), check_number("target", target, 0)
     width = int(number) if number.is_integer() else number
     check_question(width, target, *teacher_end(forecaster, forecaster.law_))
-    losses, interval = forecaster.predict([width], n_steps=n_steps, return_interval=True, level=level)
+    (loss,), ((low, high),), leasts, (answer,) = verdicts(
+        forecaster, np.array([width]), target, n_steps=n_steps, level=level
+    )
     level = float(level)
-    low, high = (float(end) for end in interval[0])
-    law_least = forecaster.law_.least(np.array([width], dtype=np.float64))
-    least = None if law_least is None else float(law_least[0])
-    if least is not None and target < (1.0 - _MARGIN) * least:
-        answer = "impossible"
-    elif high <= target and not _is_a_guess(forecaster, width, target, n_steps, level):
-        answer = "go at this budget"
-    else:
-        answer = "not at this budget" if low > target else "uncertain"
     smallest, safe = (forecaster.min_width(target, n_steps=n_steps, safe=each, level=level) for each in (False, True))
     steps = None
     if forecaster.budget_.several and answer in ("not at this budget", "uncertain"):
@@ -119,13 +139,13 @@ def decide(forecaster: Any, width: int, target: float, *, n_steps: float | None 
         width,
         target,
         answer,
-        float(losses[0]),
-        low,
-        high,
+        float(loss),
+        float(low),
+        float(high),
         level,
         smallest,
         safe,
-        least,
+        None if leasts is None else float(leasts[0]),
         forecaster.budget_.longest if n_steps is None else float(n_steps),
         forecaster.budget_.n_tokens,
         run_range(forecaster),

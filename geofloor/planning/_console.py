@@ -163,6 +163,8 @@ def table_text(plan: Plan) -> str:
         shown["parameters"] = [
             "-" if pd.isna(n) else f"{n / 1e6:.3g} M" if n < 1e9 else f"{n / 1e9:.3g} B" for n in shown["parameters"]
         ]
+    if "heads" in shown:
+        shown["heads"] = ["-" if pd.isna(n) else str(n) for n in shown["heads"]]
     for name in ("forecast", "longer", "impossible_below"):
         if name in shown:
             shown[name] = [f"{value:.3f}" for value in shown[name]]

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
 from geofloor._files.atomic import check_writable
@@ -246,7 +245,7 @@ class _Making:
 
     def __init__(
         self,
-        module: torch.nn.Module,
+        module: Any,
         facts: Any,
         settings: PlanSettings,
         text: PlanText,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import geofloor
 from geofloor._files.atomic import read_json, write_json
 from geofloor.language_models import BottleneckPredictor
 from geofloor.planning._checks import Check
@@ -41,7 +41,7 @@ def write_plan(plan: Plan, folder: Path, keys: Mapping[str, str] | None = None) 
         folder / PLAN,
         {
             "format": _FORMAT,
-            "geofloor": geofloor.__version__,
+            "geofloor": version("geofloor"),
             "settings": plan.settings.to_json(),
             "teacher": plan.teacher._asdict(),
             "texts": [each._asdict() for each in plan.texts],

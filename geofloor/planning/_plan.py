@@ -13,7 +13,7 @@ import pandas as pd
 
 from geofloor._validation import check_number, check_object, check_path, shown
 from geofloor.forecasting import LossForecaster
-from geofloor.forecasting._decision import Decision
+from geofloor.forecasting._decision import Decision, verdicts
 from geofloor.language_models import BottleneckPredictor
 from geofloor.planning._checks import Check, check_features, check_runs, failed
 from geofloor.planning._cost import StageCost, cost_table
@@ -21,7 +21,7 @@ from geofloor.planning._settings import PlanSettings
 from geofloor.planning._stages import Features, StudentRun, TeacherFacts
 
 _LONGER = 2  # times the longest budget: as far as the trend over the steps is shown
-_CANDIDATES = 24  # widths that the next run is chosen among
+_CANDIDATES = 12  # widths that the next run is chosen among
 _IMPOSSIBLE = 0.95  # of the bound: a target below it is impossible, as in `LossForecaster.decide`
 
 
@@ -223,8 +223,17 @@ class Plan:
         if self.settings.width is not None:
             return self.decide(self.settings.width)
         widths = [width for width in self.settings.widths or () if width < self.teacher.width]
-        decisions = [self.decide(width) for width in widths]
-        return next((each for each in decisions if each.answer == "go at this budget"), decisions[-1])
+        answers = self._answers(widths)
+        return self.decide(widths[answers.index("go at this budget") if "go at this budget" in answers else -1])
+
+    def _answers(self, widths: list[int]) -> list[str]:
+        """Return the plan's answers for several widths at once."""
+        forecaster, target = self.forecaster, self.settings.target_kl
+        if forecaster is None or target is None or not widths or max(widths) >= self.teacher.width:
+            return [self.decide(width).answer for width in widths]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=UserWarning)
+            return verdicts(forecaster, np.array(widths), target).answers
 
     @property
     def table(self) -> pd.DataFrame:
@@ -252,7 +261,7 @@ class Plan:
         if self.bound is not None and failed(self._checks(), "text") is None:
             table["impossible_below"] = self._least(widths)
         if self.settings.target_kl is not None and self.bound is not None:
-            table["answer"] = [self.decide(width).answer for width in widths]
+            table["answer"] = self._answers(widths)
         if self.features is not None and failed(self._checks(), "text", "features") is None:
             measured = pd.DataFrame(
                 {
@@ -314,7 +323,7 @@ class Plan:
         if self.settings.width is not None and self.settings.width < self.teacher.width:
             return self.settings.width
         if self.settings.target_kl is not None:
-            doubtful = [width for width in widths if self.decide(width).answer == "uncertain"]
+            doubtful = [width for width, each in zip(widths, self._answers(widths), strict=True) if each == "uncertain"]
             if doubtful:
                 return max(doubtful)
         return max(widths, key=lambda width: _factor(forecaster, width))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from geofloor._training.devices import resolve_device
 from geofloor._validation import check_object
@@ -152,7 +151,7 @@ def bottleneck_tokens(text: PlanText) -> np.ndarray:
 
 
 def measure_bottleneck(
-    module: torch.nn.Module, text: PlanText, settings: PlanSettings, *, device: str, verbose: int
+    module: Any, text: PlanText, settings: PlanSettings, *, device: str, verbose: int
 ) -> BottleneckPredictor:
     """Measure the least loss of any student, at the widths of the table and of the students."""
     length = text.measured.shape[1]
@@ -170,7 +169,7 @@ def measure_bottleneck(
 
 
 def train_students(
-    module: torch.nn.Module,
+    module: Any,
     text: PlanText,
     settings: PlanSettings,
     missing: Sequence[tuple[int, int]],
@@ -229,7 +228,7 @@ def _collected() -> Iterator[list[str]]:
 
 
 def measure_features(
-    module: torch.nn.Module,
+    module: Any,
     text: PlanText,
     settings: PlanSettings,
     *,
