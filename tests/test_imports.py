@@ -32,7 +32,7 @@ PACKAGES = [
 ]
 THIRD_PARTY = {
     "torch": {"_training", "features", "language_models", "students", "planning", "toy", "datasets"},
-    "safetensors": {"_training", "features"},
+    "safetensors": {"_files", "_training", "features"},
     "accelerate": {"_training"},
     "transformers": {"language_models", "students", "datasets"},
     "datasets": {"language_models", "students"},

@@ -222,6 +222,8 @@ def make_plan(
         raise ValueError(f"teacher={shown(teacher)} is no model of transformers; a plan needs its configuration.")
     facts = describe_teacher(module, str(teacher) if is_name(teacher) else type(module).__name__, model.digest())
     settings = settings.for_width(facts.width)
+    if getattr(texts, "ndim", None) == 2:
+        settings = replace(settings, length=int(texts.shape[1]))
     if settings.head_dim is None:
         settings = replace(settings, head_dim=own_head_dim(module))
     layer = facts.n_layers // 2 if settings.layer is None else settings.layer
