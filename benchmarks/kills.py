@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import importlib.util
 import multiprocessing
 import os
 import tempfile
@@ -28,16 +27,16 @@ import pandas as pd
 import torch
 from transformers import ByT5Tokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from geofloor import ActivationExtractor, SparseAutoencoder
+from geofloor import ActivationExtractor, SparseAutoencoder, plan_distillation
 from geofloor.language_models import token_blocks
 from geofloor.students import distill_widths
 from geofloor.toy import toy_sweep
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "plan_a_distillation.py"
 PRELOADED = [  # into the fork server, so that each run begins at once
     "datasets",
     "geofloor.students._student",
     "geofloor.features._autoencoder",
+    "geofloor.planning._distillation",
     "geofloor.toy",
     "matplotlib.pyplot",
     "transformers.models.byt5.tokenization_byt5",
@@ -103,14 +102,14 @@ def sweep(folder: Path) -> Any:
 
 
 def plan(folder: Path) -> Any:
-    specification = importlib.util.spec_from_file_location("plan_a_distillation", EXAMPLE)
-    if specification is None or specification.loader is None:
-        raise FileNotFoundError(EXAMPLE)
-    example = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(example)
-    small = "--tokens 6000 --expansion 8 --epochs 16 --length 64 --distill-steps 10"
-    example.main([*small.split(), "--distill-widths", "32", "64", "--output", str(folder)])
-    return (folder / "plan.json").read_text()
+    tokens = _tokens(900)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its model is random, and has no features to find
+        made = plan_distillation(
+            _model(), tokens, target_kl=0.1, widths=[8, 16, 24], budgets=[30, 60], n_tokens=12_000, device="cpu",
+            checkpoint_dir=folder,
+        )  # fmt: skip
+    return made.table.to_json(), (folder / "plan.json").read_text(), (folder / "bound.json").read_text()
 
 
 def _model() -> GPTNeoXForCausalLM:
@@ -139,7 +138,7 @@ OPERATIONS: dict[str, tuple[Callable[[Path], Any], int]] = {
     "token_blocks(path)": (write_tokens, 18),
     "distill_widths": (distill, 18),
     "toy_sweep": (sweep, 18),
-    "plan_a_distillation.py": (plan, 10),
+    "plan_distillation": (plan, 10),
 }
 
 

@@ -1,6 +1,6 @@
 """Probe students of the embedded teacher for concepts and single features (the paper's Experiment 4).
 
-    python examples/plan_a_distillation.py && python benchmarks/probes.py --work distilled-work --plan plan
+    geofloor plan && python benchmarks/probes.py --work distilled-work --plan plan
 
 It needs the students of distilled_floors.py in `--work`. Concepts: the hidden states of each model after one block are
 averaged over the tokens of an example and probed for nine concepts by five-fold cross-validation. The table goes to
@@ -86,7 +86,7 @@ def probe_concepts(options, teacher, models):
 
 
 def probe_features(options, teacher, models):
-    sae = SparseAutoencoder.load(options.plan / "sae.safetensors")
+    sae = SparseAutoencoder.load(options.plan / "autoencoder.safetensors")
     tokens = np.load(options.work / "tokens-test.npy")[:250].astype(np.int64)
     states = {name: ActivationExtractor(model, options.layer).fit().transform(tokens) for name, model in models.items()}
     codes = sae.transform(states["teacher"])

@@ -10,7 +10,7 @@ SMALL = ["SparseAutoencoder.fit", "transform_to_store", "token_blocks(path)", "d
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a server that forks")
-@pytest.mark.parametrize("name", [*SMALL, pytest.param("plan_a_distillation.py", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [*SMALL, pytest.param("plan_distillation", marks=pytest.mark.slow)])
 def test_killed_operations_resume_to_the_bits_of_runs_never_stopped(name, tmp_path):
     found = kills.kill_and_resume(name, 2, np.random.default_rng(0), tmp_path)
     assert found == {"operation": name, "kills": 2, "to the bit": 2, "refused": 0, "different": 0, "files left": 0}

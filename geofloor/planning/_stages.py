@@ -248,7 +248,7 @@ def measure_features(
     autoencoder : SparseAutoencoder, str, path or None
         A trained dictionary of this block; None trains one.
     folder : Path or None
-        Folder for activations, the dictionary and its checkpoint.
+        Folder for activations and checkpoints. The dictionary and its statistics go to the folder above it.
     done : callable
         Called with a line after each part.
     """
@@ -272,7 +272,7 @@ def measure_features(
                 verbose=verbose,
             ).fit(train)
             if folder is not None:
-                sae.save(folder / "autoencoder.safetensors")
+                sae.save(folder.parent / "autoencoder.safetensors")
         else:
             sae = read_autoencoder(autoencoder, device)
         explained = float(sae.score(test))
@@ -280,6 +280,8 @@ def measure_features(
         for begin in range(0, len(train), _ROWS):
             statistics.partial_fit(sae.transform(train[begin : begin + _ROWS]))
         floor = FloorPredictor().fit(statistics.table_)
+    if folder is not None:
+        statistics.save(folder.parent / "statistics.safetensors")
     done(
         f"{statistics.n_alive_:,} features, {statistics.mean_l0_:.1f} per token, {explained:.1%} of variance explained"
     )

@@ -14,11 +14,11 @@ from geofloor.planning._stages import own_head_dim
 from geofloor.students import distill_widths
 
 LENGTH = 24
-SMALL = {"widths": [4, 8, 12], "run_widths": [4, 12], "budgets": [20, 40], "batch_size": 4, "n_tokens": 200 * 23}
+SMALL = {"widths": [4, 8, 12], "run_widths": [4, 12], "budgets": [40, 80], "batch_size": 4, "n_tokens": 200 * 23}
 SMALL |= {"device": "cpu", "init": "principal"}
 
 
-def token_ids(n=360):
+def token_ids(n=520):
     return np.random.default_rng(0).integers(N_VOCABULARY, size=(n, LENGTH))
 
 
@@ -46,13 +46,13 @@ def read(folder):
 def test_each_stage_is_the_estimators_own(teacher, finished):
     plan, _ = finished
     tokens = token_ids()
-    measured, held_out, more = tokens[:150], tokens[150:200], tokens[200:360]
+    measured, held_out, more = tokens[:150], tokens[150:200], tokens[200:520]
     bound = BottleneckPredictor(
         teacher, widths=[4, 8, 12], n_positions=2048, batch_size=341, random_state=0, device="cpu"
     ).fit(np.concatenate([held_out, measured]))
     np.testing.assert_array_equal(plan.bound.curve_, bound.curve_)
     students = distill_widths(
-        teacher, np.concatenate([more, measured]), [4, 12], budgets=[20, 40], eval_tokens=held_out, batch_size=4,
+        teacher, np.concatenate([more, measured]), [4, 12], budgets=[40, 80], eval_tokens=held_out, batch_size=4,
         init="principal", device="cpu",
     )  # fmt: skip
     found = {(run.width, run.n_steps): (run.loss, run.error) for run in plan.runs}
@@ -65,7 +65,7 @@ def test_each_stage_is_the_estimators_own(teacher, finished):
     )
     losses, interval = forecaster.predict([4, 8, 12], return_interval=True)
     np.testing.assert_allclose(plan.table[["forecast", "low", "high"]], np.column_stack([losses, interval]), rtol=1e-6)
-    np.testing.assert_allclose(plan.table.longer, forecaster.predict([4, 8, 12], n_steps=80), rtol=1e-6)
+    np.testing.assert_allclose(plan.table.longer, forecaster.predict([4, 8, 12], n_steps=160), rtol=1e-6)
     np.testing.assert_allclose(
         plan.table.impossible_below, bound.predict([4, 8, 12], return_bounds=True)[1][:, 0], rtol=1e-9
     )
@@ -94,7 +94,7 @@ def test_the_same_call_takes_everything_from_the_folder(teacher, finished, monke
 
 
 def test_more_steps_and_widths_extend_a_plan(teacher, tmp_path, monkeypatch):
-    first = plan_of(teacher, checkpoint_dir=tmp_path, budgets=[20])
+    first = plan_of(teacher, checkpoint_dir=tmp_path, budgets=[40])
     trained = []
     train = _distillation.train_students
 
@@ -103,11 +103,11 @@ def test_more_steps_and_widths_extend_a_plan(teacher, tmp_path, monkeypatch):
         return train(module, text, settings, missing, **others)
 
     monkeypatch.setattr(_distillation, "train_students", recorded)
-    second = plan_of(teacher, checkpoint_dir=tmp_path, budgets=[20, 30])
-    assert trained == [(4, 30), (12, 30)]
-    assert [run for run in second.runs if run.n_steps == 20] == first.runs
-    third = plan_of(teacher, checkpoint_dir=tmp_path, budgets=[20, 30], widths=[2, 8])
-    assert trained == [(4, 30), (12, 30)]
+    second = plan_of(teacher, checkpoint_dir=tmp_path, budgets=[40, 60])
+    assert trained == [(4, 60), (12, 60)]
+    assert [run for run in second.runs if run.n_steps == 40] == first.runs
+    third = plan_of(teacher, checkpoint_dir=tmp_path, budgets=[40, 60], widths=[2, 8])
+    assert trained == [(4, 60), (12, 60)]
     assert third.runs == second.runs
     assert third.table.width.tolist() == [2, 8]
 
