@@ -2,9 +2,9 @@
 Plan a distillation
 ===================
 
-How low can a student of a given width get, and which width reaches a target? A plan goes from a teacher and text to the
-answer. Here it takes the language model that comes with the library, and fewer tokens and steps than by default, so that
-it ends within a minute or two.
+How low can a student of a given width get, and which width reaches a target? A plan goes from a teacher and text to
+the answer. Here it takes the language model that comes with the library, and fewer tokens and steps than by default,
+so that it ends within a minute or two.
 """
 
 # %%
