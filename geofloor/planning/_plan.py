@@ -282,7 +282,8 @@ class Plan:
         ----------
         width : int or None, default=None
             Width whose interval is to shrink. None stands for the width asked about, or else for the widest of the
-            table without an answer, or else for the one with the widest interval.
+            table without an answer, the narrowest that is forecast to reach the target, or the one with the widest
+            interval.
 
         Returns
         -------
@@ -319,13 +320,16 @@ class Plan:
         return NextRun(best[1], longest, width, now, best[0])
 
     def _most_doubtful(self, forecaster: LossForecaster, widths: list[int]) -> int:
-        """Return the width asked about, or the widest without an answer, or the one with the widest interval."""
+        """Return the first there is: the width asked about, the widest without an answer, the narrowest go, the least sure."""
         if self.settings.width is not None and self.settings.width < self.teacher.width:
             return self.settings.width
         if self.settings.target_kl is not None:
             doubtful = [width for width, each in zip(widths, self._answers(widths), strict=True) if each == "uncertain"]
             if doubtful:
                 return max(doubtful)
+            narrowest = int(forecaster.min_width(self.settings.target_kl))
+            if min(widths) <= narrowest <= max(widths):
+                return narrowest
         return max(widths, key=lambda width: _factor(forecaster, width))
 
     # Changes

@@ -36,6 +36,7 @@ def test_the_decision_is_for_the_width_asked_or_the_narrowest_go():
     answers = {width: plan.decide(width).answer for width in plan.settings.widths}
     go = min(width for width, answer in answers.items() if answer == "go at this budget")
     assert plan.decision == plan.decide(go)
+    assert plan.next_run().asked == plan.forecaster.min_width(1.2)
     assert plan_of(target_kl=1.2, width=30).decision.width == 30
     assert plan_of(target_kl=0.05).decision.width == 150  # none is a go
     assert plan_of().decision is None
@@ -61,6 +62,7 @@ def test_the_next_run_is_the_best_of_all_widths_tried():
     assert min(tried) == tried[-1] < 0.8 * found.factor
     assert plan_of(target_kl=0.8).decide(100).answer == "uncertain"
     assert plan_of(target_kl=0.8).next_run().asked == 100
+    assert plan.next_run().asked == plan.forecaster.min_width(1.2)
     assert plan_of(target_kl=1.2, width=30).next_run().asked == 30
     assert str(found).startswith(f"To be surer, train one more student of width {found.width} for 300 steps.")
 
