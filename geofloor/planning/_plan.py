@@ -320,7 +320,7 @@ class Plan:
         return NextRun(best[1], longest, width, now, best[0])
 
     def _most_doubtful(self, forecaster: LossForecaster, widths: list[int]) -> int:
-        """Return the first there is: the width asked about, the widest without an answer, the narrowest go, the least sure."""
+        """Return the width asked about, or the widest without an answer, the narrowest go, or the least sure."""
         if self.settings.width is not None and self.settings.width < self.teacher.width:
             return self.settings.width
         if self.settings.target_kl is not None:
