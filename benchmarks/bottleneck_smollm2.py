@@ -72,4 +72,4 @@ print(f"all, with the model's pass over {np.size(tokens):,} tokens: {total:.0f} 
 ENDS = curve.loc[[width for width in options.widths if width < bound.rank_]]
 print(f"high / low at most 1.3: {(ENDS['high / low'] <= 1.3).all()}")
 print(f"at most 60 CPU s per width: {(ENDS['CPU s'] <= 60).all()}")
-print(f"low never above the start's loss: {(curve['low'] <= curve['start']).all()}")
+print(f"low never above the start's loss, with its rows refined: {(curve['low'] <= curve['start']).all()}")

@@ -16,6 +16,7 @@ from geofloor.forecasting import AboveBottleneck
 from geofloor.language_models import _bottleneck, _low_rank_fit, zero_width_kl
 from geofloor.language_models._bottleneck import _monotone
 from geofloor.language_models._divergence import Targets
+from geofloor.language_models._low_rank_fit import LowRankFit
 
 N_TOKENS, WIDTH, LENGTH = 16, 8, 10
 
@@ -154,13 +155,23 @@ def test_other_positions_lose_more_and_more_positions_close_the_gap():
     assert (many["high"] < few["high"]).all()
 
 
-@pytest.mark.parametrize("scale", [0.045, 100.0])  # the usual step, and one that destroys the start
-def test_no_step_ends_above_the_start(scale, monkeypatch):
+# The usual step; one that ends between the start and the start with its rows refined; one that destroys the start.
+@pytest.mark.parametrize(("scale", "kept"), [(0.045, False), (0.3, True), (100.0, True)])
+def test_no_step_ends_above_the_refined_start(scale, kept, monkeypatch):
+    model, tokens = load_teacher().model, np.random.default_rng(0).integers(2048, size=(16, 32))
+    settings = {"widths": [8, 64, 112, 124], "n_steps": 1}
     monkeypatch.setattr(_low_rank_fit, "_SCALE", scale)
-    tokens = np.random.default_rng(0).integers(2048, size=(16, 32))
-    curve = fitted(load_teacher().model, tokens, widths=[8, 64, 112, 124], n_steps=4).curve_
-    wide = curve[curve["width"] > 0]
-    assert (wide["low"] < 0.99 * wide["start"]).all()
+    curve = fitted(model, tokens, **settings).curve_
+    monkeypatch.setattr(LowRankFit, "fit", lambda *given: None)  # rows alone are refined
+    refined = fitted(model, tokens, **settings).curve_
+    wide = curve["width"] > 0
+    assert (curve["low"] <= 1.01 * refined["low"]).all()
+    np.testing.assert_allclose(curve["start"], refined["low"], rtol=0.01)
+    assert (curve["low"] <= curve["start"]).all()
+    assert (curve["low"] < 0.99 * curve["start"])[wide].all() != kept
+    if kept:  # with the unembedding of the start
+        assert (curve["low"] == curve["start"])[wide].all()
+        np.testing.assert_array_equal(curve["high"], refined["high"])
     assert (curve["low"] <= curve["high"]).all()
     assert (np.diff(curve[["low", "high"]], axis=0) < 0).all()
 
