@@ -32,13 +32,12 @@ from geofloor.forecasting._limits import (
 )
 from geofloor.forecasting._mixture import Evidence, Mixture
 from geofloor.forecasting._priors import FORM_ERRORS, RUN_ERRORS, load_priors
-from geofloor.forecasting._runs import read_runs, read_widths, warn_of_rise
+from geofloor.forecasting._runs import LARGEST_ERROR, read_loss_error, read_runs, read_widths, warn_of_rise
 from geofloor.forecasting._steps import StepsNeeded, forecast, read_budget, reduce_runs, steps_needed
 
 _RUN_ERROR, _FORM_ERROR = 0.03, 0.15  # defaults of a law that is given
 _RANGE = 3.0  # octaves of width over which a law's errors stay alike
 _PRIOR_WEIGHT = 4.0  # of the default form error, in runs
-_LARGEST_ERROR = 100.0  # as a share of the loss; squares of it must not overflow
 _MAX_STEPS = 200  # of Gauss-Newton
 _MAX_HALVINGS = 30  # of one step
 # Decrease of the weighted sum of squares at which the fit ends: relative, and in squared standard errors.
@@ -199,7 +198,7 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
 
     _shared_parameters = ("law", "bound")
     # `widths` are data: they are not routed as metadata.
-    __metadata_request__fit: ClassVar = {"n_steps": UNUSED, "n_tokens": UNUSED}
+    __metadata_request__fit: ClassVar = {"n_steps": UNUSED, "n_tokens": UNUSED, "loss_error": UNUSED}
     __metadata_request__predict: ClassVar = {"widths": UNUSED, "n_steps": UNUSED}
 
     def __init__(
@@ -222,7 +221,13 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         self.form_error = form_error
 
     def fit(
-        self, X: ArrayLike, y: ArrayLike, *, n_steps: ArrayLike | None = None, n_tokens: int | None = None
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        n_steps: ArrayLike | None = None,
+        n_tokens: int | None = None,
+        loss_error: ArrayLike | None = None,
     ) -> LossForecaster:
         """Fit the law to distilled students, trained here or elsewhere.
 
@@ -237,6 +242,10 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
             learning-rate schedule. They are then turned into runs of the longest budget by a `BudgetForecaster`.
         n_tokens : int, default=None
             Tokens per step, for the sentences of decisions.
+        loss_error : float or array-like of shape (n_runs,), default=None
+            Standard error of the measured losses, as a share of each, one number for all or one each. It adds to the
+            `run_error` of the runs, and not to that of a forecast. A loss that is rounded to steps of h nats has the
+            error h / √12 / loss. A difference of two rounded losses has that of both. For runs of one budget.
 
         Returns
         -------
@@ -250,7 +259,8 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         ValueError
             If values are not finite, a width or loss is not above 0, an error is not a share above 0, the runs
             contradict known ends, the teacher's width or the bound, widths and losses are exchanged, there are fewer
-            different widths than parameters, or an argument for ``"auto"`` is given with another law.
+            different widths than parameters, an argument for ``"auto"`` is given with another law, or `loss_error` is
+            given for runs of several budgets.
 
         Warns
         -----
@@ -260,7 +270,7 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         """
         law = self._read_law()
         self._noise: tuple[float | None, ...] = tuple(
-            None if value is None else check_number(name, value, 0, _LARGEST_ERROR, open_low=True)
+            None if value is None else check_number(name, value, 0, LARGEST_ERROR, open_low=True)
             for name, value in (("run_error", self.run_error), ("form_error", self.form_error))
         )
         self._run_error = _RUN_ERROR if self._noise[0] is None else self._noise[0]
@@ -272,8 +282,9 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         law = law.without_end(widths) if isinstance(law, Auto) else law
         law.check_runs(widths, losses)
         warn_of_factor(widths, losses, law)
-        widths, losses, errors = reduce_runs(self, widths, losses, law.loss_at_zero)
-        warn_of_rise(widths, losses, 2.0**0.5 * self._run_error)
+        measured = read_loss_error(loss_error, len(losses), several_budgets=self.budget_.several)
+        widths, losses, errors = reduce_runs(self, widths, losses, measured, law.loss_at_zero)
+        warn_of_rise(widths, losses, 2.0**0.5 * float(np.hypot(self._run_error, measured.max())))
         return self._fit_runs(law, widths, losses, errors)
 
     def _refit(self, losses: np.ndarray, errors: np.ndarray) -> LossForecaster:
