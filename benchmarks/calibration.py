@@ -3,6 +3,7 @@
     python benchmarks/calibration.py                # the tables, with priors refitted without the teacher tested
     python benchmarks/calibration.py --fit-priors   # write geofloor/forecasting/priors.json from all sets
     python benchmarks/calibration.py --scale        # one factor of all intervals, fitted to other teachers
+    python benchmarks/calibration.py --slices       # whether slices' losses end at their model's width
 
 Sets are the published ones of `geofloor.datasets.load_published_losses` and the floors in results/. Losses of each set
 are forecast from two runs, the widest and one more. An error is the median over the other widths, and then over the
@@ -17,6 +18,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,7 @@ from geofloor.forecasting._mixture import Evidence, Mixture
 from geofloor.forecasting._priors import FORM_ERRORS, RUN_ERRORS, STUDENTS, Priors, load_priors
 
 LEVEL = 0.9
+DOUBT = 0.005  # nats, of the loss at which a difference of cross-entropies vanishes
 AIM = 0.92  # of the coverage that a factor of the intervals is fitted to
 SCALES = np.round(np.arange(0.5, 1.501, 0.01), 2)  # factors that are tried
 N_STEPS = 20  # of expectation and maximization
@@ -320,6 +323,43 @@ def scales(items: list[Item]) -> tuple[pd.DataFrame, pd.DataFrame]:
     return fitted, pd.DataFrame(rows)
 
 
+def slices(items: list[Item]) -> pd.DataFrame:
+    """Return exponents toward the model's width, and the constant with which one exponent fits all widths.
+
+    The law is loss + constant = A · x^p with x = 1 − log(1 + d) / log(1 + D). Its three parameters are fitted to four
+    losses by least squares of the logarithm.
+    """
+    rows = {}
+    for item in items:
+        if item.of.teacher != "SliceGPT" or item.context == "nothing":
+            continue
+        widths, losses = item.runs.widths, item.runs.losses
+        left = np.log1p(-np.log1p(widths) / np.log1p(item.auto.teacher_width))
+        steps = np.diff(np.log(losses)) / np.diff(left)
+        fits = []
+        for constant in np.linspace(-0.9 * losses.min(), 0.03, 2001):
+            logs = np.log(losses + constant)
+            exponent, scale = np.polyfit(left, logs, 1)
+            fits.append((np.sqrt(np.mean((logs - exponent * left - scale) ** 2)), constant, exponent))
+        rms, constant, exponent = min(fits)
+        cases = two_runs(item)
+        law = [Mixture(case.evidence, load_priors(), item.auto.students).probabilities for case in cases]
+        doubted = item._replace(runs=replace(item.runs, errors=np.hypot(item.runs.errors, DOUBT / losses)))
+        before, after = judge(item, cases, load_priors()), judge(doubted, two_runs(doubted), load_priors())
+        rows[item.of.name] = {
+            "widest loss": losses[-1],
+            "rounding": item.runs.errors[-1],
+            **{f"p, step {i + 1}": step for i, step in enumerate(steps)},
+            "constant": constant,
+            "p with it": exponent,
+            "rms with it": rms,
+            "least P(ends at teacher)": min(each["ends at teacher"] for each in law),
+            **{f"{name}, two runs": before[name] for name in ("held", "half width")},
+            **{f"{name}, error of {DOUBT}": after[name] for name in ("held", "half width")},
+        }
+    return pd.DataFrame(rows).T
+
+
 def pooled_scales(tested: pd.DataFrame) -> pd.DataFrame:
     """Return shares held by knowledge, pooled over all checks, and the least of any set."""
 
@@ -372,6 +412,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fit-priors", action="store_true", help="fit the priors to all sets and write them")
     parser.add_argument("--scale", action="store_true", help="try a factor of all intervals on teachers held out")
+    parser.add_argument("--slices", action="store_true", help="fit exponents to slices of published models")
     options = parser.parse_args()
     sets = all_sets()
     items = [item for each in sets for item in contexts(each)]
@@ -380,6 +421,10 @@ def main() -> None:
         path = Path(geofloor.__file__).parent / "forecasting" / "priors.json"
         path.write_text(json.dumps(priors._asdict(), indent=1) + "\n", encoding="utf-8")
         print(json.dumps(priors._asdict(), indent=1))
+        return
+    if options.slices:
+        print("=== slices: exponents from run to run toward the model's width, and with a constant added")
+        print(slices(items).to_string(float_format="{:.4f}".format))
         return
     if options.scale:
         fitted, tested = scales(items)
