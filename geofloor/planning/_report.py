@@ -102,7 +102,7 @@ def report_html(plan: Plan, *, whole: bool = True) -> str:
     if not whole:
         rest = f"<details>\n<summary>Students, features, cost and settings</summary>\n{rest}\n</details>"
     parts = [
-        f"<style>\n{style}</style>",
+        "" if whole else f"<style>\n{style}</style>",
         _paragraph(f"Plan of a distillation from {title_lines(plan)[0]}", "teacher"),
         _verdict_html(verdict, level),
         *first,
@@ -115,7 +115,8 @@ def report_html(plan: Plan, *, whole: bool = True) -> str:
         return body
     page = resources.files("geofloor.planning").joinpath("report.html").read_text(encoding="utf-8")
     title = f"{verdict.label}: {title_lines(plan)[0]}"
-    return Template(page).substitute(title=_escape(title), version=_escape(metadata.version("geofloor")), body=body)
+    version = _escape(metadata.version("geofloor"))
+    return Template(page).substitute(title=_escape(title), version=version, style=style, body=body)
 
 
 def write_report(plan: Plan, path: str | os.PathLike[str]) -> None:

@@ -44,6 +44,7 @@ class FigureData(NamedTuple):
     low: list[float] | None = None  # ends of the interval
     high: list[float] | None = None
     level: float = 0.9
+    top: float | None = None  # of the axis of losses
 
 
 def figure_html(plan: Plan, table: pd.DataFrame, headline: str, *, interactive: bool) -> str:
@@ -122,6 +123,7 @@ def _draw(plan: Plan, table: pd.DataFrame) -> tuple[FigureData, list[str]] | Non
                 display.plot(ax)
             if plan.bound is not None:
                 ax.set_ylim(top=min(ax.get_ylim()[1], 1.05 * plan.bound.zero_width_loss_))
+            data = data._replace(top=float(ax.get_ylim()[1]))
             handles, labels = ax.get_legend_handles_labels()
             if (legend := ax.get_legend()) is not None:
                 legend.remove()

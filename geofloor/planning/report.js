@@ -54,7 +54,7 @@
         margin: { l: 56, r: 12, t: 8, b: 48 },
         legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
         xaxis: { ...axis, title: { text: data.x }, hoverformat: "d", unifiedhovertitle: { text: "width %{x}" }, showgrid: false },
-        yaxis: { ...axis, title: { text: data.y }, rangemode: "tozero" },
+        yaxis: { ...axis, title: { text: data.y }, range: [0, data.top] },
       },
       { responsive: true, displayModeBar: false }, // one of its buttons sends the data to a server
     );
