@@ -37,7 +37,7 @@ THIRD_PARTY = {
     "transformers": {"language_models", "students", "datasets"},
     "datasets": {"language_models", "students"},
     "tokenizers": {"datasets"},
-    "matplotlib": {"displays"},
+    "matplotlib": {"displays", "planning"},
 }
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
