@@ -113,18 +113,18 @@ def run_range(forecaster: Any) -> tuple[float, float]:
     return float(forecaster.widths_.min()) / 2.0, 2.0 * float(forecaster.widths_.max())
 
 
-def raise_near_teacher(forecaster: Any, widths: np.ndarray, ends: np.ndarray, level: float) -> np.ndarray:
-    """Raise upper ends (n_widths, 2) near the teacher's width, where no forecast was confirmed.
+def limit_near_teacher(forecaster: Any, widths: np.ndarray, ends: np.ndarray, level: float) -> np.ndarray:
+    """Keep upper ends (n_widths, 2) in range near the teacher's width, where no forecast was confirmed.
 
-    There the upper end is at least the forecast at three quarters of the teacher's width, or at the widest run if that
-    is wider.
+    There the upper end is at least the forecast, and at most the upper end, at three quarters of the teacher's width,
+    or at the widest run if that is wider. Laws that end at the teacher's width would give 0 or infinity.
     """
     end, _ = teacher_end(forecaster, forecaster.law_)
     confirmed = max(_CONFIRMED * end, float(forecaster.widths_.max()))
     beyond = widths > confirmed
     if not beyond.any():
         return ends
-    last, _ = forecaster._forecast(np.array([min(confirmed, np.nextafter(end, 0.0))]), level)
-    raised = ends.copy()
-    raised[beyond, 1] = np.maximum(ends[beyond, 1], last[0])
-    return raised
+    (last,), ((_, highest),) = forecaster._forecast(np.array([min(confirmed, np.nextafter(end, 0.0))]), level)
+    kept = ends.copy()
+    kept[beyond, 1] = np.maximum(np.minimum(ends[beyond, 1], highest), np.maximum(last, ends[beyond, 0]))
+    return kept

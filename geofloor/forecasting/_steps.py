@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 from geofloor._validation import check_number
 from geofloor.forecasting._budgets import MOST_STEPS, BudgetForecaster, read_steps
-from geofloor.forecasting._limits import raise_near_teacher
+from geofloor.forecasting._limits import limit_near_teacher
 
 _FARTHEST_STEPS = 1000.0  # of the longest run, up to which steps are looked at
 _N_STEPS = 24
@@ -105,7 +105,7 @@ def forecast(forecaster: Any, widths: np.ndarray, level: float, n_steps: float |
         ends = np.column_stack([np.minimum(widened[0], ends[:, 0]), np.maximum(widened[1], ends[:, 1])])
         if (least := at.law_.least(widths)) is not None:
             ends = np.maximum(ends, least[:, np.newaxis])
-    ends = raise_near_teacher(at, widths, ends, level)
+    ends = limit_near_teacher(at, widths, ends, level)
     longest = forecaster.budget_.longest
     return (losses, ends) if n_steps in (None, longest) else _in_order(forecaster, widths, level, n_steps, losses, ends)
 
