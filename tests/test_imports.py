@@ -34,8 +34,8 @@ THIRD_PARTY = {
     "torch": {"_training", "features", "language_models", "students", "planning", "toy", "datasets"},
     "safetensors": {"_files", "_training", "features"},
     "accelerate": {"_training"},
-    "transformers": {"language_models", "students", "datasets"},
-    "datasets": {"language_models", "students"},
+    "transformers": {"language_models", "students", "planning", "datasets"},
+    "datasets": {"language_models", "students", "planning"},
     "tokenizers": {"datasets"},
     "matplotlib": {"displays", "planning"},
 }
