@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from geofloor.planning._settings import PlanSettings
-from geofloor.planning._text import PlanText
+from geofloor.planning._text import PlanTokens
 
 
 class StageCost(NamedTuple):
@@ -27,7 +27,7 @@ def cost_table(costs: Iterable[StageCost]) -> pd.DataFrame:
 
 
 def estimate_cost(
-    module: Any, text: PlanText, settings: PlanSettings, *, layer: int, trains_autoencoder: bool = True
+    module: Any, text: PlanTokens, settings: PlanSettings, *, layer: int, trains_autoencoder: bool = True
 ) -> list[StageCost]:
     """Estimate the cost of each stage by timing short pieces of it on this machine.
 
@@ -35,7 +35,7 @@ def estimate_cost(
     ----------
     module : torch.nn.Module
         The teacher, loaded on its device.
-    text : PlanText
+    text : PlanTokens
         Text of the plan.
     settings : PlanSettings
         With widths filled in.

@@ -35,7 +35,7 @@ from geofloor.planning._stages import (
     student_sizes,
     train_students,
 )
-from geofloor.planning._text import PlanText, read_text
+from geofloor.planning._text import PlanTokens, read_text
 
 
 def plan_distillation(
@@ -250,7 +250,7 @@ class _Making:
         module: Any,
         facts: Any,
         settings: PlanSettings,
-        text: PlanText,
+        text: PlanTokens,
         layer: int,
         autoencoder: Any,
         folder: Path | None,

@@ -16,7 +16,7 @@ from geofloor._validation import check_object
 from geofloor.features import FeatureStatistics, SparseAutoencoder, load_autoencoder
 from geofloor.language_models import AblationPredictor, ActivationExtractor, BottleneckPredictor
 from geofloor.planning._settings import PlanSettings
-from geofloor.planning._text import PlanText
+from geofloor.planning._text import PlanTokens
 from geofloor.students import count_parameters, distill_widths, student_config
 from geofloor.students._architecture import check_student, default_init
 from geofloor.theory import FloorPredictor
@@ -143,7 +143,7 @@ def student_sizes(module: Any, width: int, settings: PlanSettings) -> tuple[int 
         return None, None
 
 
-def bottleneck_tokens(text: PlanText) -> np.ndarray:
+def bottleneck_tokens(text: PlanTokens) -> np.ndarray:
     """Return the sequences that the bottleneck is measured on: enough of those measured, and all held out."""
     length = text.measured.shape[1]
     n = max(-(-_READ * _FITTED // length) - len(text.held_out), 0)
@@ -151,7 +151,7 @@ def bottleneck_tokens(text: PlanText) -> np.ndarray:
 
 
 def measure_bottleneck(
-    module: Any, text: PlanText, settings: PlanSettings, *, device: str, verbose: int
+    module: Any, text: PlanTokens, settings: PlanSettings, *, device: str, verbose: int
 ) -> BottleneckPredictor:
     """Measure the least loss of any student, at the widths of the table and of the students."""
     length = text.measured.shape[1]
@@ -170,7 +170,7 @@ def measure_bottleneck(
 
 def train_students(
     module: Any,
-    text: PlanText,
+    text: PlanTokens,
     settings: PlanSettings,
     missing: Sequence[tuple[int, int]],
     *,
@@ -229,7 +229,7 @@ def _collected() -> Iterator[list[str]]:
 
 def measure_features(
     module: Any,
-    text: PlanText,
+    text: PlanTokens,
     settings: PlanSettings,
     *,
     layer: int,

@@ -15,7 +15,7 @@ from geofloor.planning._settings import PlanSettings
 _HELD_OUT = 1 / 20, 1 / 4, 4096  # share of the measured sequences; at most; positions wanted
 
 
-class PlanText(NamedTuple):
+class PlanTokens(NamedTuple):
     """Token ids, each of shape (n_sequences, length)."""
 
     measured: np.ndarray
@@ -34,7 +34,7 @@ class PlanText(NamedTuple):
 
 def read_text(
     texts: Any, teacher: Any, settings: PlanSettings, *, tokenizer: Any = None, model_kwargs: Any = None
-) -> PlanText:
+) -> PlanTokens:
     """Tokenize as much text as a plan needs, and divide it.
 
     Parameters
@@ -73,4 +73,4 @@ def read_text(
     n = len(measured)
     n_held_out = max(round(share * n), min(round(most * n), -(-wanted // blocks.shape[1])), 2)
     measured, held_out = measured[:-n_held_out], measured[-n_held_out:]
-    return PlanText(measured, held_out, np.concatenate([more, measured]))
+    return PlanTokens(measured, held_out, np.concatenate([more, measured]))
