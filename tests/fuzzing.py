@@ -84,6 +84,7 @@ PILE = [
 ]
 
 
+SMALL = ("floor", "statistics", "ablation", "bottleneck", "forecaster")  # estimators of small files
 ALLOCATIONS = ("CutoffAllocation", "WaterfillingAllocation", "BlocksAllocation", "AutoAllocation")
 CHARGED = theory.ChargedFeatures(IMPORTANCES, IMPORTANCES[::-1], None, 0.9, 4.3, None, None)
 
@@ -426,6 +427,13 @@ def cases() -> dict[str, Case]:
         "DistilledStudent.steps_done": of_function(
             geofloor.DistilledStudent.steps_done, checkpoint_path=checkpoint_of("student", tokens=TOKENS)
         ),
+        **{f"{type(fitted(name)).__name__}.save": of_method(name, "save", path=new_path()) for name in SMALL},
+        **{
+            f"{type(fitted(name)).__name__}.load": of_function(
+                type(fitted(name)).load, lambda made: made.get_params(), path=saved(name)
+            )
+            for name in SMALL
+        },
         "ConceptProbe": of_class(geofloor.ConceptProbe, fit["ConceptProbe"], cv=2, random_state=0),
         "ConceptProbe.fit": of_method(
             "probe", "fit", lambda made: made.predict_proba(ROWS), X=ROWS, y=LABELS, groups=np.arange(40) // 2
