@@ -434,6 +434,14 @@ def cases() -> dict[str, Case]:
             )
             for name in SMALL
         },
+        "evaluate_student": of_function(
+            students.evaluate_student,
+            student=fitted("student").model_,
+            teacher=teacher(),
+            tokens=TOKENS,
+            pad_token_id=None,
+            device="cpu",
+        ),
         "ConceptProbe": of_class(geofloor.ConceptProbe, fit["ConceptProbe"], cv=2, random_state=0),
         "ConceptProbe.fit": of_method(
             "probe", "fit", lambda made: made.predict_proba(ROWS), X=ROWS, y=LABELS, groups=np.arange(40) // 2
@@ -640,7 +648,8 @@ def cases() -> dict[str, Case]:
 RESULTS = {
     "NonMonotoneCapacityWarning", "Shares", "Blocks", "PowerLawTail", "OutlierRowsWarning", "SweepError",
     "Allocation", "Division", "ChargedFeatures", "WidthAllocation",
-    "ForecastErrors", "Decision", "StepsNeeded", "DictionaryReport", "FloorBand", "Law", "ProbeComparison", "Document",
+    "ForecastErrors", "Decision", "StepsNeeded", "StudentLoss", "DictionaryReport",
+    "FloorBand", "Law", "ProbeComparison", "Document",
 }  # fmt: skip
 
 
