@@ -545,7 +545,11 @@ def cases() -> dict[str, Case]:
             {"teacher": teacher(), "tokens": TOKENS, "widths": [4], "eval_tokens": TOKENS[:4], "random_state": 0},
             parameters_of(students.distill_widths),
         ),
-        "distillation_kl": of_function(language_models.distillation_kl, student=logits, teacher=logits.flip(0)),
+        "distillation_kl": Case(
+            language_models.distillation_kl,
+            {"student": logits, "teacher": logits.flip(0)},
+            parameters_of(language_models.distillation_kl),
+        ),
         "parse_hook": of_function(language_models.parse_hook, hook="blocks.3.hook_mlp_out"),
         "dictionary_report": of_function(
             language_models.dictionary_report,
