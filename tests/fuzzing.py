@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -210,6 +211,15 @@ def drawing(display: Any, way: str | None, arguments: dict[str, Any]) -> Case:
             display(**given).plot(**plot).frame()
 
     return Case(call, arguments, names)
+
+
+def pushed(repo_id: Any, **given: Any) -> str:
+    """Push a student, without a network."""
+    made = SimpleNamespace(repo_id="owner/name", commit_url="https://huggingface.co/owner/name/commit/1")
+    with patch.multiple(
+        "huggingface_hub.HfApi", create_repo=lambda *_, **__: made, upload_folder=lambda *_, **__: made
+    ):
+        return fitted("student").push_to_hub(repo_id, **given)
 
 
 def of_law(law: Any) -> Any:
@@ -423,6 +433,10 @@ def cases() -> dict[str, Case]:
         "DistilledStudent.save": of_method("student", "save", path=new_path(".safetensors")),
         "DistilledStudent.load": of_function(
             geofloor.DistilledStudent.load, lambda made: made.predict(TOKENS), path=saved("student"), device="cpu"
+        ),
+        "DistilledStudent.save_pretrained": of_method("student", "save_pretrained", folder=new_path(), tokenizer=None),
+        "DistilledStudent.push_to_hub": of_function(
+            pushed, parameters=parameters_of(geofloor.DistilledStudent.push_to_hub)[1:], repo_id="owner/name"
         ),
         "DistilledStudent.steps_done": of_function(
             geofloor.DistilledStudent.steps_done, checkpoint_path=checkpoint_of("student", tokens=TOKENS)
