@@ -2,10 +2,13 @@
 
     python benchmarks/calibration.py                # the tables, with priors refitted without the teacher tested
     python benchmarks/calibration.py --fit-priors   # write geofloor/forecasting/priors.json from all sets
+    python benchmarks/calibration.py --scale        # one factor of all intervals, fitted to other teachers
+    python benchmarks/calibration.py --slices       # whether slices' losses end at their model's width
 
 Sets are the published ones of `geofloor.datasets.load_published_losses` and the floors in results/. Losses of each set
 are forecast from two runs, the widest and one more. An error is the median over the other widths, and then over the
-choice of the second run, as "two_runs" of `geofloor.forecasting.forecast_table`.
+choice of the second run, as "two_runs" of `geofloor.forecasting.forecast_table`. "From others" stands for forecasts of
+each run from all others. The rounding of published perplexities counts as an error of each loss.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +35,9 @@ from geofloor.forecasting._mixture import Evidence, Mixture
 from geofloor.forecasting._priors import FORM_ERRORS, RUN_ERRORS, STUDENTS, Priors, load_priors
 
 LEVEL = 0.9
+DOUBT = 0.005  # nats, of the loss at which a difference of cross-entropies vanishes
+AIM = 0.92  # of the coverage that a factor of the intervals is fitted to
+SCALES = np.round(np.arange(0.5, 1.501, 0.01), 2)  # factors that are tried
 N_STEPS = 20  # of expectation and maximization
 # Before any set is seen: mean and deviation of the coordinates of each law, logarithms but for the exponent m.
 FIRST = {
@@ -69,7 +76,8 @@ class Item(NamedTuple):
 
     def evidence(self, chosen: np.ndarray | None = None) -> Evidence:
         chosen = np.ones(len(self.runs.widths), dtype=bool) if chosen is None else chosen
-        return Evidence(self.runs.widths[chosen], self.runs.losses[chosen], self.auto.knowledge())
+        errors = np.broadcast_to(self.runs.errors, chosen.shape)[chosen]
+        return Evidence(self.runs.widths[chosen], self.runs.losses[chosen], self.auto.knowledge(), errors)
 
 
 def contexts(each: LossSet) -> Iterator[Item]:
@@ -173,16 +181,38 @@ def two_runs(item: Item) -> list[Case]:
     return cases
 
 
+def all_others(item: Item) -> list[Case]:
+    """Return all runs but one, for each one."""
+    number = np.arange(len(item.runs.widths))
+    return [Case(item.evidence(number != i), item.runs.widths[[i]], item.runs.losses[[i]]) for i in number]
+
+
+def interval(item: Item, case: Case, priors: Priors) -> tuple[Mixture, np.ndarray]:
+    """Return the mixture, and low, middle and high, (3, n_widths), of the forecast of a case."""
+    mixture = Mixture(case.evidence, priors, item.auto.students)
+    ends = np.exp(mixture.quantiles(case.widths, [0.5 - LEVEL / 2, 0.5, 0.5 + LEVEL / 2]))
+    least = item.auto.least(case.widths)
+    return mixture, ends if least is None else np.maximum(ends, least)
+
+
+def factors(item: Item, cases: list[Case], priors: Priors) -> np.ndarray:
+    """Return the factor of each interval, in the logarithm and around the median, at which it just holds the loss."""
+    found: list[float] = []
+    for case in cases:
+        low, middle, high = np.log(interval(item, case, priors)[1])
+        off = np.log(case.losses) - middle
+        half = np.where(off > 0.0, high - middle, middle - low)
+        found += list(np.abs(off) / np.maximum(half, np.finfo(float).tiny))
+    return np.array(found)
+
+
 def judge(item: Item, cases: list[Case], priors: Priors) -> dict[str, float]:
-    """Return error and calibration of the forecasts from two runs."""
+    """Return error and calibration of forecasts."""
     errors, inside, scores, half = [], [], [], []
-    for evidence, widths, losses in cases:
-        mixture = Mixture(evidence, priors, item.auto.students)
-        low, middle, high = np.exp(mixture.quantiles(widths, [0.5 - LEVEL / 2, 0.5, 0.5 + LEVEL / 2]))
-        least = item.auto.least(widths)
-        if least is not None:
-            low, middle, high = (np.maximum(each, least) for each in (low, middle, high))
-        weights, means, deviations = mixture.components(widths)
+    for case in cases:
+        mixture, (low, middle, high) = interval(item, case, priors)
+        losses = case.losses
+        weights, means, deviations = mixture.components(case.widths)
         center = weights @ means
         spread = np.sqrt(weights @ (deviations**2 + (means - center) ** 2))
         errors.append(np.median(np.abs(middle / losses - 1.0)))
@@ -228,21 +258,121 @@ def table_of_laws(sets: list[LossSet]) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+def priors_without(items: list[Item]) -> dict[str, Priors]:
+    """Return priors refitted without each teacher that the priors are fitted to."""
+    fitted = fitted_items(items)
+    return {
+        teacher: fit_priors([pair for pair in fitted if pair[0].of.teacher != teacher])
+        for teacher in dict.fromkeys(item.of.teacher for item, _ in fitted)
+    }
+
+
 def calibration(items: list[Item]) -> pd.DataFrame:
     """Return errors and calibration by set and knowledge, with priors refitted without the set's teacher."""
-    fitted = fitted_items(items)
-    without = {
-        teacher: fit_priors([pair for pair in fitted if pair[0].of.teacher != teacher])
-        for teacher in {item.of.teacher for item in items if item.of.origin != "held out"}
-    }
-    everything = load_priors()
+    without, everything = priors_without(items), load_priors()
     rows = []
     for item in items:
-        cases = two_runs(item)
-        found = judge(item, cases, without.get(item.of.teacher, everything))
+        cases, priors = two_runs(item), without.get(item.of.teacher, everything)
+        found = judge(item, cases, priors)
         rows.append({"set": item.of.name, "origin": item.of.origin, "known": item.context} | found)
         rows[-1]["held, all sets"] = judge(item, cases, everything)["held"]
+        others = all_others(item)
+        rows[-1]["held, from others"] = judge(item, others, priors)["held"]
+        rows[-1]["others"] = len(others)
     return pd.DataFrame(rows)
+
+
+def scales(items: list[Item]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Try one factor of all intervals, fitted to all teachers but the one that is tested, as registered.
+
+    Returns
+    -------
+    fitted : DataFrame
+        The factor without each teacher, and the coverage of the other teachers' sets with it and without a factor.
+    tested : DataFrame
+        Share held by set and knowledge without the factor and with it, from two runs and from all others.
+    """
+    without, everything = priors_without(items), load_priors()
+    runs = {(item.of.name, item.context): two_runs(item) for item in items}
+    used = [item for item, _ in fitted_items(items)]
+    found = {}
+    for teacher in [*without, None]:
+        priors = everything if teacher is None else without[teacher]
+        others = [item for item in used if item.of.teacher != teacher]
+        counts = Counter(item.of.teacher for item in others)
+        weights = [counts[item.of.teacher] ** -0.5 for item in others]
+        needed = [factors(item, runs[item.of.name, item.context], priors) for item in others]
+        held = np.array([np.average([np.mean(each <= s) for each in needed], weights=weights) for s in SCALES])
+        best = int(np.argmin(np.abs(held - AIM)))
+        found["no" if teacher is None else teacher] = {
+            "factor": SCALES[best],
+            "held with it": held[best],
+            "held without": held[np.argmin(np.abs(SCALES - 1.0))],
+        }
+    fitted = pd.DataFrame(found).T
+    rows = []
+    for item in items:
+        teacher = item.of.teacher if item.of.teacher in without else "no"
+        priors, factor = without.get(teacher, everything), fitted.loc[teacher, "factor"]
+        row = {"set": item.of.name, "known": item.context}
+        for kind, cases in (("two runs", runs[item.of.name, item.context]), ("others", all_others(item))):
+            needed = factors(item, cases, priors)
+            row |= {f"{kind}, 1": np.mean(needed <= 1.0), f"{kind}, factor": np.mean(needed <= factor)}
+            row |= {f"{kind}, checks": len(needed)}
+        rows.append(row)
+    return fitted, pd.DataFrame(rows)
+
+
+def slices(items: list[Item]) -> pd.DataFrame:
+    """Return exponents toward the model's width, and the constant with which one exponent fits all widths.
+
+    The law is loss + constant = A · x^p with x = 1 − log(1 + d) / log(1 + D). Its three parameters are fitted to four
+    losses by least squares of the logarithm.
+    """
+    rows = {}
+    for item in items:
+        if item.of.teacher != "SliceGPT" or item.context == "nothing":
+            continue
+        widths, losses = item.runs.widths, item.runs.losses
+        left = np.log1p(-np.log1p(widths) / np.log1p(item.auto.teacher_width))
+        steps = np.diff(np.log(losses)) / np.diff(left)
+        fits = []
+        for constant in np.linspace(-0.9 * losses.min(), 0.03, 2001):
+            logs = np.log(losses + constant)
+            exponent, scale = np.polyfit(left, logs, 1)
+            fits.append((np.sqrt(np.mean((logs - exponent * left - scale) ** 2)), constant, exponent))
+        rms, constant, exponent = min(fits)
+        cases = two_runs(item)
+        law = [Mixture(case.evidence, load_priors(), item.auto.students).probabilities for case in cases]
+        doubted = item._replace(runs=replace(item.runs, errors=np.hypot(item.runs.errors, DOUBT / losses)))
+        before, after = judge(item, cases, load_priors()), judge(doubted, two_runs(doubted), load_priors())
+        rows[item.of.name] = {
+            "widest loss": losses[-1],
+            "rounding": item.runs.errors[-1],
+            **{f"p, step {i + 1}": step for i, step in enumerate(steps)},
+            "constant": constant,
+            "p with it": exponent,
+            "rms with it": rms,
+            "least P(ends at teacher)": min(each["ends at teacher"] for each in law),
+            **{f"{name}, two runs": before[name] for name in ("held", "half width")},
+            **{f"{name}, error of {DOUBT}": after[name] for name in ("held", "half width")},
+        }
+    return pd.DataFrame(rows).T
+
+
+def pooled_scales(tested: pd.DataFrame) -> pd.DataFrame:
+    """Return shares held by knowledge, pooled over all checks, and the least of any set."""
+
+    def of(rows: pd.DataFrame) -> pd.Series:
+        found = {}
+        for kind in ("two runs", "others"):
+            for way in ("1", "factor"):
+                held = rows[f"{kind}, {way}"]
+                found[f"{kind}, {way}"] = np.average(held, weights=rows[f"{kind}, checks"])
+                found[f"least, {kind}, {way}"] = held.min()
+        return pd.Series(found)
+
+    return pd.DataFrame({known: of(rows) for known, rows in tested.groupby("known", sort=False)}).T
 
 
 def pooled(table: pd.DataFrame) -> pd.DataFrame:
@@ -259,6 +389,7 @@ def pooled(table: pd.DataFrame) -> pd.DataFrame:
                 "rms z": np.sqrt(np.average(rows["rms z"] ** 2, weights=checks)),
                 "held, all sets": np.average(rows["held, all sets"], weights=checks),
                 "least, all sets": rows["held, all sets"].min(),
+                "held, from others": np.average(rows["held, from others"], weights=rows["others"]),
             }
         )
 
@@ -267,9 +398,9 @@ def pooled(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found | {"nothing and all": of(pd.concat([table[table["known"] == "nothing"], richest]))}).T
 
 
-def show(table: pd.DataFrame, plain: tuple[str, ...] = ("rms z",)) -> str:
+def show(table: pd.DataFrame, plain: tuple[str, ...] = ("rms z", "factor")) -> str:
     def written(name: str) -> Any:
-        if name in ("checks", "sets"):
+        if name in ("checks", "sets", "others") or name.endswith(", checks"):
             return "{:.0f}".format
         return ("{:.2f}" if name in plain else "{:.1%}").format
 
@@ -280,6 +411,8 @@ def show(table: pd.DataFrame, plain: tuple[str, ...] = ("rms z",)) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fit-priors", action="store_true", help="fit the priors to all sets and write them")
+    parser.add_argument("--scale", action="store_true", help="try a factor of all intervals on teachers held out")
+    parser.add_argument("--slices", action="store_true", help="fit exponents to slices of published models")
     options = parser.parse_args()
     sets = all_sets()
     items = [item for each in sets for item in contexts(each)]
@@ -288,6 +421,19 @@ def main() -> None:
         path = Path(geofloor.__file__).parent / "forecasting" / "priors.json"
         path.write_text(json.dumps(priors._asdict(), indent=1) + "\n", encoding="utf-8")
         print(json.dumps(priors._asdict(), indent=1))
+        return
+    if options.slices:
+        print("=== slices: exponents from run to run toward the model's width, and with a constant added")
+        print(slices(items).to_string(float_format="{:.4f}".format))
+        return
+    if options.scale:
+        fitted, tested = scales(items)
+        print("=== factor fitted without a teacher, and coverage from two runs of the others")
+        print(show(fitted))
+        print("\n=== share held by teachers held out, without the factor and with it")
+        print(show(tested.set_index(["set", "known"])))
+        print("\n=== pooled")
+        print(show(pooled_scales(tested)))
         return
     print("=== median error from two runs, by set and law; priors fitted to all sets but those held out")
     print(show(table_of_laws(sets)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from geofloor.datasets import load_published_losses
 
 RESULTS = Path(__file__).parent / "results"
 N_POSITIONS = 4096  # of softmax_bottleneck.py, for the standard error that its text lacks
+PERPLEXITY_STEP = 0.01  # of SliceGPT's Table 1, which prints two decimals
 OWN_WIDTHS = {"embedded": 128, "second": 64, "third": 96}
 
 
@@ -58,12 +59,12 @@ class LossSet:
     losses: np.ndarray
     origin: str  # "ours", "published", or "held out" of the priors
     known: dict[str, Any] = field(default_factory=dict)  # arguments of LossForecaster that hold what is known besides
+    errors: np.ndarray | float = 0.0  # of rounding, as shares of the losses
 
     def below(self, width: float) -> LossSet:
         kept = self.widths < width
-        return LossSet(
-            self.name, self.teacher, self.students, self.widths[kept], self.losses[kept], self.origin, self.known
-        )
+        errors = np.broadcast_to(self.errors, self.widths.shape)[kept]
+        return replace(self, widths=self.widths[kept], losses=self.losses[kept], errors=errors)
 
 
 def bounds() -> dict[str, Bound]:
@@ -144,7 +145,8 @@ def published_sets() -> list[LossSet]:
         sliced = rows.query("kind == 'sliced, untrained'")
         excess = sliced.assign(loss=sliced["loss"] - sliced["teacher_loss"])
         own = float(rows["width"].max())
-        found.append(_set(f"SliceGPT, {model}, excess", "SliceGPT", None, excess, teacher_width=own))
+        of_set = _set(f"SliceGPT, {model}, excess", "SliceGPT", None, excess, teacher_width=own)
+        found.append(replace(of_set, errors=_rounding(excess)))
     suites = table.query("source == 'Cerebras-GPT'").drop_duplicates(["series", "width"], keep="last")
     found += [_set(name, name, "random", rows, "held out") for name, rows in suites.groupby("series", sort=False)]
     dense = table.query("source == 'SliceGPT' and variant == 'dense' and series.str.startswith('OPT')")
@@ -154,6 +156,17 @@ def published_sets() -> list[LossSet]:
 
 def all_sets() -> list[LossSet]:
     return published_sets() + our_sets()
+
+
+def _rounding(excess: pd.DataFrame) -> np.ndarray:
+    """Return the standard error of log(a / b) from the rounding of perplexities a and b, as a share of it, by width.
+
+    Each is off by at most half a step, and any such error is equally probable. Errors of b, which are common to all
+    widths, count as independent.
+    """
+    rows = excess.sort_values("width")
+    relative = np.hypot(1.0 / rows["printed"], 1.0 / np.exp(rows["teacher_loss"]))
+    return (PERPLEXITY_STEP / 12.0**0.5 * relative / rows["loss"]).to_numpy(dtype=float)
 
 
 def _set(

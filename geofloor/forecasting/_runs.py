@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import validate_data
 
-from geofloor._validation import check_array_of_numbers, check_numeric, warn_caller
+from geofloor._validation import check_array_of_numbers, check_numeric, shown, warn_caller
 
 LARGEST = 1e150  # loss; squares of it must not overflow
+LARGEST_ERROR = 100.0  # as a share of the loss; squares of it must not overflow
 SEEDS_DIFFER = 0.05  # largest expected difference between two seeds of one width, as a share of the loss
 # Above it float64 skips whole numbers.
 WIDEST = 2.0**53
@@ -48,6 +49,35 @@ def read_runs(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
 def read_widths(widths: Any) -> np.ndarray:
     """Read the widths of a prediction, (n_widths,) float64, at least 0."""
     return check_array_of_numbers(widths, "widths", low=0.0, high=WIDEST)
+
+
+def read_loss_error(loss_error: Any, n_runs: int, *, several_budgets: bool) -> np.ndarray:
+    """Read the error of each loss, one share for all runs or one each.
+
+    Returns
+    -------
+    errors : ndarray of shape (n_runs,), float64
+        At least 0, and all 0 if nothing is given.
+
+    Raises
+    ------
+    ValueError
+        If they are no shares of at least 0, their number is not that of the runs, or the runs have several budgets.
+    """
+    if loss_error is None:
+        return np.zeros(n_runs)
+    errors = check_array_of_numbers(loss_error, "loss_error", ndim=None, low=0.0, high=LARGEST_ERROR)
+    errors = np.full(n_runs, float(errors)) if errors.ndim == 0 else errors
+    if errors.shape != (n_runs,):
+        raise ValueError(
+            f"loss_error has shape {errors.shape} for {n_runs} runs; give one share per run, or one for all."
+        )
+    if several_budgets:
+        raise ValueError(
+            f"loss_error={shown(loss_error)} is for runs of one budget, but n_steps holds several; leave one of them "
+            "out, or fit the runs of one budget alone."
+        )
+    return errors
 
 
 def as_column(X: Any) -> Any:

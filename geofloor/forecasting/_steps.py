@@ -72,18 +72,20 @@ def read_budget(n_steps: Any, n_tokens: Any, n_runs: int) -> Budget:
     return Budget(None if n_steps is None else read_steps(n_steps, n_runs), tokens)
 
 
-def reduce_runs(forecaster: Any, widths: np.ndarray, losses: np.ndarray, zero: float | None) -> tuple[np.ndarray, ...]:
+def reduce_runs(
+    forecaster: Any, widths: np.ndarray, losses: np.ndarray, errors: np.ndarray, zero: float | None
+) -> tuple[np.ndarray, ...]:
     """Turn the runs of a forecaster into runs of its longest budget.
 
     Returns
     -------
     widths, losses, errors : ndarray of shape (n_runs,)
-        The runs themselves if they have one budget, and otherwise one per width. Errors are standard errors beside the
-        forecaster's run error, as shares of the losses.
+        The runs themselves with the given errors if they have one budget, and otherwise one per width. Errors are
+        standard errors beside the forecaster's run error, as shares of the losses.
     """
     forecaster.budgets_, forecaster._at = None, {}
     if not forecaster.budget_.several:
-        return widths, losses, np.zeros(len(losses))
+        return widths, losses, errors
     known = zero if zero is not None and np.isfinite(zero) else None
     forecaster.budgets_ = BudgetForecaster(known).fit(widths, losses, forecaster.budget_.n_steps)
     reduced = forecaster.budgets_._reduce(forecaster.budget_.longest)

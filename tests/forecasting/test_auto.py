@@ -188,16 +188,6 @@ def test_given_errors_are_used_and_others_come_from_the_runs():
     assert smooth.run_error_ < 0.6 * rough.run_error_
 
 
-def test_a_run_with_a_larger_error_moves_the_forecast_less():
-    losses = OBSERVED * [1, 1, 1.3, 1, 1]
-
-    def at_512(added):
-        evidence = Evidence(WIDTHS.astype(float), losses, Known(), np.array([0, 0, added, 0, 0]))
-        return np.exp(Mixture(evidence, load_priors()).quantiles(np.array([512.0]), [0.5]))[0, 0]
-
-    assert abs(at_512(0.5) / OBSERVED[2] - 1) < 0.08 < at_512(0.0) / OBSERVED[2] - 1
-
-
 def test_forecasts_do_not_depend_on_the_units_of_widths_and_losses():
     fitted = LossForecaster().fit([128, 1024], [1.32, 0.586])
     scaled = LossForecaster().fit([128, 1024], [1320.0, 586.0])

@@ -329,6 +329,48 @@ def test_bad_input_is_named(floor, settings, X, y, message):
         LossForecaster(**{"law": Calibrated(floor), **settings}).fit(X, y)
 
 
+def test_the_error_of_a_measurement_adds_to_that_of_its_run_and_not_to_a_forecasts():
+    losses, half = {}, {}
+    for name, run_error, loss_error in (("both", 0.03, 0.04), ("each", 0.03, [0.04] * 5), ("run", 0.05, None)):
+        fitted = LossForecaster("power", run_error=run_error).fit(WIDTHS, OBSERVED, loss_error=loss_error)
+        losses[name], ends = fitted.predict([200, 2000], return_interval=True, level=0.9)
+        half[name] = np.log(ends[:, 1] / ends[:, 0]) / 2
+        assert fitted.run_error_ == run_error
+    np.testing.assert_allclose(losses["both"], losses["run"], rtol=1e-9)
+    np.testing.assert_array_equal(half["each"], half["both"])
+    np.testing.assert_allclose(half["run"] ** 2 - half["both"] ** 2, (1.6448536 * 0.04) ** 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("law", ["auto", "power"])
+def test_a_loss_with_a_larger_error_moves_the_forecast_less(law):
+    losses = OBSERVED * [1, 1, 1.3, 1, 1]
+
+    def at_512(loss_error):
+        fitted = LossForecaster(law).fit(WIDTHS, losses, loss_error=loss_error)
+        return fitted.predict([512])[0] / OBSERVED[2] - 1
+
+    assert at_512(None) == at_512(0)
+    assert abs(at_512([0, 0, 0.5, 0, 0])) < 0.08 < at_512(None)
+
+
+def test_errors_of_measurements_excuse_a_rise_and_are_checked():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LossForecaster().fit([8, 16], [1.0, 1.1], loss_error=0.1)
+    with pytest.warns(UserWarning, match="rises with width"):
+        LossForecaster().fit([8, 16], [1.0, 1.1])
+    for wrong, message in (
+        ([0.1, 0.1, 0.1], r"loss_error has shape \(3,\) for 2 runs; give one share per run, or one for all"),
+        ([0.1, -0.1], "loss_error"),
+        ([0.1, np.nan], "loss_error contains NaN"),
+        (101, "loss_error"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LossForecaster().fit([8, 16], [1.0, 0.9], loss_error=wrong)
+    with pytest.raises(ValueError, match="loss_error=0.1 is for runs of one budget, but n_steps holds several"):
+        LossForecaster().fit([8, 16, 8], [1.0, 0.9, 0.95], n_steps=[10, 10, 20], loss_error=0.1)
+
+
 def test_what_is_no_law_is_named(floor):
     with pytest.raises(TypeError, match=r"law=3 is no law; give one of geofloor.forecasting"):
         LossForecaster(3).fit(WIDTHS, OBSERVED)
