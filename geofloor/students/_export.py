@@ -237,7 +237,7 @@ def _teacher_name(student: Any) -> tuple[str, bool]:
         return "a model without a name" if teacher is None else f"a {type(teacher).__name__}", False
     if isinstance(given, str) and _ON_HUB.fullmatch(given) and not Path(given).exists():
         return given, True
-    return f"the model in a folder {Path(given).name!r}".replace("|", "\\|"), False
+    return f"the model in the folder {Path(given).name!r}".replace("|", "\\|"), False
 
 
 def _facts(student: Any, name: str, bound: Any) -> list[tuple[str, str]]:
@@ -251,7 +251,7 @@ def _facts(student: Any, name: str, bound: Any) -> list[tuple[str, str]]:
         teacher = f"{name}, {width}{sum(each.numel() for each in module.parameters()):,} parameters"
     heads = getattr(getattr(student.model_, "config", None), "num_attention_heads", None)
     of_heads = "" if heads is None else f"{heads} head{'' if heads == 1 else 's'}, "
-    error = "" if np.isnan(student.floor_error_) else f" ± {student.floor_error_:.2g} (standard error over sequences)"
+    error = "" if np.isnan(student.floor_error_) else f" ± {student.floor_error_:.2g}"
     length = getattr(student, "sequence_length_", None)
     tokens = ""
     if length is not None:
@@ -263,7 +263,7 @@ def _facts(student: Any, name: str, bound: Any) -> list[tuple[str, str]]:
             "Student",
             f"width {student.width}, {of_heads}{student.n_parameters_:,} parameters",
         ),
-        ("Loss on held-out text", f"{student.floor_:.4g}{error} nats per token"),
+        ("Loss on held-out text", f"{student.floor_:.4g}{error} nats per token{' (standard error)' if error else ''}"),
         ("Loss of a student of width 0", f"{student.zero_width_loss_:.4g} nats per token"),
         *([] if bound is None else [("Least loss of any student of this width", _least(student, bound))]),
         ("Temperature", f"{float(student.temperature):g}"),

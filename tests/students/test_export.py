@@ -48,9 +48,9 @@ def test_a_folder_is_that_of_transformers(fitted, named_teacher, tmp_path):
         "tags": ["distillation", "geofloor"],
     }
     for line in (
-        "| Teacher | the model in a folder 'small\\|teacher', width 16, ",
+        "| Teacher | the model in the folder 'small\\|teacher', width 16, ",
         f"| Student | width 8, 1 head, {fitted.n_parameters_:,} parameters |",
-        f"| Loss on held-out text | {fitted.floor_:.4g} ± {fitted.floor_error_:.2g} (standard error over sequences)",
+        f"| Loss on held-out text | {fitted.floor_:.4g} ± {fitted.floor_error_:.2g} nats per token (standard error) |",
         "| Temperature | 2 |",
         "| Training | 20 steps of 8 sequences of 12 tokens: 96 tokens per step, 1,920 in all |",
         "| Start | random weights |",
