@@ -166,7 +166,8 @@ def forecasters(bound, ablation):
         "auto": LossForecaster().fit(*RUNS),
         "auto of a bound": LossForecaster(bound=bound, students="principal").fit(*runs),
         "a law of a bound": LossForecaster(AboveBottleneck(bound, exponent=1.1)).fit(*runs),
-        "errors given": LossForecaster(run_error=0.02, form_error=np.float32(0.1), teacher_width=16).fit(*RUNS),
+        "errors given": LossForecaster("power", run_error=0.02, form_error=np.float32(0.1)).fit(*RUNS),
+        "errors of losses": LossForecaster().fit(*RUNS, loss_error=[0.01, 0.0, 0.2]),
         "one law": LossForecaster(PowerOfWidthAboveBaseline()).fit(*RUNS),
         "a law with a number": LossForecaster(EndsAtTeacher(16)).fit(*RUNS),
         "a floor": LossForecaster(Calibrated(floor)).fit(*RUNS),
@@ -360,7 +361,7 @@ def attack_all(bound, ablation, path, n, seed):
 
 
 def test_hostile_files_are_refused_or_consistent(bound, ablation, tmp_path):
-    attack_all(bound, ablation, tmp_path / "victim", 30, seed=1)
+    attack_all(bound, ablation, tmp_path / "victim", 20, seed=1)
 
 
 @pytest.mark.slow
