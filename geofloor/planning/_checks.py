@@ -45,7 +45,7 @@ def check_text(settings: PlanSettings, n_blocks: int, n_trained: int, n_held_out
     few, enough = _FEWEST_HELD_OUT
     remedy = "Give more text"
     if found < _FEWEST_SHARE * wanted:
-        message = f"The text gives {found:,} of {wanted:,} tokens. {remedy}, or ask for fewer with n_tokens."
+        message = f"The text gives {found:,} of {wanted:,} tokens. {remedy}, or ask for fewer tokens."
         return [Check("text", FAILED, message)]
     if held_out < few:
         return [Check("text", FAILED, f"{held_out:,} positions are held out, fewer than {few}. {remedy}.")]
@@ -93,7 +93,7 @@ def check_runs(rows: Sequence[tuple[int, float, int]], zero_width_loss: float) -
         f"({zero_width_loss:.3g} nats per token)."
     )
     if untrained >= {n for *_, n in rows}:
-        return [Check("runs", FAILED, f"{what} Train for more steps with budgets.")], untrained
+        return [Check("runs", FAILED, f"{what} Train for more steps.")], untrained
     return [Check("runs", WARNING, f"{what} Runs of {_listed(untrained)} steps are left out.")], untrained
 
 

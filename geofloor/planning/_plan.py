@@ -151,7 +151,7 @@ class Plan:
             return None
         key = tuple(self.runs)
         if self.__dict__.get("_fitted_to") != key:
-            self.__dict__["_fitted_to"], self.__dict__["_forecaster"] = key, self._fit(self.runs)
+            self.__dict__.update(_fitted_to=key, _forecaster=self._fit(self.runs), _decided={}, _next={})
         forecaster: LossForecaster = self.__dict__["_forecaster"]
         return forecaster
 
@@ -201,9 +201,12 @@ class Plan:
             raise ValueError("target=None, and the plan has no target_kl; give a target, in nats per token.")
         forecaster = self.forecaster
         if forecaster is not None and width < self.teacher.width:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", category=UserWarning)
-                return forecaster.decide(width, target)
+            decided: dict[tuple[int, float], Decision] = self.__dict__["_decided"]
+            if (width, target) not in decided:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", category=UserWarning)
+                    decided[width, target] = forecaster.decide(width, target)
+            return decided[width, target]
         least = None if self.bound is None or failed(self._checks(), "text") else self._least([width])[0]
         answer = "impossible" if least is not None and target < _IMPOSSIBLE * least else "unknown"
         return Decision(width, target, answer, np.nan, np.nan, np.nan, 0.9, -1, -1, least)
@@ -223,6 +226,8 @@ class Plan:
         if self.settings.width is not None:
             return self.decide(self.settings.width)
         widths = [width for width in self.settings.widths or () if width < self.teacher.width]
+        if not widths:
+            return self.decide(self.teacher.width)
         answers = self._answers(widths)
         return self.decide(widths[answers.index("go at this budget") if "go at this budget" in answers else -1])
 
@@ -303,11 +308,18 @@ class Plan:
         forecaster = self.forecaster
         if width is not None:
             width = check_number("width", width, 1, self.teacher.width - 1, whole=True)
-        if forecaster is None:
-            return None
         widths = [each for each in self.settings.widths or () if each < self.teacher.width]
+        if forecaster is None or not widths:
+            return None
         if width is None:
             width = self._most_doubtful(forecaster, widths)
+        chosen: dict[int, NextRun] = self.__dict__["_next"]
+        if width not in chosen:
+            chosen[width] = self._choose_run(forecaster, width, widths)
+        return chosen[width]
+
+    def _choose_run(self, forecaster: LossForecaster, width: int, widths: list[int]) -> NextRun:
+        """Try a run of each width, and return the one that narrows the interval of a width most."""
         between = np.geomspace(min(widths), max(widths), _CANDIDATES).round().astype(int)
         candidates = sorted({*widths, *between.tolist(), width} - {run.width for run in self.runs})
         longest = self.n_steps

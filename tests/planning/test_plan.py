@@ -39,6 +39,8 @@ def test_the_decision_is_for_the_width_asked_or_the_narrowest_go():
     assert plan.next_run().asked == plan.forecaster.min_width(1.2)
     assert plan_of(target_kl=1.2, width=30).decision.width == 30
     assert plan_of(target_kl=0.05).decision.width == 150  # none is a go
+    assert plan_of(target_kl=1.2, widths=(200,)).decision.answer == "unknown"
+    assert plan_of(target_kl=1.2, widths=(200,)).next_run() is None
     assert plan_of().decision is None
     assert "answer" not in plan_of().table
     with pytest.raises(ValueError, match="target=None, and the plan has no target_kl"):
