@@ -20,7 +20,7 @@ from geofloor.language_models import ActivationExtractor
 from geofloor.language_models._divergence import LazyLogits, LossTerms, Targets, default_chunk_rows, row_kls
 from geofloor.language_models._hooks import evaluating
 from geofloor.language_models._logits import LanguageModel
-from geofloor.language_models._low_rank import LowRankLogits, project_logits
+from geofloor.language_models._low_rank import LowRankLogits, project_logits, without_masked_tokens
 from geofloor.language_models._low_rank_fit import MINIBATCH, LowRankFit
 from geofloor.planning._settings import PlanSettings
 from geofloor.planning._stages import heads_of
@@ -30,7 +30,7 @@ from geofloor.students._architecture import default_init
 from geofloor.students._run import Run, build_run
 from geofloor.students._settings import DistillationSettings, ResolvedSettings, StudentSpec
 
-_FILLED = 0.12  # seconds that calls of a short piece are repeated for
+_FILLED = 0.1  # seconds that calls of a short piece are repeated for
 _LONGEST = 1.0  # seconds of a piece whose size may be chosen
 _FORWARD = 8192  # tokens per forward pass of the teacher alone, as in the stages
 _TEMPERATURE = 2.0
@@ -145,8 +145,19 @@ class Pieces:
         self.device, self.length = self.model.device, text.measured.shape[1]
         self.timer = Timer(self.device, clock)
         self.at_once = max(_FORWARD // self.length, 1)
+        self._known: dict[int, Targets] = {}
         config = module.config.get_text_config()
         self.own_width, self.n_blocks = int(config.hidden_size), int(config.num_hidden_layers)
+
+    @torch.no_grad()
+    def _targets(self, n: int) -> Targets:
+        """Return the teacher's probabilities on the first sequences, which all pieces share."""
+        if n not in self._known:
+            with evaluating(self.module):
+                found = Targets(self.model.logits(self._ids(n)), _TEMPERATURE, keep=True)
+            _probabilities(found)
+            self._known[n] = found
+        return self._known[n]
 
     def _ids(self, n: int) -> torch.Tensor:
         """Return the first sequences, again from the start if there are fewer."""
@@ -166,9 +177,9 @@ class Pieces:
         """Time the teacher."""
         with evaluating(self.module):
             forward = self.timer.per_item(lambda n: self.model.logits(self._ids(n)), self.at_once)
-            logits = self.model.logits(self._ids(1))
-            probabilities = self.timer.mean(lambda: _probabilities(Targets(logits, _TEMPERATURE)))
-        hidden = torch.randn(self.length, self.own_width)
+        logits = self._targets(1).source
+        probabilities = self.timer.mean(lambda: _probabilities(Targets(logits, _TEMPERATURE)))
+        hidden = torch.ones(self.length, self.own_width)
 
         def moments() -> None:
             exact = hidden.double()
@@ -219,26 +230,18 @@ class Pieces:
             start = self.timer.once(make)
             run = made[0]
 
-            @torch.no_grad()
-            def targets(n: int) -> tuple[torch.Tensor, Targets]:
-                ids = self._ids(n)
-                found = Targets(self.model.logits(ids), settings.temperature, keep=True)
-                _probabilities(found)
-                return ids, found
-
-            kept = {1: targets(1)}
-
             def step(n: int) -> None:
-                ids, found = kept[n]
+                ids, found = self._ids(n), self._targets(n)
                 terms = LossTerms(found, None, 1.0 / ids.numel(), settings.temperature**2)
                 run.loss(run.model.logits(ids), found.source, terms, None).backward()
 
+            self._targets(1)
             one = self.timer.mean(lambda: step(1))
-            n = min(int(_LONGEST / one), settings.batch_size)
+            n = max(min(int(_LONGEST / one), settings.batch_size), 1)
             if n > 1:
-                kept[n] = targets(n)
+                self._targets(n)
                 one = self.timer.mean(lambda: step(n)) / n
-            ids, found = kept[max(n, 1)]
+            ids, found = self._ids(n), self._targets(n)
             update = self._update(run, settings)
             with torch.no_grad():
                 evaluation = self.timer.mean(lambda: row_kls(run.model.logits(ids), found)) / len(ids)
@@ -300,8 +303,7 @@ class Pieces:
         source = self._logits(n_positions)
         generator = torch.Generator().manual_seed(0)
         rows, weight = (
-            torch.randn(n, width, generator=generator).to(self.device)
-            for n in (len(source.rows), self.model.n_vocabulary)
+            torch.randn(n, width, generator=generator).to(self.device) for n in (len(source.rows), source.n_vocabulary)
         )
         student = LazyLogits(rows, weight / math.sqrt(width), torch.zeros(len(weight), device=self.device))
         fitted = LowRankFit(Targets(source, _TEMPERATURE, keep=True))
@@ -332,9 +334,8 @@ class Pieces:
 
     def _logits(self, n_positions: int) -> LazyLogits:
         """Return the teacher's logits at some positions."""
-        with evaluating(self.module):
-            logits = self.model.logits(self._ids(-(-n_positions // self.length)))
-        return LazyLogits(logits.rows[:n_positions], *logits[1:])
+        rows, *others = without_masked_tokens([self._targets(-(-n_positions // self.length)).source])[0]
+        return LazyLogits(rows[:n_positions], *others)
 
     def autoencoder_settings(self, n_rows: int) -> Settings:
         """Return the settings that an autoencoder gets for a number of rows of activations."""
@@ -378,11 +379,9 @@ class Pieces:
         def encode() -> None:
             FeatureStatistics().partial_fit(sae.transform(batch))
 
-        with evaluating(self.module), torch.no_grad():
-            ids = self._ids(1)
-            logits = self.model.logits(ids)
-            targets = Targets(logits, _TEMPERATURE, keep=True)
-            divergence = self.timer.mean(lambda: row_kls(logits, targets))
+        targets = self._targets(1)
+        with torch.no_grad():
+            divergence = self.timer.mean(lambda: row_kls(targets.source, targets))
         return FeatureSeconds(extraction, step, self.timer.mean(encode) / len(batch), teacher.forward + divergence)
 
 

@@ -130,11 +130,15 @@ def test_students_have_the_numbers_that_their_optimizers_keep(teacher, text):
 @pytest.mark.parametrize("teacher", [gpt_neox, llama])
 def test_estimates_are_positive_for_the_stages_asked_for(teacher, text, monkeypatch):
     monkeypatch.setattr(_timing, "_FILLED", 0.01)
-    costs = estimate_cost(teacher(), text, replace(SETTINGS, init="auto"), layer=1)
+    module = teacher()
+    weights, drawn = {name: each.clone() for name, each in module.state_dict().items()}, torch.get_rng_state()
+    costs = estimate_cost(module, text, replace(SETTINGS, init="auto"), layer=1)
+    assert all(torch.equal(weights[name], each) for name, each in module.state_dict().items())
+    assert torch.equal(drawn, torch.get_rng_state())
     assert cost_table(costs)["stage"].tolist() == ["bottleneck", "students", "features"]
     assert all(np.isfinite(each[1:3]).all() and min(each[1:3]) > 0 for each in costs)
     assert [each.disk > 0 for each in costs] == [False, True, True]
-    some = estimated(teacher(), text, replace(SETTINGS, run_widths=(), features=False))
+    some = estimated(module, text, replace(SETTINGS, run_widths=(), features=False))
     assert list(some) == ["bottleneck"]
 
 
