@@ -27,6 +27,7 @@ _ROW_STEPS = 1, 5  # of conjugate gradients at the end of a bound's fit: on fitt
 _TRANSIENT = 24  # numbers of a block at the peak of a forward pass alone, per token and dimension
 _CHUNKS = 5  # of logits at the peak of a loss: those of both models, probabilities, gradients
 _MUON = 5  # copies of its matrices during a step of Muon
+_FREED = 2**26  # bytes that glibc keeps of freed memory while models train on a CPU
 _FLOAT = 4  # bytes
 
 
@@ -81,7 +82,8 @@ def estimate_cost(
 
     Notes
     -----
-    What an earlier call has left in the folder is not subtracted.
+    What an earlier call has left in the folder is not subtracted. Times are those under the machine's present load:
+    where other processes come or go, they may be far off.
     """
     from geofloor.planning._stages import reason_for_no_students
     from geofloor.planning._timing import Pieces
@@ -177,7 +179,11 @@ def _students(pieces: Pieces, teacher: TeacherSeconds) -> StageCost:
         for width, each in zip(widths, students, strict=True)
     )
     disk = _FLOAT * n_budgets * sum(each.n_parameters + each.n_moments for each in students)
-    return StageCost("students", seconds, pieces.n_bytes + _FLOAT * numbers, disk)
+    return StageCost("students", seconds, pieces.n_bytes + _freed(pieces) + _FLOAT * numbers, disk)
+
+
+def _freed(pieces: Pieces) -> int:
+    return _FREED if pieces.device.type == "cpu" else 0
 
 
 # Features
@@ -200,13 +206,13 @@ def _features(pieces: Pieces, teacher: TeacherSeconds, layer: int, trains_autoen
     stored = n_rows * width
     # Weights, gradients, Adam's two moments and the estimator's copy; codes of many rows at a time.
     trained = (5 if trains_autoencoder else 1) * weights + 2 * min(_ROWS, n_rows) * (settings.l0 or 0)
-    at_once = min(pieces.at_once, max(n_measured, 1)) * pieces.length
-    kept = at_once * pieces.model.n_vocabulary
-    ablated = 2 * weights + at_once * _TRANSIENT * width + (kept if kept * _FLOAT <= _KEPT_BYTES else 0)
-    ablated += _CHUNKS * pieces.chunk_rows * pieces.model.n_vocabulary
+    extracted, ablated = (min(pieces.at_once, n) * pieces.length for n in (n_measured, n_held_out))
+    kept = ablated * pieces.model.n_vocabulary
+    changed = 2 * weights + ablated * _TRANSIENT * width + (kept if kept * _FLOAT <= _KEPT_BYTES else 0)
+    changed += _CHUNKS * pieces.chunk_rows * pieces.model.n_vocabulary
     return StageCost(
         "features",
         seconds,
-        pieces.n_bytes + _FLOAT * (stored + max(trained, ablated)),
+        pieces.n_bytes + _freed(pieces) + _FLOAT * (stored + max(extracted * _TRANSIENT * width, trained, changed)),
         _FLOAT * (stored + (4 if trains_autoencoder else 0) * weights),  # weights, and a checkpoint with moments
     )

@@ -62,6 +62,7 @@ def sequences_read(module, run):
     return n
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # so few steps and rows
 @pytest.mark.parametrize("stage", ["bottleneck", "students", "features"])
 def test_counts_the_sequences_that_the_teacher_reads(stage, text, seconds_of, rng):
     module, settings = gpt_neox(), replace(SETTINGS, init="auto", features=stage == "features")
@@ -108,6 +109,7 @@ def test_the_bottleneck_grows_with_its_widths(text, seconds_of):
     assert (few, more) == (2 * 200, 4 * 200)  # those of the table and one below the teacher's
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # so few steps and rows
 @pytest.mark.parametrize("teacher", [gpt_neox, llama])
 def test_students_have_the_numbers_that_their_optimizers_keep(teacher, text):
     pieces = _timing.Pieces(teacher(), text, SETTINGS, itertools.count().__next__)
