@@ -8,7 +8,7 @@ without downloads::
     python examples/plan_a_distillation.py
 
 It takes the language model embedded in the library. Other causal language models of ``transformers`` are measured in
-the same way; :doc:`/user_guide/families` lists those that were tried::
+the same way; :doc:`/how_to/supported_models` lists those that were tried::
 
     python examples/plan_a_distillation.py --model NAME_OR_PATH --layer 12 --text corpus/*.txt
 
