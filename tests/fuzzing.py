@@ -84,6 +84,7 @@ PILE = [
 ]
 
 
+SMALL = ("floor", "statistics", "ablation", "bottleneck", "forecaster")  # estimators of small files
 ALLOCATIONS = ("CutoffAllocation", "WaterfillingAllocation", "BlocksAllocation", "AutoAllocation")
 CHARGED = theory.ChargedFeatures(IMPORTANCES, IMPORTANCES[::-1], None, 0.9, 4.3, None, None)
 
@@ -426,6 +427,21 @@ def cases() -> dict[str, Case]:
         "DistilledStudent.steps_done": of_function(
             geofloor.DistilledStudent.steps_done, checkpoint_path=checkpoint_of("student", tokens=TOKENS)
         ),
+        **{f"{type(fitted(name)).__name__}.save": of_method(name, "save", path=new_path()) for name in SMALL},
+        **{
+            f"{type(fitted(name)).__name__}.load": of_function(
+                type(fitted(name)).load, lambda made: made.get_params(), path=saved(name)
+            )
+            for name in SMALL
+        },
+        "evaluate_student": of_function(
+            students.evaluate_student,
+            student=fitted("student").model_,
+            teacher=teacher(),
+            tokens=TOKENS,
+            pad_token_id=None,
+            device="cpu",
+        ),
         "ConceptProbe": of_class(geofloor.ConceptProbe, fit["ConceptProbe"], cv=2, random_state=0),
         "ConceptProbe.fit": of_method(
             "probe", "fit", lambda made: made.predict_proba(ROWS), X=ROWS, y=LABELS, groups=np.arange(40) // 2
@@ -529,7 +545,11 @@ def cases() -> dict[str, Case]:
             {"teacher": teacher(), "tokens": TOKENS, "widths": [4], "eval_tokens": TOKENS[:4], "random_state": 0},
             parameters_of(students.distill_widths),
         ),
-        "distillation_kl": of_function(language_models.distillation_kl, student=logits, teacher=logits.flip(0)),
+        "distillation_kl": Case(
+            language_models.distillation_kl,
+            {"student": logits, "teacher": logits.flip(0)},
+            parameters_of(language_models.distillation_kl),
+        ),
         "parse_hook": of_function(language_models.parse_hook, hook="blocks.3.hook_mlp_out"),
         "dictionary_report": of_function(
             language_models.dictionary_report,
@@ -632,7 +652,8 @@ def cases() -> dict[str, Case]:
 RESULTS = {
     "NonMonotoneCapacityWarning", "Shares", "Blocks", "PowerLawTail", "OutlierRowsWarning", "SweepError",
     "Allocation", "Division", "ChargedFeatures", "WidthAllocation",
-    "ForecastErrors", "Decision", "StepsNeeded", "DictionaryReport", "FloorBand", "Law", "ProbeComparison", "Document",
+    "ForecastErrors", "Decision", "StepsNeeded", "StudentLoss", "DictionaryReport",
+    "FloorBand", "Law", "ProbeComparison", "Document",
 }  # fmt: skip
 
 

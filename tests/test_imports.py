@@ -31,7 +31,7 @@ PACKAGES = [
 ]
 THIRD_PARTY = {
     "torch": {"_training", "features", "language_models", "students", "toy", "datasets"},
-    "safetensors": {"_training", "features"},
+    "safetensors": {"_files", "_training", "features"},
     "accelerate": {"_training"},
     "transformers": {"language_models", "students", "datasets"},
     "datasets": {"language_models", "students"},

@@ -22,7 +22,7 @@ def refusing(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"'{os.fspath(path)}' can't be used: {error}; write it again.") from error
+        raise ValueError(f"'{os.fspath(path)}' can't be used: {str(error).rstrip('.')}; write it again.") from error
 
 
 def number(low: float = -_LARGEST, high: float = _LARGEST, *, whole: bool = False, open_low: bool = False) -> Field:

@@ -11,6 +11,7 @@ from sklearn.utils import gen_batches
 _CHUNK = 2**16  # codes summed at a time, so that their conversion to float64 stays in the cache
 _LOWEST_POWER = -1074  # of 2, of float64
 _FEW_ROWS = 1e-3  # share of the rows
+_VANISHING = 1e-290  # squares below it lose digits
 _OUTLYING = 100.0  # times the mean squared norm; the largest 0.1% then carry a tenth of the second moment or more
 
 
@@ -103,3 +104,34 @@ def largest_rows(by_power: np.ndarray) -> tuple[int, int, float]:
 def is_outlying(n_largest: int, n_rows: int, share: float) -> bool:
     """Return whether the largest rows, as measured by `largest_rows`, dominate the sum."""
     return share * n_rows >= _OUTLYING * n_largest
+
+
+def check_sums(totals: np.ndarray, n_tokens: int, by_power: np.ndarray) -> None:
+    """Refuse sums of no codes, from a file.
+
+    Parameters
+    ----------
+    totals : ndarray of shape (3, n_latents), float64
+        Sums of squares, numbers of firings and sums of values.
+    n_tokens : int
+        Number of rows.
+    by_power : ndarray of shape (2, n_powers), float64
+        Result of `count_by_power`.
+
+    Raises
+    ------
+    ValueError
+        If no codes have these sums.
+    """
+    if len(totals) != 3 or by_power.shape != (expected := count_by_power(np.empty(0))).shape:
+        raise ValueError(f"it has sums of shape {totals.shape} and {by_power.shape}, not (3, n) and {expected.shape}")
+    squares, firings, sums = totals
+    counts, norms = by_power
+    for what, numbers in (("firings", firings), ("rows", counts)):
+        if not ((numbers >= 0) & (numbers <= n_tokens) & (numbers == np.rint(numbers))).all():
+            raise ValueError(f"its numbers of {what} are not whole numbers from 0 to {n_tokens}")
+    if squares.min() < 0.0 or norms.min() < 0.0 or not np.isfinite([squares.sum(), norms.sum()]).all():
+        raise ValueError("its sums of squares are negative or beyond float64")
+    most = np.sqrt(np.maximum(squares, _VANISHING)) * np.sqrt(firings)
+    if counts.sum() > n_tokens or (np.abs(sums) > most * (1.0 + 1e-6)).any():
+        raise ValueError("its sums of codes are larger than their squares allow")

@@ -15,8 +15,11 @@ from sklearn.utils._set_output import _get_output_config  # scikit-learn's own w
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
+from geofloor._files.estimators import SaveMixin
+from geofloor._files.schema import number, optional, texts
+from geofloor._files.tables import array
 from geofloor._validation import check_csr, check_number, is_stream, plain_array, shown, warn_caller
-from geofloor.features._code_sums import count_by_power, is_outlying, largest_rows, sum_dense, sum_sparse
+from geofloor.features._code_sums import check_sums, count_by_power, is_outlying, largest_rows, sum_dense, sum_sparse
 from geofloor.features._tail import PowerLawTail, check_level, power_law_tail
 from geofloor.theory import is_too_dense
 from geofloor.theory._capacity import CapacityMethod, features_per_dimension
@@ -36,7 +39,7 @@ class _NoTableError(ValueError, AttributeError):
     """
 
 
-class FeatureStatistics(TransformerMixin, BaseEstimator):
+class FeatureStatistics(SaveMixin, TransformerMixin, BaseEstimator):
     r"""Importance, firing rate and mean of every feature, measured on sparse codes.
 
     Rows of the output are *features*, not samples. The table has one row per alive latent, in order of falling
@@ -122,6 +125,12 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
     0.625
     """
 
+    _saved: ClassVar = {
+        "totals": array(ndim=2),
+        "n_tokens": number(1, whole=True),
+        "norms_by_power": array(ndim=2),
+        "names": optional(texts),
+    }
     # `codes` are data, not metadata to route.
     __metadata_request__fit: ClassVar = {"codes": UNUSED}
     __metadata_request__partial_fit: ClassVar = {"codes": UNUSED}
@@ -419,6 +428,22 @@ class FeatureStatistics(TransformerMixin, BaseEstimator):
         self._totals, self.n_tokens_, self._norms_by_power = totals, n_tokens, by_power
         for name in ("alive_", "table_", "_tail"):
             self.__dict__.pop(name, None)
+
+    def _state_to_save(self) -> dict[str, Any]:
+        names = getattr(self, "feature_names_in_", None)
+        names = None if names is None else names.tolist()
+        return dict(zip(self._saved, (self._totals, self.n_tokens_, self._norms_by_power, names), strict=True))
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        totals, n_tokens, by_power, names = state.values()
+        self._check_parameters()
+        check_sums(totals, n_tokens, by_power)
+        self.n_features_in_ = totals.shape[1]
+        if names is not None:
+            if len(names) != totals.shape[1]:
+                raise ValueError(f"it has {len(names)} names of {totals.shape[1]} latents")
+            self.feature_names_in_ = np.array(names, dtype=object)
+        self._set_totals(totals, n_tokens, by_power)
 
     def _in_container(self, table: np.ndarray) -> Any:
         # scikit-learn would index the rows by token, as the codes are; they are latents.

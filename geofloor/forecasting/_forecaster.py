@@ -16,7 +16,10 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from geofloor._estimators import SharedParametersMixin, WidthInputMixin
-from geofloor._validation import check_array_of_numbers, check_flag, check_number, shown
+from geofloor._files.estimators import SaveMixin
+from geofloor._files.schema import mapping, number, optional
+from geofloor._files.tables import array
+from geofloor._validation import check_array_of_numbers, check_flag, check_number, shown, warn_caller
 from geofloor.forecasting._auto import Auto
 from geofloor.forecasting._budgets import check_steps
 from geofloor.forecasting._decision import Decision, decide
@@ -45,7 +48,7 @@ _MAX_HALVINGS = 30  # of one step
 _TOLERANCE = 1e-12, 1e-20
 
 
-class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, BaseEstimator):
+class LossForecaster(SharedParametersMixin, SaveMixin, WidthInputMixin, RegressorMixin, BaseEstimator):
     r"""Forecast the loss of students of any width from a few distilled ones, with intervals.
 
     By default it weighs several laws of the width by the runs. Forecast and interval are those of all laws together, so
@@ -198,6 +201,13 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
     """
 
     _shared_parameters = ("law", "bound")
+    _saved: ClassVar = {
+        "widths": array(),
+        "losses": array(),
+        "n_steps": optional(array()),
+        "n_tokens": optional(number(1, whole=True)),
+        "params": mapping,
+    }
     # `widths` are data: they are not routed as metadata.
     __metadata_request__fit: ClassVar = {"n_steps": UNUSED, "n_tokens": UNUSED}
     __metadata_request__predict: ClassVar = {"widths": UNUSED, "n_steps": UNUSED}
@@ -258,6 +268,9 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
             If a run has a higher loss than a narrower run, by more than two seeds of one width differ, or two runs of
             one width differ by the factor T² of the temperature.
         """
+        return self._fit(X, y, n_steps, n_tokens)
+
+    def _fit(self, X: Any, y: Any, n_steps: Any, n_tokens: Any, *, warns: bool = True) -> LossForecaster:
         law = self._read_law()
         self._noise: tuple[float | None, ...] = tuple(
             None if value is None else check_number(name, value, 0, _LARGEST_ERROR, open_low=True)
@@ -267,14 +280,31 @@ class LossForecaster(SharedParametersMixin, WidthInputMixin, RegressorMixin, Bas
         widths, losses = read_runs(self, X, y)
         if not losses.min() > 0:
             raise ValueError(f"y holds the loss {losses.min():g}; losses must be above 0, in nats per token.")
-        self.budget_ = read_budget(n_steps, n_tokens, len(losses))
+        self.budget_, self._runs = read_budget(n_steps, n_tokens, len(losses)), (widths, losses)
         check_below_teacher(widths, *teacher_end(self, law))
         law = law.without_end(widths) if isinstance(law, Auto) else law
         law.check_runs(widths, losses)
-        warn_of_factor(widths, losses, law)
+        if warns:
+            warn_of_factor(widths, losses, law)
         widths, losses, errors = reduce_runs(self, widths, losses, law.loss_at_zero)
-        warn_of_rise(widths, losses, 2.0**0.5 * self._run_error)
+        if warns:
+            warn_of_rise(widths, losses, 2.0**0.5 * self._run_error)
         return self._fit_runs(law, widths, losses, errors)
+
+    def _state_to_save(self) -> dict[str, Any]:
+        params = {name: value for name, value in self.params_.items() if np.isfinite(value)}
+        return dict(zip(self._saved, (*self._runs, *self.budget_, params), strict=True))
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        *runs, params = state.values()
+        self._fit(*runs, warns=False)
+        found = self.params_
+        if not all(type(each) is float and np.isclose(found.get(name, np.nan), each) for name, each in params.items()):
+            warn_caller(
+                f"The file holds the parameters {shown(params)}, and a fit to its runs gives {shown(found)}: laws or "
+                "priors have changed since it was written. Forecasts are those of the new fit.",
+                UserWarning,
+            )
 
     def _refit(self, losses: np.ndarray, errors: np.ndarray) -> LossForecaster:
         """Fit a copy to other losses at the same widths, with errors beside the run error."""

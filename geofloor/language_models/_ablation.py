@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,9 @@ from sklearn.utils.validation import check_is_fitted
 from transformers import PreTrainedModel
 
 from geofloor._estimators import SharedParametersMixin, ShortReprMixin
+from geofloor._files.estimators import check_not_left_out
+from geofloor._files.schema import number
+from geofloor._files.tables import array, frame, number_or_nan
 from geofloor._training.devices import memory_advice, to_device
 from geofloor._training.progress import progress_bar
 from geofloor._validation import check_choice, check_flag, check_number, check_object
@@ -33,6 +36,7 @@ from geofloor.language_models._logits import LanguageModel
 from geofloor.language_models._pickles import PortablePickleMixin
 from geofloor.language_models._positions import Positions, tokens_to_exclude
 from geofloor.language_models._row_activations import row_activations, too_short
+from geofloor.language_models._saved import SaveWithoutModelsMixin
 from geofloor.language_models._sequence_means import covariance_of_means, mean_and_error
 from geofloor.language_models._token_rows import TokenRows
 from geofloor.theory._capacity import CapacityMethod
@@ -40,7 +44,12 @@ from geofloor.theory._widths import FeaturePredictorMixin, read_widths
 
 
 class AblationPredictor(
-    ShortReprMixin, SharedParametersMixin, PortablePickleMixin, FeaturePredictorMixin, BaseEstimator
+    ShortReprMixin,
+    SharedParametersMixin,
+    SaveWithoutModelsMixin,
+    PortablePickleMixin,
+    FeaturePredictorMixin,
+    BaseEstimator,
 ):
     r"""Predict a student's loss floor in nats per token, by ablating the dropped features from the teacher.
 
@@ -148,6 +157,14 @@ class AblationPredictor(
     """
 
     _shared_parameters = ("teacher", "autoencoder", "statistics")
+    _saved: ClassVar = {
+        "alpha_": number_or_nan(number(0, 1)),
+        "capacity_": number(0, open_low=True),
+        "n_features_": number(1, 2**53, whole=True),
+        "curve_": frame(kept=array("int64"), kl=array(), standard_error=array(nan=True)),
+        "_own_width": number(1, 2**53),
+        "_covariance": array(ndim=2, nan=True),
+    }
 
     def __init__(
         self,
@@ -266,18 +283,36 @@ class AblationPredictor(
             raise ValueError(f"The loss of the ablated teacher is not finite; {why_not_finite(sums)}.")
         means, errors = np.transpose([mean_and_error(row, counts) for row in sums])
         self.curve_ = pd.DataFrame({"kept": kept, "kl": means, "standard_error": errors})
+        self._own_width = own_width
+        self._interpolate_curve()
+        lowest_at = np.maximum.accumulate(np.where(means == np.minimum.accumulate(means), np.arange(len(kept)), 0))
+        self._covariance = covariance_of_means(sums[lowest_at], counts)
+
+    def _interpolate_curve(self) -> None:
+        means, position = self.curve_["kl"].to_numpy(), np.log1p(self.curve_["kept"].to_numpy())
         # A student may leave a feature unused, so one feature more never makes a floor higher.
         lowest = np.minimum.accumulate(means)
-        position = np.log1p(kept)
         self._interpolate = PchipInterpolator(position, np.maximum(lowest, 0.0))
-        self._own_width = own_width
         self.critical_width_ = self.n_features_ / self.capacity_
-        at_own = np.log1p(self.kept_features([own_width])[0])
+        at_own = np.log1p(self.kept_features([self._own_width])[0])
         self.own_width_loss_ = float(self._interpolate(at_own))
         if self.above_own_width:
-            self.critical_width_ = min(self.critical_width_, own_width)
-        lowest_at = np.maximum.accumulate(np.where(means == lowest, np.arange(len(kept)), 0))
-        self._covariance = covariance_of_means(sums[lowest_at], counts)
+            self.critical_width_ = min(self.critical_width_, self._own_width)
+
+    def _state_to_save(self) -> dict[str, Any]:
+        state = super()._state_to_save()
+        return {**state, "alpha_": None if np.isnan(self.alpha_) else self.alpha_}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
+        check_flag("above_own_width", self.above_own_width)
+        kept, covariance = self.curve_["kept"].to_numpy(), self._covariance
+        if kept[0] != 0 or kept[-1] != self.n_features_ or (np.diff(kept) <= 0).any():
+            raise ValueError(f"its curve does not rise from 0 to {self.n_features_} kept features")
+        one_sequence = bool(np.isnan(covariance).all())
+        if covariance.shape != (len(kept), len(kept)) or bool(np.isnan(covariance).any()) != one_sequence:
+            raise ValueError(f"its covariance is not that of {len(kept)} means")
+        self._interpolate_curve()
 
     def _errors(self, kept: np.ndarray) -> np.ndarray:
         """Estimate standard errors of floors, as if the curve were linear between the points measured."""
@@ -292,6 +327,7 @@ class AblationPredictor(
         return np.sqrt(np.maximum(((combined @ self._covariance) * combined).sum(axis=1), 0.0))
 
     def _check_features(self) -> None:
+        check_not_left_out(self, "autoencoder", "statistics")
         if self.statistics is not None and self.autoencoder is None:
             raise ValueError("statistics are given and autoencoder=None; give both or none.")
         if self.autoencoder is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from geofloor._estimators import SharedParametersMixin, ShortReprMixin
+from geofloor._files.schema import number
+from geofloor._files.tables import array, frame
 from geofloor._training.devices import memory_advice, to_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.seeds import read_random_state
@@ -29,6 +31,7 @@ from geofloor.language_models._low_rank import LowRankLogits, project_logits, wi
 from geofloor.language_models._low_rank_fit import LowRankFit, default_steps
 from geofloor.language_models._pickles import PortablePickleMixin
 from geofloor.language_models._positions import Positions, tokens_to_exclude
+from geofloor.language_models._saved import SaveWithoutModelsMixin
 from geofloor.language_models._token_rows import TokenRows
 from geofloor.theory._widths import WidthPredictorMixin, read_targets, read_widths
 
@@ -39,6 +42,7 @@ _RISE = 0.02  # share by which a wider width may end higher without a warning
 class BottleneckPredictor(
     ShortReprMixin,
     SharedParametersMixin,
+    SaveWithoutModelsMixin,
     PortablePickleMixin,
     WidthPredictorMixin,
     BaseEstimator,
@@ -167,6 +171,17 @@ class BottleneckPredictor(
     """
 
     _shared_parameters = ("teacher",)
+    _saved: ClassVar = {
+        "rank_": number(2, 2**24, whole=True),
+        "curve_": frame(
+            width=array("int64"),
+            low=array(),
+            high=array(),
+            standard_error=array(),
+            high_standard_error=array(),
+            start=array(),
+        ),
+    }
 
     def __init__(
         self,
@@ -266,7 +281,7 @@ class BottleneckPredictor(
                 f"The teacher's logits have rank {start.rank} on these tokens, so that no student is too narrow for "
                 "them; check the teacher, or give more text."
             )
-        self.rank_, self.critical_width_ = start.rank, float(start.rank)
+        self.rank_ = start.rank
         found, grid = [], self._grid(start.rank)
         with (
             memory_advice(advice),
@@ -277,6 +292,12 @@ class BottleneckPredictor(
                 bar.update()
         columns = ["width", "low", "high", "standard_error", "high_standard_error", "start"]
         self.curve_ = _monotone(pd.DataFrame(found, columns=columns))
+        self._draw_curve()
+        return self
+
+    def _draw_curve(self) -> None:
+        """Interpolate the measurements over widths."""
+        self.critical_width_ = float(self.rank_)
         position = np.log1p(self.curve_["width"])
         ends = np.maximum(self.curve_[["low", "high"]].to_numpy(), 1e-30)
         self._log_ends = PchipInterpolator(position, np.log(ends))
@@ -284,7 +305,15 @@ class BottleneckPredictor(
             position, self.curve_[["standard_error", "high_standard_error"]].to_numpy() / ends
         )
         self.zero_width_loss_ = float(self.predict([0])[0])
-        return self
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
+        widths, losses = state["curve_"]["width"].to_numpy(), state["curve_"].iloc[:, 1:].to_numpy()
+        if widths[0] != 0 or widths[-1] != self.rank_ - 1 or losses.min() < 0.0:
+            raise ValueError(f"its curve is not of widths from 0 to {self.rank_ - 1} with losses of at least 0")
+        if (np.diff(losses[:, :2], axis=0) > 0.0).any() or (losses[:, 0] > losses[:, 1]).any():
+            raise ValueError("its bounds cross, or rise with the width")
+        self._draw_curve()
 
     def _grid(self, rank: int) -> np.ndarray:
         """Choose the whole widths to measure the bound at, from 0 to one below the rank."""

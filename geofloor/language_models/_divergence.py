@@ -16,9 +16,9 @@ _KEPT_BYTES = 2**32  # limit on a teacher's probabilities kept for several stude
 
 
 def distillation_kl(
+    *,
     student: torch.Tensor,
     teacher: torch.Tensor,
-    *,
     temperature: float = 1.0,
     mask: torch.Tensor | None = None,
     student_weight: torch.Tensor | None = None,
@@ -79,15 +79,15 @@ def distillation_kl(
     >>> import torch
     >>> from geofloor.language_models import distillation_kl
     >>> teacher = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
-    >>> round(float(distillation_kl(torch.zeros(2, 2), teacher)), 4)
+    >>> round(float(distillation_kl(student=torch.zeros(2, 2), teacher=teacher)), 4)
     0.2194
-    >>> float(distillation_kl(teacher, teacher, temperature=2.0))
+    >>> float(distillation_kl(student=teacher, teacher=teacher, temperature=2.0))
     0.0
 
     With a token that is masked in the teacher:
 
     >>> masked = torch.tensor([[2.0, 0.0, -torch.inf], [0.0, 1.0, -torch.inf]])
-    >>> round(float(distillation_kl(torch.zeros(2, 3), masked)), 4)
+    >>> round(float(distillation_kl(student=torch.zeros(2, 3), teacher=masked)), 4)
     0.6248
     """
     temperature = check_number("temperature", temperature, 0, open_low=True)

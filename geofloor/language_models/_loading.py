@@ -177,9 +177,9 @@ def load_tokenizer(tokenizer: Any, model: Any, model_kwargs: Mapping[str, Any] |
 
 
 def load_language_model(
-    source: Any, model_kwargs: Mapping[str, Any] | None, device: str | torch.device
+    source: Any, model_kwargs: Mapping[str, Any] | None, device: str | torch.device, *, argument: str = "teacher"
 ) -> tuple[torch.device, torch.nn.Module]:
-    """Load a teacher (object, name or path) onto a device.
+    """Load a teacher or another model (object, name or path), given as `argument`, onto a device.
 
     With ``device="auto"``, an object that is on an accelerator stays there.
     """
@@ -187,7 +187,7 @@ def load_language_model(
     check_model_kwargs(model_kwargs, by_name=is_name(source))
     if is_name(source):
         with (
-            naming("teacher", source),
+            naming(argument, source),
             building(),
             memory_advice("set model_kwargs={'dtype': 'bfloat16'} or device='cpu'"),
         ):
@@ -195,8 +195,8 @@ def load_language_model(
             return chosen, module.to(chosen).eval().requires_grad_(False)
     remedy = "give a transformers model, its name or path, or a torch module that returns logits"
     if source is None:  # as after loading a student
-        raise ValueError(f"teacher=None must be set; {remedy}.")
-    check_object("teacher", source, torch.nn.Module, remedy)
+        raise ValueError(f"{argument}=None must be set; {remedy}.")
+    check_object(argument, source, torch.nn.Module, remedy)
     parameter = next(source.parameters(), None)
     there = torch.device("cpu") if parameter is None else parameter.device
     if device == "auto" and there.type != "cpu":

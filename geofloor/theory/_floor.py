@@ -11,19 +11,22 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
+from geofloor._files.estimators import SaveMixin
+from geofloor._files.schema import optional
+from geofloor._files.tables import array
 from geofloor._validation import check_array_of_numbers, check_flag, check_number, shown, warn_caller
 from geofloor.theory._allocations import Allocation, as_allocation
 from geofloor.theory._capacity import CapacityMethod, capacity, is_too_dense
 from geofloor.theory._curves import DistortionCurve
 from geofloor.theory._division import ChargedFeatures, WidthAllocation, check_total
-from geofloor.theory._importances import read_importances
+from geofloor.theory._importances import check_table, read_importances
 from geofloor.theory._widths import FeaturePredictorMixin, read_widths
 
 # Arguments of the constructor that are options of a named allocation.
 _OPTIONS = ("capacity", "curve", "amplitude", "starts", "teacher_width")
 
 
-class FloorPredictor(FeaturePredictorMixin, BaseEstimator):
+class FloorPredictor(SaveMixin, FeaturePredictorMixin, BaseEstimator):
     r"""Predict the loss floor of a student of any width from the importances of the teacher's features.
 
     By default a student of width d keeps the :math:`F_S = \lfloor d\,g(\alpha) \rfloor` most important features, and
@@ -120,6 +123,12 @@ class FloorPredictor(FeaturePredictorMixin, BaseEstimator):
     65
     """
 
+    _saved: ClassVar = {
+        "importances": array(),
+        "firing_rates": optional(array()),
+        "means": optional(array()),
+        "second_moments": optional(array()),
+    }
     # `importances` are data too.
     __metadata_request__fit: ClassVar = {"importances": UNUSED}
 
@@ -197,8 +206,14 @@ class FloorPredictor(FeaturePredictorMixin, BaseEstimator):
 
     def _fit(self, importances: Any, second_moments: Any = None) -> FloorPredictor:
         """Fit without warnings."""
+        return self._fit_columns(*read_importances(importances), second_moments)
+
+    def _fit_columns(self, weights: np.ndarray, firing_rates: Any, means: Any, second_moments: Any) -> FloorPredictor:
+        """Fit to the columns of a feature table that were checked, and keep them for `save`."""
         self.allocation_ = as_allocation(self.allocation, {name: getattr(self, name) for name in _OPTIONS})
-        weights, firing_rates, means = read_importances(importances)
+        if second_moments is not None:
+            second_moments = check_array_of_numbers(second_moments, "second_moments", low=0.0)
+        self._columns = (weights, firing_rates, means, second_moments)
         self.alpha_ = self._sparsity(firing_rates)
         self.capacity_ = self.allocation_._capacity_at(self.alpha_)
         self.n_features_ = len(weights)
@@ -228,7 +243,7 @@ class FloorPredictor(FeaturePredictorMixin, BaseEstimator):
             ranked = np.sort(weights)
             self.importances_ = ranked[::-1]
         else:
-            moments = check_array_of_numbers(second_moments, "second_moments", low=0.0)
+            moments = second_moments
             if len(moments) != len(weights):
                 raise ValueError(f"second_moments has {len(moments)} values for {len(weights)} importances.")
             name, charges = "importances times second_moments", weights * moments
@@ -311,6 +326,16 @@ class FloorPredictor(FeaturePredictorMixin, BaseEstimator):
         """
         check_is_fitted(self)
         return self._division._allocate(float(check_number("width", width, 0)))
+
+    def _state_to_save(self) -> dict[str, Any]:
+        return dict(zip(self._saved, self._columns, strict=True))
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        names = {"importance": "importances", "firing_rate": "firing_rates", "mean": "means"}
+        columns = {column: state[name] for column, name in names.items() if state[name] is not None}
+        if len({len(column) for column in columns.values()}) != 1:
+            raise ValueError("its columns have different lengths")
+        self._fit_columns(*check_table(columns), state["second_moments"])
 
     def _kept(self, widths: np.ndarray) -> np.ndarray:
         return self._division.served(widths)

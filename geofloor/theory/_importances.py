@@ -48,7 +48,7 @@ def read_importances(importances: Any) -> tuple[np.ndarray, np.ndarray | None, n
     if hasattr(importances, "columns"):  # a DataFrame of any library
         columns = list(importances.columns)
         if "importance" in columns:
-            return _checked_table({name: importances[name] for name in _COLUMNS if name in columns})
+            return check_table({name: importances[name] for name in _COLUMNS if name in columns})
         if len(columns) != 1:
             raise ValueError(f"importances is a DataFrame with the columns {shown(columns)}, without 'importance'.")
     if sp.issparse(importances):
@@ -60,7 +60,7 @@ def read_importances(importances: Any) -> tuple[np.ndarray, np.ndarray | None, n
     shape = np.shape(plain)
     if len(shape) == 2 and shape[1] == 3:
         table = check_array_of_numbers(plain, "importances", ndim=2)
-        return _checked_table(dict(zip(_COLUMNS, table.T, strict=True)))
+        return check_table(dict(zip(_COLUMNS, table.T, strict=True)))
     if len(shape) == 2 and not shape[1]:
         raise ValueError(
             f"importances is empty: Found array with 0 feature(s) (shape={shape}) while a minimum of 1 is required."
@@ -73,8 +73,14 @@ def read_importances(importances: Any) -> tuple[np.ndarray, np.ndarray | None, n
     return check_array_of_numbers(plain, "importances", low=0.0), None, None
 
 
-def _checked_table(table: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Refuse columns of no possible codes, such as columns in another order."""
+def check_table(table: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Return the columns of a feature table: importances, and firing rates and means if there are any.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range, or no codes have it, as in columns in another order.
+    """
     weights = check_array_of_numbers(table["importance"], "importances", low=0.0)
     rates = means = None
     if "firing_rate" in table:

@@ -25,12 +25,16 @@ def test_the_kl_and_its_gradient_are_torchs(temperature, masked, chunk_rows):
     hidden, weight, bias = draw(5, 9, 4), draw(33, 4), draw(33)
     teacher_hidden, teacher_weight, teacher_bias = draw(5, 9, 6), draw(33, 6), draw(33)
     for tensors, ours, plain in [
-        ([logits], lambda s: distillation_kl(s, target, **options), lambda s: plain_kl(s, target, mask, temperature)),
+        (
+            [logits],
+            lambda s: distillation_kl(student=s, teacher=target, **options),
+            lambda s: plain_kl(s, target, mask, temperature),
+        ),
         (
             [hidden, weight, bias],
             lambda h, w, b: distillation_kl(
-                h,
-                teacher_hidden,
+                student=h,
+                teacher=teacher_hidden,
                 student_weight=w,
                 student_bias=b,
                 teacher_weight=teacher_weight,
@@ -82,11 +86,21 @@ def test_tokens_that_the_teacher_masks_add_nothing(temperature, chunk_rows):
     logits, student_hidden, student_weight, student_bias = 3 * draw(5, 9, 33), draw(5, 9, 4), draw(33, 4), draw(33)
     of_student = {"temperature": temperature, "chunk_rows": chunk_rows}
     for tensors, ours, plain in [
-        ([logits], lambda s: distillation_kl(s, target, **of_student), lambda s: brute_kl(s, target, temperature)),
+        (
+            [logits],
+            lambda s: distillation_kl(student=s, teacher=target, **of_student),
+            lambda s: brute_kl(s, target, temperature),
+        ),
         (
             [student_hidden, student_weight, student_bias],
             lambda h, w, b: distillation_kl(
-                h, hidden, student_weight=w, student_bias=b, teacher_weight=weight, teacher_bias=bias, **of_student
+                student=h,
+                teacher=hidden,
+                student_weight=w,
+                student_bias=b,
+                teacher_weight=weight,
+                teacher_bias=bias,
+                **of_student,
             ),
             lambda h, w, b: brute_kl(functional.linear(h, w, b), functional.linear(hidden, weight, bias), temperature),
         ),
@@ -102,19 +116,19 @@ def test_tokens_that_the_teacher_masks_add_nothing(temperature, chunk_rows):
 
 def test_masked_logits_of_both_and_of_the_student_alone():
     masked = torch.tensor([[2.0, 0.0, -torch.inf], [0.0, 1.0, -torch.inf]])
-    assert float(distillation_kl(torch.zeros(2, 3), masked)) == pytest.approx(0.6248, abs=5e-5)
-    assert float(distillation_kl(masked, masked)) == 0.0
-    assert float(distillation_kl(masked, masked.flip(0))) == pytest.approx(
-        float(distillation_kl(masked[:, :2], masked.flip(0)[:, :2])), rel=1e-6
+    assert float(distillation_kl(student=torch.zeros(2, 3), teacher=masked)) == pytest.approx(0.6248, abs=5e-5)
+    assert float(distillation_kl(student=masked, teacher=masked)) == 0.0
+    assert float(distillation_kl(student=masked, teacher=masked.flip(0))) == pytest.approx(
+        float(distillation_kl(student=masked[:, :2], teacher=masked.flip(0)[:, :2])), rel=1e-6
     )
-    assert float(distillation_kl(masked, torch.zeros(2, 3))) == torch.inf
+    assert float(distillation_kl(student=masked, teacher=torch.zeros(2, 3))) == torch.inf
 
 
 def test_closed_forms_with_probability_zero():
     def kl(student, teacher, **options):
-        return float(
-            distillation_kl(*(torch.tensor([each], dtype=torch.float64) for each in (student, teacher)), **options)
-        )
+        models = {"student": student, "teacher": teacher}
+        logits = {name: torch.tensor([each], dtype=torch.float64) for name, each in models.items()}
+        return float(distillation_kl(**logits, **options))
 
     none = -math.inf
     a, b, c = math.log(0.5), math.log(0.3), math.log(0.2)
@@ -136,7 +150,7 @@ def test_a_padded_vocabulary_is_that_without_its_padding():
     student = torch.randn(9, 16, generator=generator, dtype=torch.float64)
     found, expected = (student.clone().requires_grad_() for _ in range(2))
     given = {"teacher_weight": weight, "teacher_bias": bias, "temperature": 2.0}
-    value = distillation_kl(found, hidden, n_vocabulary=14, **given)
+    value = distillation_kl(student=found, teacher=hidden, n_vocabulary=14, **given)
     reference = brute_kl(expected[:, :14], functional.linear(hidden, weight, bias)[:, :14], 2.0)
     assert value.item() == pytest.approx(reference.item(), abs=1e-12)
     value.backward()
@@ -146,11 +160,13 @@ def test_a_padded_vocabulary_is_that_without_its_padding():
     masked = torch.where(torch.arange(20) < 14, functional.linear(hidden, weight, bias), -torch.inf)
     padded = functional.pad(student, (0, 4))
     padded[:, 14:] = -torch.inf
-    assert value.item() == pytest.approx(distillation_kl(padded, masked, temperature=2.0).item(), abs=1e-12)
+    assert value.item() == pytest.approx(
+        distillation_kl(student=padded, teacher=masked, temperature=2.0).item(), abs=1e-12
+    )
     with pytest.raises(ValueError, match="student has a vocabulary of 16 .* teacher one of 20; .* set n_vocabulary"):
-        distillation_kl(student, hidden, **given)
+        distillation_kl(student=student, teacher=hidden, **given)
     with pytest.raises(ValueError, match="n_vocabulary=17 must be a whole number of at least 1 and at most 16"):
-        distillation_kl(student, hidden, n_vocabulary=17, **given)
+        distillation_kl(student=student, teacher=hidden, n_vocabulary=17, **given)
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
@@ -186,8 +202,8 @@ def test_arguments_of_the_kl_are_named(options, error, message):
 def test_the_kl_of_logits_far_from_zero_is_as_exact_as_they_are(offset):
     generator = torch.Generator().manual_seed(0)
     student, teacher = (3 * torch.randn(64, 100, generator=generator) + offset for _ in range(2))
-    exact = distillation_kl(student.double(), teacher.double(), temperature=2.0)
-    found = distillation_kl(student, teacher, temperature=2.0)
+    exact = distillation_kl(student=student.double(), teacher=teacher.double(), temperature=2.0)
+    found = distillation_kl(student=student, teacher=teacher, temperature=2.0)
     # An epsilon of the largest scaled logit a row.
     assert abs(float(found) - float(exact)) < 1.2e-7 * (abs(offset) + 15) / 2
 
@@ -195,18 +211,18 @@ def test_the_kl_of_logits_far_from_zero_is_as_exact_as_they_are(offset):
 def test_softmaxes_of_half_precision_logits_are_in_float32():
     generator = torch.Generator().manual_seed(0)
     logits, target = (20 * torch.randn(50, 30, generator=generator).bfloat16() for _ in range(2))
-    value = distillation_kl(logits.clone().requires_grad_(), target)
+    value = distillation_kl(student=logits.clone().requires_grad_(), teacher=target)
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(float(plain_kl(logits.double(), target.double(), None, 1.0)), rel=1e-5)
 
 
 def test_shapes_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="vocabulary of 5 tokens, teacher one of 6"):
-        distillation_kl(torch.zeros(3, 5), torch.zeros(3, 6))
+        distillation_kl(student=torch.zeros(3, 5), teacher=torch.zeros(3, 6))
     with pytest.raises(ValueError, match="positions .4,., teacher .3,."):
-        distillation_kl(torch.zeros(4, 5), torch.zeros(3, 5))
+        distillation_kl(student=torch.zeros(4, 5), teacher=torch.zeros(3, 5))
     with pytest.raises(ValueError, match="temperature=0"):
-        distillation_kl(torch.zeros(3, 5), torch.zeros(3, 5), temperature=0)
+        distillation_kl(student=torch.zeros(3, 5), teacher=torch.zeros(3, 5), temperature=0)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -39,7 +39,7 @@ def test_students_learn_from_a_teacher_with_a_padded_vocabulary(teacher, tokens)
     assert student.floor_ < student.history_[0]["eval_kl"]
     ids = torch.from_numpy(tokens)
     with torch.no_grad():
-        value = distillation_kl(student.model_(ids).logits, student.teacher(ids), temperature=2.0)
+        value = distillation_kl(student=student.model_(ids).logits, teacher=student.teacher(ids), temperature=2.0)
     assert student.score(tokens) == pytest.approx(-float(value), rel=1e-5)
 
 

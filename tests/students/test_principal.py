@@ -186,7 +186,7 @@ def test_a_projection_starts_nearer_to_a_trained_teacher_than_chance(rng):
         for width in (32, 64, 96):
             for init in ("principal", "random"):
                 student = make_student(teacher.model, width, init=init, random_state=0, tokens=tokens[:-8])
-                kl[init, width] = float(distillation_kl(student(ids).logits, teacher.model(ids).logits))
+                kl[init, width] = float(distillation_kl(student=student(ids).logits, teacher=teacher.model(ids).logits))
     assert kl["principal", 96] < kl["principal", 64] < kl["principal", 32] < kl["random", 32]
     assert kl["principal", 64] < 0.6 * kl["random", 64]
 
