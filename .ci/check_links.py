@@ -1,4 +1,4 @@
-"""Check links and anchors inside built pages, and list links to the outside: python .ci/check_links.py FOLDER."""
+"""Check links, anchors and lists of built pages, and list links to the outside: python .ci/check_links.py FOLDER."""
 
 import sys
 from html.parser import HTMLParser
@@ -15,6 +15,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.links.update(value for name, value in attrs if name in ("href", "src") and value)
         self.anchors.update(value for name, value in attrs if name in ("id", "name") and value)
+        if tag == "ol" and ("alpha" in str(attrs) or "roman" in str(attrs)):
+            self.links.add("a sentence that begins with a letter and a full stop became a list")
 
 
 root = Path(sys.argv[1]).resolve()
