@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -212,6 +213,15 @@ def drawing(display: Any, way: str | None, arguments: dict[str, Any]) -> Case:
     return Case(call, arguments, names)
 
 
+def pushed(repo_id: Any, **given: Any) -> str:
+    """Push a student, without a network."""
+    made = SimpleNamespace(repo_id="owner/name", commit_url="https://huggingface.co/owner/name/commit/1")
+    with patch.multiple(
+        "huggingface_hub.HfApi", create_repo=lambda *_, **__: made, upload_folder=lambda *_, **__: made
+    ):
+        return fitted("student").push_to_hub(repo_id, **given)
+
+
 def of_law(law: Any) -> Any:
     return geofloor.LossForecaster(law).fit(WIDTHS, LOSSES).predict(WIDTHS, return_interval=True)
 
@@ -326,6 +336,7 @@ def cases() -> dict[str, Case]:
         "FeatureStatistics.merge": of_method(
             "statistics", "merge", lambda made: made.transform(CODES), other=fitted("statistics")
         ),
+        "FeatureStatistics.frame": of_method("statistics", "frame"),
         "FeatureStatistics.get_feature_names_out": of_method("statistics", "get_feature_names_out"),
         "FloorPredictor": of_class(geofloor.FloorPredictor, fit["FloorPredictor"], alpha=0.9, capacity="minimax"),
         "FloorPredictor.fit": of_method(
@@ -423,6 +434,10 @@ def cases() -> dict[str, Case]:
         "DistilledStudent.save": of_method("student", "save", path=new_path(".safetensors")),
         "DistilledStudent.load": of_function(
             geofloor.DistilledStudent.load, lambda made: made.predict(TOKENS), path=saved("student"), device="cpu"
+        ),
+        "DistilledStudent.save_pretrained": of_method("student", "save_pretrained", folder=new_path(), tokenizer=None),
+        "DistilledStudent.push_to_hub": of_function(
+            pushed, parameters=parameters_of(geofloor.DistilledStudent.push_to_hub)[1:], repo_id="owner/name"
         ),
         "DistilledStudent.steps_done": of_function(
             geofloor.DistilledStudent.steps_done, checkpoint_path=checkpoint_of("student", tokens=TOKENS)
@@ -963,6 +978,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "toy_sweep": ("widths", "learning_rate"),  # in the error of the part that failed
     "LossForecaster.fit(n_steps=...)": ("n_steps",),  # one budget for each of other widths
     "distill_widths": ("width",),
+    "evaluate_student": ("tokens",),  # outside the first n_vocabulary
     "load_concepts": ("n_per_class",),
     "pile_concepts": ("n_per_class",),
     "probe_table": ("reference",),
@@ -977,6 +993,7 @@ NAN_DOCUMENTED: dict[str, str] = {
     "LossForecaster.predict": "infinite at width 0, by a power",
     "LossForecaster.min_steps": "infinite if no number of steps is enough",
     "LossForecaster.decide": "the same",
+    "evaluate_student": "no standard error of one sequence",
     "forecast_table": "no forecast from two runs for laws of three parameters",
     "forecast_errors": "at the two widths that were fitted to",
     "probe_table": "the reference has no change",
@@ -1005,6 +1022,7 @@ DECLINED: list[tuple[str, str | None, set[str] | None, str]] = [
     ("*", "input_features", None, "checked by scikit-learn, as in all of its transformers"),
     ("DistilledStudent", "temperature", {"1e-320"}, "legal; its overflow is reported as a loss that is not finite"),
     ("DistilledStudent", "weight_decay", {"1e30"}, "legal; its overflow is reported as a loss that is not finite"),
+    ("evaluate_student", "temperature", {"1e-320"}, "legal; its overflow is reported as a loss that is not finite"),
     ("distillation_kl", "temperature", {"1e-320"}, "legal; its overflow is reported as logits that are not finite"),
     ("pile_concepts", "dataset", {"records"}, "records of NumPy say themselves that they lack the field"),
     ("toy_sweep", "learning_rate", {"1e30"}, "legal; the parts that failed are reported, with their error"),

@@ -42,6 +42,7 @@ from geofloor.displays._tables import (
     column_names,
     configurations,
     sorted_values,
+    with_teacher_width,
 )
 from geofloor.theory import critical_width
 from geofloor.theory._capacity import CapacityMethod
@@ -56,13 +57,15 @@ class FloorGridDisplay:
     Parameters
     ----------
     points : DataFrame
-        One row per point, with the columns n_features, alpha, teacher_width and width, and those named below.
+        One row per point, with the columns n_features, alpha, width and those named below, and teacher_width if there
+        are teachers.
     measured : str, default="floor"
         Column of measured floors, in hidden-space units.
     spread : str or None, default="floor_std"
         Column with half the height of the band around the measured floors; None draws no band.
-    predicted : str or sequence of str, default="Eq. 2"
-        Columns of predicted floors, in hidden-space units. Their names stand in the legend.
+    predicted : str, sequence of str or None, default=None
+        Columns of predicted floors, in hidden-space units, as `predict_sweep <geofloor.toy.predict_sweep>` adds them.
+        Their names stand in the legend. None draws ``"Eq. 2"`` if there is such a column.
     critical_widths : mapping of (int, float) to float, default=None
         Critical width d* for a number of features and a sparsity, drawn as a dotted vertical.
 
@@ -111,7 +114,7 @@ class FloorGridDisplay:
         points: pd.DataFrame,
         measured: str = "floor",
         spread: str | None = "floor_std",
-        predicted: str | Sequence[str] = "Eq. 2",
+        predicted: str | Sequence[str] | None = None,
         critical_widths: Mapping[tuple[int, float], float] | None = None,
     ) -> None:
         self.points = points
@@ -125,7 +128,7 @@ class FloorGridDisplay:
         cls,
         summary: pd.DataFrame,
         *,
-        predicted: str | Sequence[str] = "Eq. 2",
+        predicted: str | Sequence[str] | None = None,
         measured: str = "floor",
         spread: str | None = "floor_std",
         capacity: CapacityMethod = "asymptotic",
@@ -138,9 +141,9 @@ class FloorGridDisplay:
         Parameters
         ----------
         summary : DataFrame
-            One row per point, with the columns n_features, alpha, teacher_width, width and those named below.
-        predicted : str or sequence of str, default="Eq. 2"
-            Columns of predicted floors.
+            Table of `summarize_sweep <geofloor.toy.summarize_sweep>`: one row per point, with the columns of `points`.
+        predicted : str, sequence of str or None, default=None
+            Columns of predicted floors. None draws ``"Eq. 2"`` if there is such a column.
         measured : str, default="floor"
             Column of measured floors.
         spread : str or None, default="floor_std"
@@ -166,7 +169,8 @@ class FloorGridDisplay:
             unknown.
         """
         check_capacity(capacity)
-        points = check_points(summary, [*POINT, measured, *column_names(predicted)], spread)
+        points = with_teacher_width(summary)
+        points = check_points(points, [*POINT, measured, *_predicted(predicted, points)], spread)
         critical = {
             (n_features, alpha): critical_width(n_features, alpha, capacity)
             for (n_features, alpha), _ in configurations(points)
@@ -188,7 +192,8 @@ class FloorGridDisplay:
             - ``critical_width``: critical width d*, in dimensions; NaN where none is given.
         """
         points, critical = self._checked()
-        names = [*POINT, self.measured, *([self.spread] if self.spread else []), *column_names(self.predicted)]
+        spread = [self.spread] if self.spread else []
+        names = [*POINT, self.measured, *spread, *_predicted(self.predicted, points)]
         places = zip(points["n_features"].tolist(), points["alpha"].tolist(), strict=True)
         return (
             points[names]
@@ -228,7 +233,7 @@ class FloorGridDisplay:
         check_scale(scale)
         line_kwargs = check_line_kwargs(line_kwargs)
         table, critical = self._checked()
-        predicted = column_names(self.predicted)
+        predicted = _predicted(self.predicted, table)
         rows, columns = sorted_values(table, "n_features"), sorted_values(table, "alpha")
         teachers = {
             width: {"color": color, "marker": marker}
@@ -288,8 +293,9 @@ class FloorGridDisplay:
 
     def _checked(self) -> tuple[pd.DataFrame, dict[Any, float]]:
         """Return the points and the critical widths by configuration."""
-        needed = [*POINT, self.measured, *column_names(self.predicted)]
-        points = check_points(self.points, needed, self.spread, argument="points")
+        table = with_teacher_width(self.points)
+        needed = [*POINT, self.measured, *_predicted(self.predicted, table)]
+        points = check_points(table, needed, self.spread, argument="points")
         critical = check_object(
             "critical_widths",
             {} if self.critical_widths is None else self.critical_widths,
@@ -297,3 +303,10 @@ class FloorGridDisplay:
             "give a dict of widths by numbers of features and sparsities",
         )
         return points, {place: check_number("critical_widths", width, 0) for place, width in critical.items()}
+
+
+def _predicted(predicted: Any, table: Any) -> list[str]:
+    """Return the names of the columns of predictions, by default Eq. 2 if it is there."""
+    if predicted is None:
+        return [name for name in ("Eq. 2",) if name in getattr(table, "columns", ())]
+    return column_names(predicted)

@@ -155,6 +155,9 @@ class ForecastDisplay(OneAxesMixin):
         check_is_fitted(forecaster)
         widths = check_array_of_numbers(widths, "widths")
         losses, interval = forecaster.predict(widths, return_interval=True, level=level)
+        if not np.isfinite(losses).all():
+            wrong = widths[~np.isfinite(losses)][0]
+            raise ValueError(f"widths holds {wrong:g}, where the forecast is infinite; give widths above 0.")
         display = cls(
             widths=widths,
             losses=losses,

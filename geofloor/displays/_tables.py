@@ -84,6 +84,13 @@ def check_points(
     return table
 
 
+def with_teacher_width(table: Any) -> Any:
+    """Add a teacher width of 0, for none, to a table of a sweep without teachers."""
+    if isinstance(table, pd.DataFrame) and "width" in table.columns and "teacher_width" not in table.columns:
+        return table.assign(teacher_width=0)
+    return table
+
+
 def sorted_values(table: pd.DataFrame, column: str) -> list[Any]:
     """Return the distinct values of a column in ascending order."""
     return sorted(table[column].unique().tolist())

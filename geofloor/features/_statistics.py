@@ -291,6 +291,31 @@ class FeatureStatistics(SaveMixin, TransformerMixin, BaseEstimator):
         totals, n_tokens, _ = self._measure(codes, reset=False)
         return self._in_container(_table(totals, n_tokens, alive))
 
+    def frame(self) -> Any:
+        """Return the feature table with named columns and the latent of each row.
+
+        Returns
+        -------
+        frame : DataFrame of shape (n_alive_, 3)
+            Copy of `table_`, with the columns ``"importance"``, ``"firing_rate"`` and ``"mean"``. Its index
+            ``"latent"`` joins it with labels of latents.
+
+        Raises
+        ------
+        NotFittedError
+            If it is not fitted.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import pandas as pd
+        >>> from geofloor import FeatureStatistics
+        >>> statistics = FeatureStatistics().fit(np.array([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+        >>> statistics.frame().join(pd.Series({0: "quotes", 1: "digits"}, name="label")).label.tolist()
+        ['digits', 'quotes']
+        """
+        return _frame(self.table_, self.alive_)
+
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Get the names of the columns of the table.
 
@@ -449,14 +474,18 @@ class FeatureStatistics(SaveMixin, TransformerMixin, BaseEstimator):
         # scikit-learn would index the rows by token, as the codes are; they are latents.
         if _get_output_config("transform", self)["dense"] != "pandas":
             return table
-        import pandas as pd
-
-        return pd.DataFrame(table, index=pd.Index(self.alive_, name="latent"), columns=list(COLUMNS))
+        return _frame(table, self.alive_)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def _frame(table: np.ndarray, latents: np.ndarray) -> Any:
+    import pandas as pd
+
+    return pd.DataFrame(table.copy(), index=pd.Index(latents, name="latent"), columns=list(COLUMNS))
 
 
 def _table(totals: np.ndarray, n_tokens: int, alive: np.ndarray) -> np.ndarray:

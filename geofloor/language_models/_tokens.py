@@ -38,8 +38,9 @@ def token_blocks(
 
     Parameters
     ----------
-    texts : iterable of str, datasets.Dataset or datasets.IterableDataset
-        Documents. An iterator is read only as far as needed.
+    texts : iterable of str or Document, datasets.Dataset or datasets.IterableDataset
+        Documents, such as those of `load_local_corpus <geofloor.datasets.load_local_corpus>`. An iterator is read only
+        as far as needed.
     tokenizer : PreTrainedTokenizerBase
         A ``transformers`` tokenizer with an end-of-text token.
     length : int
@@ -160,7 +161,8 @@ def token_blocks(
 
 def _documents(texts: Any, text_column: str, *, start: int = 0) -> Iterator[str]:
     """Yield the texts, checked to be strings; a dataset starts at number `start`."""
-    for index, text in enumerate(_column(texts, text_column, start), start):
+    for index, item in enumerate(_column(texts, text_column, start), start):
+        text = item if isinstance(item, str) else getattr(item, "text", item)  # such as a Document
         if not isinstance(text, str):
             raise ValueError(f"texts[{index}]={text!r:.60} is no text; leave it out or convert it.")
         yield text

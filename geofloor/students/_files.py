@@ -31,6 +31,7 @@ _FITTED = {
     "batch_size_": number(1, whole=True),
     "warmup_steps_": number(0, whole=True),
     "eval_every_": number(1, whole=True),
+    "sequence_length_": optional(number(2, whole=True)),
 }
 _MAYBE_NAN = ("floor_error_", "remaining_fall_")  # JSON has no NaN, so files hold null
 
@@ -103,10 +104,15 @@ def read_student(path: str | os.PathLike[str]) -> StudentFile:
         If it is truncated, altered or no file of a student.
     """
     tensors, metadata = read_tensors(path, kind=_KIND)
+    if isinstance(metadata.get("fitted"), dict):
+        metadata["fitted"].setdefault("sequence_length_", None)  # missing in files of 0.1.0.dev0
     with refusing(path):
         check = fields(parameters=mapping, teacher=optional(text), config=mapping, fitted=fields(**_FITTED))
         content = check("metadata", metadata)
-    fitted = {name: float("nan") if value is None else value for name, value in content["fitted"].items()}
+    fitted = {
+        name: float("nan") if value is None and name in _MAYBE_NAN else value
+        for name, value in content["fitted"].items()
+    }
     return StudentFile(content["parameters"], content["teacher"], content["config"], tensors, fitted)
 
 

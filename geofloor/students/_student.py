@@ -30,6 +30,7 @@ from geofloor.language_models._token_rows import TokenRows
 from geofloor.students._architecture import check_named_student, check_student, default_init, model_width
 from geofloor.students._checkpoints import CHECKPOINT
 from geofloor.students._engine import Distillation
+from geofloor.students._export import ExportMixin
 from geofloor.students._families import check_positive_width
 from geofloor.students._files import build_student, read_student, write_student
 from geofloor.students._progress import has_converged, remaining_fall, warn_of_training
@@ -48,6 +49,7 @@ _NOT_RECORDED = frozenset(
 class DistilledStudent(
     ShortReprMixin,
     SharedParametersMixin,
+    ExportMixin,
     PortablePickleMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
@@ -170,6 +172,9 @@ class DistilledStudent(
         Learning rate that `fit` used.
     n_steps_, batch_size_, warmup_steps_, eval_every_ : int
         Settings that `fit` used.
+    sequence_length_ : int or None
+        Tokens per sequence of the training text, so that a step has ``batch_size_ * sequence_length_`` tokens. None
+        after `load` of a file that does not tell.
     init_ : {"principal", "random"}
         How the student started.
     model_ : torch.nn.Module
@@ -720,6 +725,7 @@ def fit_together(students: Sequence[DistilledStudent], tokens: Any, eval_tokens:
     counts = text.count_positions()
     for student, run in zip(students, runs, strict=True):
         student._publish(run, counts, zero_width_loss)
+        student.sequence_length_ = text.train.length
     if processes.is_main:
         longest = max(run.settings.n_steps for run in runs)
         # Shorter budgets are meant to be short.

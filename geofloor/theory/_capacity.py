@@ -87,13 +87,38 @@ def capacity(alpha: ArrayLike, method: CapacityMethod = "asymptotic") -> Any:
     """
     sparsity = _check_alpha(alpha)
     values = features_per_dimension(sparsity, method)
-    if isinstance(method, str) and method == "asymptotic" and np.any((sparsity > 0) & is_too_dense(sparsity)):
+    if isinstance(method, str) and method == "asymptotic":
+        warn_of_density(sparsity, "method")
+    return float(values) if values.ndim == 0 else values
+
+
+def warn_of_density(sparsity: np.ndarray, name: str) -> None:
+    """Warn of sparsities above 0 and below the range of Eq. 1.
+
+    Parameters
+    ----------
+    sparsity : ndarray
+        Sparsities, in [0, 1).
+    name : str
+        Name of the argument that chooses the capacity.
+
+    Warns
+    -----
+    NonMonotoneCapacityWarning
+        Says what to choose.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from geofloor.theory._capacity import warn_of_density
+    >>> warn_of_density(np.array([0.0, 0.9]), "method")
+    """
+    if np.any((sparsity > 0) & is_too_dense(sparsity)):
         warn_caller(
             "Eq. 1 falls with sparsity below alpha = 1 - 1/e = 0.632, where it is no capacity; "
-            "use method='minimax_nonnegative' or 'minimax', which hold everywhere.",
+            f"use {name}='minimax_nonnegative' or 'minimax', which hold everywhere.",
             NonMonotoneCapacityWarning,
         )
-    return float(values) if values.ndim == 0 else values
 
 
 def is_too_dense(sparsity: Any) -> Any:

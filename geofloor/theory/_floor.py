@@ -16,7 +16,7 @@ from geofloor._files.schema import optional
 from geofloor._files.tables import array
 from geofloor._validation import check_array_of_numbers, check_flag, check_number, shown, warn_caller
 from geofloor.theory._allocations import Allocation, as_allocation
-from geofloor.theory._capacity import CapacityMethod, capacity, is_too_dense
+from geofloor.theory._capacity import CapacityMethod, is_too_dense, warn_of_density
 from geofloor.theory._curves import DistortionCurve
 from geofloor.theory._division import ChargedFeatures, WidthAllocation, check_total
 from geofloor.theory._importances import check_table, read_importances
@@ -100,6 +100,9 @@ class FloorPredictor(SaveMixin, FeaturePredictorMixin, BaseEstimator):
 
     with the curve D measured on features of equal importance (`geofloor.theory.distortion_curve`). Eq. 2 is the case
     D(c) = max(0, 1 − c·g), up to the rounding of :math:`F_S`.
+
+    At the end of a pipeline it is fitted by ``pipeline.fit(activations)`` and predicts by
+    ``pipeline[-1].predict(widths)``: ``pipeline.predict`` would give the widths to the autoencoder as activations.
 
     References
     ----------
@@ -199,7 +202,7 @@ class FloorPredictor(SaveMixin, FeaturePredictorMixin, BaseEstimator):
                 ConvergenceWarning,
             )
         elif self.allocation_._uses_equation_1:
-            capacity(self.alpha_)  # warns where Eq. 1 does not hold
+            warn_of_density(np.array(self.alpha_), "capacity")
         if (doubt := self.allocation_._doubt(self.critical_width_)) is not None:
             warn_caller(doubt, ConvergenceWarning)
         return self

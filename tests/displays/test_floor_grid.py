@@ -64,3 +64,14 @@ def test_frame_holds_the_points_of_each_panel(summary):
     display = FloorGridDisplay(points=summary, spread=None).plot(scale="log")
     assert display.frame()["critical_width"].isna().all()
     assert {ax.get_yscale() for ax in display.axes_.flat} == {"log"}
+
+
+def test_measured_floors_alone_and_without_teachers_are_drawn(summary):
+    plain = chosen(summary, N_FEATURES[0], ALPHAS[0], 5).drop(columns=["Eq. 2", "naive", "teacher_width"])
+    display = FloorGridDisplay.from_summary(plain)
+    ((line,),) = display.lines_.values()
+    np.testing.assert_array_equal(line.get_xydata(), plain[["width", "floor"]])
+    assert display.predicted_lines_ == {(N_FEATURES[0], ALPHAS[0]): []}
+    assert set(display.frame()["teacher_width"]) == {0}
+    with pytest.raises(ValueError, match=r"summary lacks the columns \['Eq. 2'\]"):
+        FloorGridDisplay.from_summary(plain, predicted="Eq. 2")

@@ -47,3 +47,9 @@ def test_frame_holds_forecast_bound_runs_and_target():
     assert display.plot(scale="log").ax_.get_yscale() == "log"
     with pytest.raises(ValueError, match="scatter_kwargs is for the runs"):
         ForecastDisplay(widths=[1], losses=[1], interval=[[0, 2]]).plot(scatter_kwargs={})
+
+
+def test_a_width_without_a_finite_forecast_is_named():
+    forecaster = LossForecaster("power").fit([32, 96], [0.38, 0.056])
+    with pytest.raises(ValueError, match="widths holds 0, where the forecast is infinite"):
+        ForecastDisplay.from_forecaster(forecaster, [0, 16])

@@ -519,3 +519,15 @@ def test_the_warning_of_outlying_rows_does_not_depend_on_batches_or_format():
 def test_attributes_before_fit_raise_not_fitted(attribute):
     with pytest.raises(NotFittedError):
         getattr(FeatureStatistics(), attribute)
+
+
+def test_the_frame_names_columns_and_latents():
+    fitted = FeatureStatistics().fit(np.array([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    frame = fitted.frame()
+    assert (frame.columns.tolist(), frame.index.name, frame.index.tolist()) == (
+        ["importance", "firing_rate", "mean"],
+        "latent",
+        [1, 0],
+    )
+    frame["mean"] = 0.0  # a copy
+    np.testing.assert_array_equal(fitted.frame().to_numpy(), fitted.table_)

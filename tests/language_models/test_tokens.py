@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from geofloor._files import npy, sealed
+from geofloor.datasets import Document
 from geofloor.language_models import _tokens, token_blocks
 
 N_WORDS = 39
@@ -95,6 +96,11 @@ def test_blocks_of_a_slow_tokenizer(tmp_path):
     for path in (None, tmp_path / "blocks.npy"):
         blocks = token_blocks(["ab", "c"], ByT5Tokenizer(), length=5, path=path)  # bytes from 3 on; 1 ends a text
         np.testing.assert_array_equal(blocks, [[100, 101, 1, 102, 1]])
+
+
+def test_documents_of_a_corpus_are_texts():
+    documents = [Document(text, name="a", kind="source") for text in ("ab", "c")]
+    np.testing.assert_array_equal(token_blocks(documents, ByT5Tokenizer(), length=5), [[100, 101, 1, 102, 1]])
 
 
 @pytest.mark.parametrize(

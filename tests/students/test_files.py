@@ -5,6 +5,7 @@ from sklearn.base import clone
 from small_students import assert_same, student
 
 from geofloor import DistilledStudent
+from geofloor._training.checkpoints import read_tensors, write_tensors
 
 # Most fits here take a few steps, because how far training comes is not what they test.
 pytestmark = pytest.mark.filterwarnings("ignore:.*too few to learn from:sklearn.exceptions.ConvergenceWarning")
@@ -62,3 +63,17 @@ def test_save_and_load(teacher, teacher_path, tokens, tmp_path):
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="truncated"):
         DistilledStudent.load(path)
+
+
+def test_a_file_without_the_length_of_sequences_is_read(teacher, tokens, tmp_path):
+    fitted = student(teacher).fit(tokens)
+    assert fitted.sequence_length_ == 12
+    fitted.save(tmp_path / "saved")
+    assert DistilledStudent.load(tmp_path / "saved").sequence_length_ == 12
+    tensors, metadata = read_tensors(tmp_path / "saved", kind="geofloor distilled student")
+    del metadata["fitted"]["sequence_length_"]
+    write_tensors(tmp_path / "older", tensors, kind="geofloor distilled student", metadata=metadata)
+    loaded = DistilledStudent.load(tmp_path / "older")
+    assert loaded.sequence_length_ is None
+    loaded.save_pretrained(tmp_path / "folder")
+    assert "20 steps of 8 sequences |" in (tmp_path / "folder" / "README.md").read_text()

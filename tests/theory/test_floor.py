@@ -284,6 +284,7 @@ def test_a_sparsity_given_on_purpose_gets_the_warning_of_eq_1_alone():
     for importances in (DENSE, [2.0, 1.0]):
         (seen,) = warnings_of(lambda: FloorPredictor(0.5).fit(importances))  # noqa: B023 - called at once
         assert seen.category is NonMonotoneCapacityWarning
+        assert "use capacity='minimax_nonnegative'" in str(seen.message)
         assert seen.filename == __file__
     assert not warnings_of(lambda: FloorPredictor(0.5, capacity="minimax").fit([2.0, 1.0]))
     assert not warnings_of(lambda: FloorPredictor(0.5, allocation="auto").fit([2.0, 1.0]))
