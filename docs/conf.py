@@ -94,9 +94,11 @@ html_sidebars = {"index": [], "faq": [], "cite": []}
 
 
 def _skip_generated(app, what, name, obj, skip, options):
-    """Skip generated members: scikit-learn's request setters and the fields of named tuples."""
+    """Skip what others wrote or generated: scikit-learn's methods and request setters, fields of named tuples."""
     is_request = name.startswith("set_") and name.endswith("_request")
-    return True if is_request or type(obj).__name__ == "_tuplegetter" else None
+    module = getattr(getattr(obj, "fget", obj), "__module__", None) or ""
+    is_foreign = what == "class" and callable(obj) and not module.startswith("geofloor")
+    return True if is_request or is_foreign or type(obj).__name__ == "_tuplegetter" else None
 
 
 _LITERAL_OR_FITTED = re.compile(r"(``.+?``|`.+?`)|(?<![\w.])([A-Za-z]\w*)_(?=[\s,.;:)\]]|$)")
