@@ -9,6 +9,8 @@ from sphinx.util.nodes import make_refnode
 
 import geofloor
 
+os.environ.setdefault("TQDM_DISABLE", "1")  # bars of examples are no output
+
 project = "geofloor"
 author = "The geofloor developers"
 copyright = author
