@@ -675,7 +675,8 @@ RESULTS = {
 def documented() -> Iterator[tuple[str, Any]]:
     """Yield the name and the object of everything in the API reference."""
     module: ModuleType = geofloor
-    for line in (Path(__file__).parents[1] / "docs/api.rst").read_text(encoding="utf-8").splitlines():
+    pages = sorted((Path(__file__).parents[1] / "docs/api").glob("*.rst"))
+    for line in (line for page in pages for line in page.read_text(encoding="utf-8").splitlines()):
         if match := re.fullmatch(r"\.\. currentmodule:: (\S+)", line):
             module = importlib.import_module(match[1])
         elif match := re.fullmatch(r"   (\w+)", line):

@@ -15,7 +15,7 @@ from small_families import LENGTH, N_VOCABULARY, PRINCIPAL, RANDOM, REFUSED, WID
 from geofloor import AblationPredictor, ActivationExtractor, BottleneckPredictor, DistilledStudent
 from geofloor.students import make_student
 
-PAGE = Path(__file__).parents[1] / "docs" / "user_guide" / "families.rst"
+PAGE = Path(__file__).parents[1] / "docs" / "how_to" / "supported_models.rst"
 CONFIGS = {**PRINCIPAL, **RANDOM, **REFUSED}
 MODELS = {
     "bert": "BERT and other encoders",

@@ -5,8 +5,8 @@ axes, or in a given figure for several panels, or on new ones; it sets ``ax_`` o
 the display. ``frame`` returns the data behind the figure as a DataFrame.
 
 To add a display, write ``_name.py`` with one class and a ``_checked`` that ``plot`` and ``frame`` share; name it in one
-line of ``__init__.pyi`` and one of ``docs/api.rst``; test it in ``tests/displays/test_name.py``, with one call in
-``tests/display_calls.py``. Checks of tables are in ``_tables.py``, shared artists in ``_drawing.py``, and colors and
+line of ``__init__.pyi`` and one of ``docs/api/displays.rst``; test it in ``tests/displays/test_name.py``, with one call
+in ``tests/display_calls.py``. Checks of tables are in ``_tables.py``, shared artists in ``_drawing.py``, and colors and
 labels in ``_style.py``. Import matplotlib only inside functions.
 """
 

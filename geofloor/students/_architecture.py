@@ -76,7 +76,7 @@ def make_student(
     init : {"random", "principal"}, default="random"
         ``"random"`` initializes weights as the teacher's class does; the paper starts its students this way.
         ``"principal"`` projects the teacher's weights on the principal directions of its residual stream; available
-        for the families of :doc:`/user_guide/families`.
+        for the families of :doc:`/how_to/supported_models`.
     random_state : int, RandomState or None, default=None
         Seed for the initial weights. With ``init="principal"`` it only affects parameters that the teacher does not
         have. Global seeds are neither used nor changed.
