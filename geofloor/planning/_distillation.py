@@ -283,7 +283,7 @@ class _Making:
             *(["students"] if trains else []),
             *(["features"] if settings.features and "features" in stages else []),
         ]
-        plan.costs = [each for each in self._estimate() if each.stage in wanted]
+        plan.costs = self._costs(wanted)
         self._say(cost_lines(plan))
         if not proceed(plan):
             return plan
@@ -329,13 +329,7 @@ class _Making:
         return width is not None and target is not None and self.plan.decide(width).answer == "impossible"
 
     def _students(self) -> bool:
-        settings, there = self.settings, {run.key for run in self.plan.runs}
-        missing = [
-            (width, n_steps)
-            for width in settings.run_widths or ()
-            for n_steps in settings.budgets
-            if (width, n_steps) not in there
-        ]
+        settings, missing = self.settings, self._missing_runs()
         if missing:
             folder = None if self.folder is None else self.folder / f"students-{self.keys['trained'][:12]}"
             self.plan.runs += train_students(
@@ -343,6 +337,12 @@ class _Making:
             )
             self.plan.runs.sort(key=lambda run: (run.width, run.n_steps or 0))
         return bool(missing)
+
+    def _missing_runs(self) -> list[tuple[int, int]]:
+        """List width and steps of the students that are not there."""
+        there = {run.key for run in self.plan.runs}
+        wanted = [(width, n) for width in self.settings.run_widths or () for n in self.settings.budgets]
+        return [each for each in wanted if each not in there]
 
     def _features(self) -> bool:
         if self.plan.features is not None:
@@ -382,9 +382,11 @@ class _Making:
 
     def _take_earlier(self) -> None:
         """Take over what an earlier call left in the folder, where it was made from the same."""
+        self.earlier_costs: list[StageCost] = []
         if self.folder is None or not (self.folder / PLAN).is_file():
             return
         earlier, keys = read_stored(self.folder)
+        self.earlier_costs = earlier.costs
         same = {name for name, key in keys.items() if self.keys.get(name) == key}
         if "bottleneck" in same:
             self.plan.bound = earlier.bound
@@ -393,11 +395,20 @@ class _Making:
         if "features" in same:
             self.plan.features = earlier.features
 
-    def _estimate(self) -> list[StageCost]:
-        """Estimate the costs, or take those of the call that is resumed."""
-        return estimate_cost(
+    def _costs(self, wanted: Sequence[str]) -> list[StageCost]:
+        """Estimate the costs of stages, or keep those that an earlier call measured of stages that are done."""
+        done = {
+            "bottleneck": self.plan.bound is not None,
+            "students": not self._missing_runs(),
+            "features": self.plan.features is not None,
+        }
+        kept = {each.stage: each for each in self.earlier_costs if done[each.stage] and each.actual_seconds is not None}
+        if set(wanted) <= set(kept):
+            return [kept[stage] for stage in wanted]
+        estimated = estimate_cost(
             self.module, self.text, self.settings, layer=self.layer, trains_autoencoder=self.autoencoder is None
         )
+        return [kept.get(each.stage, each) for each in estimated if each.stage in wanted]
 
     def _start_check(self) -> Check:
         from geofloor.students._architecture import default_init

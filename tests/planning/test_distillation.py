@@ -122,25 +122,36 @@ def test_a_plan_comes_back_from_its_files(finished, tmp_path):
         assert again.decision == plan.decision
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: content.pop("runs"),
-        lambda content: content.update(settings=3),
-        lambda content: content.update(teacher={"width": 3}),
-        lambda content: content["runs"][0].update(width="wide", other=1),
-    ],
-)
-def test_files_of_another_kind_are_refused(finished, tmp_path, damage):
+def leaves(value, path=()):
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in items:
+        yield (*path, key)
+        yield from leaves(each, (*path, key))
+
+
+def test_files_of_another_kind_are_refused(finished, tmp_path):
     plan, _ = finished
     plan.save(tmp_path)
-    content = read(tmp_path)
-    damage(content)
-    (tmp_path / "plan.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="is no plan that geofloor wrote"):
-        Plan.load(tmp_path)
-    content["format"] = 99
-    (tmp_path / "plan.json").write_text(json.dumps(content))
+    whole = (tmp_path / "plan.json").read_text()
+    random, places = np.random.default_rng(0), list(leaves(json.loads(whole)))
+    n_refused = 0
+    for place in random.permutation(len(places))[:150]:
+        *path, key = places[place]
+        content = json.loads(whole)
+        target = content
+        for step in path:
+            target = target[step]
+        target[key] = [None, "x", -1, 3.5, [], {"a": 1}, True][random.integers(7)]
+        (tmp_path / "plan.json").write_text(json.dumps(content))
+        try:
+            again = Plan.load(tmp_path)
+        except ValueError as error:
+            assert "plan.json' can't be used: " in str(error)  # noqa: PT017
+            n_refused += 1
+        else:
+            assert again.teacher.width > 0
+    assert n_refused > 75
+    (tmp_path / "plan.json").write_text(json.dumps({**json.loads(whole), "format": 99}))
     with pytest.raises(ValueError, match="in format 99; read it with that version"):
         Plan.load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"holds no plan\.json"):
