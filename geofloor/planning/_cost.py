@@ -23,7 +23,10 @@ _ABLATIONS = 26  # passes of the changed teacher and of the intact one
 _KEPT_BYTES = 2**32  # the teacher's probabilities are kept if they take no more
 _ROWS = 65_536  # activations that are encoded at a time
 
-_ROW_STEPS = 1, 5  # of conjugate gradients at the end of a bound's fit: on fitted and on other positions (measured)
+# Steps of conjugate gradients at the end of a bound's fit, on fitted and on other positions, and on fitted ones at the
+# last width, one below the rank, where they are between 1 and 17. Measured on the embedded teacher and on SmolLM2.
+_ROW_STEPS = 1, 5
+_LAST_ROW_STEPS = 10
 _TRANSIENT = 24  # numbers of a block at the peak of a forward pass alone, per token and dimension
 _CHUNKS = 5  # of logits at the peak of a loss: those of both models, probabilities, gradients
 _MUON = 5  # copies of its matrices during a step of Muon
@@ -124,7 +127,8 @@ def _bottleneck(pieces: Pieces, teacher: TeacherSeconds) -> StageCost:
         share = (width - widths[0]) / max(widths[-1] - widths[0], 1)
         step, evaluation, projection = (a + share * (b - a) for a, b in zip(first, last, strict=True))
         # The losses at the start, then steps on the rows, each of which costs about two evaluations.
-        n_evaluations = min(_POSITIONS, n_fitted) * (2 + 2 * _ROW_STEPS[0]) + n_others * (1 + 2 * _ROW_STEPS[1])
+        of_fitted = _LAST_ROW_STEPS if width == widths[-1] else _ROW_STEPS[0]
+        n_evaluations = min(_POSITIONS, n_fitted) * (2 + 2 * of_fitted) + n_others * (1 + 2 * _ROW_STEPS[1])
         seconds += n_evaluations / per_step * evaluation
         seconds += default_steps(n_vocabulary, width) * (step + again) + 1.5 * projection
     probabilities = (n_fitted if keeps else 0) + n_others
