@@ -15,7 +15,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.links.update(value for name, value in attrs if name in ("href", "src") and value)
         self.anchors.update(value for name, value in attrs if name in ("id", "name") and value)
-        if tag == "ol" and ("alpha" in str(attrs) or "roman" in str(attrs)):
+        kind = str(dict(attrs).get("class"))
+        if tag == "ol" and ("roman" in kind or ("alpha" in kind and "start" in dict(attrs))):  # (i) or T., not a. b. c.
             self.links.add("a sentence that begins with a letter and a full stop became a list")
 
 
