@@ -288,6 +288,7 @@ def forecast(
     if target is None and (check or width is not None):
         raise Mistake(f"{'--check' if check else '--width'} needs a target; give --target.")
     from geofloor.forecasting import LossForecaster
+    from geofloor.forecasting._limits import teacher_end
     from geofloor.planning._cli_runs import choose_decision, forecast_lines, read_runs, runs_line, table_widths
 
     runs = read_runs(path)
@@ -299,7 +300,7 @@ def forecast(
         except (OSError, ValueError) as error:
             raise Mistake(f"--bound: {error}") from error
     forecaster = LossForecaster(**known).fit(runs.widths, runs.losses, n_steps=runs.n_steps)
-    end = known["teacher_width"]
+    end, _ = teacher_end(forecaster, forecaster.law_)
     rows = tuple(sorted({*(widths or table_widths(runs, end)), *(() if width is None else (width,))}))
     decision = None if target is None else choose_decision(forecaster, rows, width, target)
     click.echo(runs_line(path, runs))

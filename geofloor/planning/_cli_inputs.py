@@ -43,6 +43,8 @@ def find_teacher(name: str | None, model_kwargs: Mapping[str, Any] | None) -> tu
     if path.is_file():
         gguf = f""" and --model-kwargs '{{"gguf_file": "{path.name}"}}'""" if path.suffix == ".gguf" else ""
         raise Mistake(f"MODEL '{name}' is a file; give its folder '{path.parent}'{gguf}.")
+    if name.isdigit():
+        raise Mistake(f"MODEL '{name}' is a number; put commas between several, as in --steps 150,300,600.")
     if not _HUB_NAME.fullmatch(name) or name.startswith("."):
         raise Mistake(f"MODEL '{name}' is no folder; give the folder of a transformers model, or its name on the hub.")
     _ask_hub(name, model_kwargs or {})

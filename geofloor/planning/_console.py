@@ -145,8 +145,8 @@ def table_legend(plan: Plan) -> list[str]:
     if plan.forecaster is None:
         return ["The least loss of any student, in nats per token:"]
     text = (
-        f"Forecast for students trained like those above for {plan.n_steps:,} steps, in nats per token. No student of "
-        "a width gets below the last loss, however it is trained."
+        f"Forecast for students trained for {plan.n_steps:,} steps like those of this plan, in nats per token. No "
+        "student of a width gets below the last loss, however it is trained."
     )
     return textwrap.wrap(text, _WIDTH)
 

@@ -366,3 +366,9 @@ def test_warnings_are_one_line(folder, tmp_path):
     assert result.exit_code == 0
     assert result.stderr.startswith("geofloor: warning: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_list_with_spaces_is_told_apart_from_a_model():
+    result = run("plan", "--steps", "10", "20")
+    assert result.exit_code == 2
+    assert "MODEL '20' is a number; put commas between several, as in --steps 150,300,600." in result.stderr
