@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers.utils import logging as transformers_logging
 
 from geofloor._training.devices import memory_advice, resolve_device
 from geofloor._training.seeds import OwnDraws
@@ -48,13 +49,20 @@ def naming(argument: str, value: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def building(seed: int = 0) -> Iterator[None]:
-    """Make or load transformers models in one thread at a time, with random weights from a seed.
+    """Make, load or save transformers models in one thread at a time, with random weights from a seed.
 
+    The progress bars of transformers stay out: they would show in logs and notebooks for models of any size.
     Loading changes torch's default dtype and some of its functions in all threads. A student made in another thread
     meanwhile would have other weights.
     """
     with _BUILDING, OwnDraws(seed):
-        yield
+        shows_bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            if shows_bars:
+                transformers_logging.enable_progress_bar()
 
 
 def new_language_model(config: PreTrainedConfig, seed: int = 0) -> Any:

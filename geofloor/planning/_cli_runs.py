@@ -24,9 +24,9 @@ _READERS: dict[str, Any] = {
     ".csv": lambda path: pd.read_csv(path, skipinitialspace=True),
     ".tsv": lambda path: pd.read_csv(path, sep="\t"),
     ".jsonl": lambda path: pd.read_json(path, lines=True),
-    ".json": lambda path: pd.read_json(path, lines=True),
     ".parquet": pd.read_parquet,
 }
+_SEPARATED = {".csv": "commas between them", ".tsv": "tabs between them"}
 
 
 class Runs(NamedTuple):
@@ -51,10 +51,11 @@ def read_runs(path: Path) -> Runs:
         if name not in table:
             found = ", ".join(map(repr, table.columns))
             raise Mistake(
-                f"'{path}' has no column '{name}' among {found}; it needs width and loss, and may have n_steps."
+                f"'{path}' has no column '{name}' among {found}; it needs width and loss, and may have n_steps, with "
+                f"{_SEPARATED.get(path.suffix.lower(), 'these names')}."
             )
     if table.empty:
-        raise Mistake(f"'{path}' holds no run.")
+        raise Mistake(f"'{path}' holds no run; give a line for each student, with its width and loss.")
     widths, losses = _whole(path, table["width"]), _positive(path, table["loss"])
     n_steps = None
     if "n_steps" in table and not table["n_steps"].isna().all():
@@ -65,13 +66,13 @@ def read_runs(path: Path) -> Runs:
 def _read_table(path: Path) -> pd.DataFrame:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise Mistake(f"'{path}' must be a file of runs: {', '.join(sorted(_READERS))}.")
+        raise Mistake(f"'{path}' must be a file of runs, {', '.join(sorted(_READERS))}; JSON has one line per run.")
     try:
         return reader(path)
     except FileNotFoundError as error:
         raise Mistake(f"'{path}' is not there; give a file of runs.") from error
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise Mistake(f"'{path}' can't be read ({one_line(str(error))}).") from error
+        raise Mistake(f"'{path}' can't be read ({one_line(str(error))}); give a table with width and loss.") from error
 
 
 def _positive(path: Path, column: pd.Series) -> tuple[float, ...]:
@@ -80,7 +81,8 @@ def _positive(path: Path, column: pd.Series) -> tuple[float, ...]:
     wrong = np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0)))
     if len(wrong):
         at = int(wrong[0])
-        raise Mistake(f"'{path}' holds {column.iloc[at]!r} as {column.name} of run {at + 1}; give a number above 0.")
+        value = repr(column.iloc[at]) if isinstance(column.iloc[at], str) else column.iloc[at]
+        raise Mistake(f"'{path}' holds {value} as {column.name} of run {at + 1}; give a finite number above 0.")
     return tuple(float(each) for each in numbers)
 
 
@@ -98,7 +100,8 @@ def table_widths(runs: Runs, teacher_width: float | None) -> tuple[int, ...]:
     there = sorted(set(runs.widths))
     between = [round((a * b) ** 0.5) for a, b in pairwise(there)]
     around = [max(there[0] // 2, 1), 2 * there[-1]]
-    return tuple(each for each in sorted({*there, *between, *around}) if teacher_width is None or each < teacher_width)
+    end = np.inf if teacher_width is None else teacher_width
+    return tuple(each for each in sorted({*there, *between, *around}) if each < end or each in there)
 
 
 def choose_decision(forecaster: LossForecaster, widths: Sequence[int], width: int | None, target: float) -> Decision:
@@ -121,7 +124,11 @@ def _quiet() -> Iterator[None]:
 def runs_line(path: Path, runs: Runs) -> str:
     """Say what a file holds."""
     steps = "" if runs.n_steps is None else f", {_range(runs.n_steps)} steps"
-    return f"{path.name}: {len(runs.widths)} runs, widths {_range(runs.widths)}{steps}"
+    n, different = len(runs.widths), len(set(runs.widths))
+    widths = f"width{'s' if different > 1 else ''} {_range(runs.widths)}"
+    several = f", {n - different} of them at the width of another" if different < n and runs.n_steps is None else ""
+    alone = "" if n > 1 else "; a second run makes intervals much narrower"
+    return f"{path.name}: {n} run{'s' if n > 1 else ''}, {widths}{steps}{several}{alone}"
 
 
 def _range(numbers: Sequence[int]) -> str:
@@ -151,5 +158,5 @@ def forecast_lines(
         if target is not None:
             columns["answer"] = verdicts(forecaster, np.array(widths), target).answers
     budget = "" if longest is None else f" for {longest:,.0f} steps"
-    lines += ["", f"Forecast for students trained like these runs{budget}, in nats per token:"]
+    lines += ["", f"Forecast for students trained like these runs{budget}, in nats per token (KL from the teacher):"]
     return [*lines, pd.DataFrame(columns).to_string(index=False)]

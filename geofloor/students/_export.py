@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from geofloor._validation import check_path, shown
 from geofloor.language_models import BottleneckPredictor
-from geofloor.language_models._loading import is_name, load_tokenizer
+from geofloor.language_models._loading import building, is_name, load_tokenizer
 from geofloor.students._architecture import model_width
 
 _ON_HUB = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
@@ -141,10 +141,14 @@ class ExportMixin:
             raise ValueError(f"folder='{folder}' is a file; give a folder.")
         found = self._tokenizer_to_write(tokenizer)
         card = self._card(bound, repo_id, has_tokenizer=found is not None)
-        model.save_pretrained(folder)
+        with building():
+            model.save_pretrained(folder)
         if found is not None:
             found.save_pretrained(folder)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        readme = folder / "README.md"
+        readme.write_text(card, encoding="utf-8")
+        for weights in folder.glob("*.safetensors"):  # safetensors makes private files
+            weights.chmod(readme.stat().st_mode)
 
     def _tokenizer_to_write(self, tokenizer: Any) -> Any:
         teacher, model_kwargs = self.teacher, self.model_kwargs  # type: ignore[attr-defined]

@@ -231,8 +231,8 @@ class FloorPredictor(SaveMixin, FeaturePredictorMixin, BaseEstimator):
             return check_number("alpha", self.alpha, 0.0, 1.0, open_high=True)
         if firing_rates is None:
             raise ValueError(
-                "alpha=None needs a feature table with firing rates, as FeatureStatistics gives it; "
-                "for importances alone, give alpha."
+                "alpha=None needs a feature table with the columns importance, firing_rate and mean, as "
+                "FeatureStatistics().fit(codes).table_ has them; for importances alone, give alpha."
             )
         if not firing_rates.any():
             raise ValueError("firing_rate is 0 for every feature; give a table of features that fire, or alpha.")
