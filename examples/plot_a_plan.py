@@ -15,7 +15,7 @@ from geofloor.datasets import load_local_corpus, load_teacher
 
 texts = (document.text for document in load_local_corpus("test"))
 plan = plan_distillation(
-    load_teacher().path, texts, target_kl=0.5, budgets=(50, 100), n_tokens=50_000, features=False, verbose=1
+    load_teacher().path, texts, target_kl=0.5, budgets=(40, 80), n_tokens=30_000, length=128, features=False, verbose=1
 )
 
 # %%
