@@ -21,6 +21,7 @@ from geofloor.students._run import Run
 from geofloor.students._settings import ResolvedSettings, StudentSpec
 
 CHECKPOINT = "geofloor distillation checkpoint"
+STOPPED = "stopped"  # tensor of runs that a callback has stopped
 HISTORY = table(step=number(0, whole=True), train_kl=optional(number()), eval_kl=number(), learning_rate=number(0))
 
 
@@ -42,6 +43,8 @@ def write_run(run: Run, digests: Mapping[str, str]) -> None:
     for index, optimizer in enumerate(run.optimizers):
         tensors |= optimizer_tensors(optimizer, f"optimizer-{index}")
     tensors |= {"kl_sum": run.kl_sum, "final_sums": torch.from_numpy(run.final_sums)}
+    if run.is_stopped:
+        tensors[STOPPED] = torch.tensor(True)
     metadata = {
         # Parameters without a gradient so far have no optimizer state.
         "unused": sorted(_expected_tensors(run).keys() - tensors.keys()),
@@ -95,12 +98,16 @@ def read_run(
     with refusing(path):
         if not all(name.startswith("optimizer-") for name in unused):
             raise ValueError(f"it lacks {unused!r:.80}")
-        check_tensors(tensors, {name: each for name, each in _expected_tensors(run).items() if name not in unused})
+        expected = {name: each for name, each in _expected_tensors(run).items() if name not in unused}
+        check_tensors(tensors, expected | ({STOPPED: (torch.bool, ())} if STOPPED in tensors else {}))
         for index in range(len(run.optimizers)):
             check_optimizer_tensors(tensors, step, f"optimizer-{index}")
         due = [at for at in range(step + 1) if at % every == 0 or at == n_steps]
         if [row["step"] for row in history] != due or metadata["kl_steps"] != step - due[-1]:
             raise ValueError(f"its history is not that of {step} steps")
+        run.is_stopped = bool(tensors.get(STOPPED, False))
+        if run.is_stopped and (metadata["kl_steps"] or step == n_steps):
+            raise ValueError(f"it was stopped at step {step}, which is not an evaluation before the last")
     run.model.module.load_state_dict(_without_prefix(tensors, "model."))
     if run.projection is not None:
         run.projection.load_state_dict(_without_prefix(tensors, "projection."))

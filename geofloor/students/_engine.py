@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from geofloor._training.callbacks import FitTasks
 from geofloor._training.devices import keep_freed_memory
 from geofloor._training.processes import ALONE, Processes
 from geofloor._training.progress import progress_bar
@@ -46,6 +47,8 @@ class Distillation:
         The students.
     processes : Processes
         Processes that train together.
+    tasks : sequence of FitTasks or None, default=None
+        Fit of each student, as its callbacks see it; None for students without callbacks.
     """
 
     def __init__(
@@ -55,9 +58,11 @@ class Distillation:
         text: TextSplit,
         specs: Sequence[StudentSpec],
         processes: Processes = ALONE,
+        tasks: Sequence[FitTasks] | None = None,
     ) -> None:
         self.teacher, self.settings, self.text = teacher, settings[0], text
         self.specs, self.settings_of, self.processes = specs, settings, processes
+        self.tasks = [FitTasks() for _ in specs] if tasks is None else tasks
         self.device = teacher.device
         self._digests = {"tokens": "", "teacher": ""}
         self._hidden_scale: torch.Tensor | None = None
@@ -84,6 +89,9 @@ class Distillation:
         found = [read_run(*each, self._digests, partial(self._build_run, *each)) for each in students]
         self.processes.agree(checkpoints=[run and (run.seed, run.step) for run in found])
         runs = [run or self._new_run(*each) for run, each in zip(found, students, strict=True)]
+        for run, tasks in zip(runs, self.tasks, strict=True):
+            run.tasks = tasks
+            tasks.begin(run.count_evaluations_left(), "evaluation")
         n_steps = max(run.settings.n_steps for run in runs)
         first = min((run.step for run in runs if not run.is_done), default=n_steps)
         settings = self.settings
@@ -96,6 +104,11 @@ class Distillation:
             for step in range(first, n_steps):
                 # Runs whose checkpoints are further on wait for the others.
                 active = [run for run in runs if run.step == step and not run.is_done]
+                if not active:  # callbacks have stopped all runs, or all that are not further on
+                    bar.update()
+                    continue
+                for run in active:
+                    run.tasks.begin_task()
                 self.train_step(active, step)
                 done = step + 1
                 due = [run for run in active if done % run.settings.eval_every == 0 or run.is_done]
@@ -246,8 +259,10 @@ class Distillation:
     # Evaluation
 
     def evaluate(self, runs: list[Run]) -> None:
-        """Evaluate runs on the held-out text, and add a row to each history."""
+        """Evaluate runs on the held-out text, add a row to each history, and let callbacks stop runs."""
         self._check_finite(runs)
+        for run in runs:
+            run.tasks.begin_task()
         settings = self.settings
         sums, counts = self.teacher.sequence_kls(
             [run.model for run in runs], self.text.held_out, self.text.eval_rows, batch_size=settings.eval_batch_size
@@ -269,7 +284,9 @@ class Distillation:
             )
             run.kl_sum.zero_()
             run.kl_steps = 0
-            if is_final(run.step, n_steps):
+            stops = run.tasks.end_task(run.history[-1], run)
+            run.is_stopped = stops and 0 < run.step < n_steps
+            if is_final(run.step, n_steps) or run.is_stopped:
                 run.final_sums += row
 
     def zero_width_loss(self) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from geofloor._training.callbacks import FitTasks
 from geofloor._training.muon import Muon
 from geofloor._training.seeds import torch_generator
 from geofloor.language_models._divergence import ChunkedLoss, LazyLogits, LossTerms
@@ -34,6 +35,8 @@ class Run:
     kl_steps: int = 0  # training steps since the last evaluation
     step: int = 0
     saved_step: int = 0  # of its checkpoint
+    is_stopped: bool = False  # by a callback, before the last step
+    tasks: FitTasks = field(default_factory=FitTasks)  # of the callbacks of its student
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -64,12 +67,23 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether the last step was taken."""
-        return self.step >= self.settings.n_steps
+        """Whether the last step was taken, or a callback has stopped training."""
+        return self.is_stopped or self.step >= self.settings.n_steps
+
+    def count_evaluations_left(self) -> int:
+        """Count the evaluations that are due from the last one on, with the one before training."""
+        if self.is_done:
+            return 0
+        every = self.settings.eval_every
+        return -(-self.settings.n_steps // every) - self.step // every + (not self.history)
 
     def final_kls(self) -> np.ndarray:
-        """Average the final evaluations: KL of each held-out sequence, summed over its positions."""
-        return self.final_sums / sum(is_final(row["step"], self.step) for row in self.history)
+        """Average the final evaluations: KL of each held-out sequence, summed over its positions.
+
+        A run stopped before all of them has only its last evaluation.
+        """
+        n_final = sum(is_final(row["step"], self.settings.n_steps) for row in self.history)
+        return self.final_sums / max(n_final, 1)
 
 
 def is_final(step: int, n_steps: int) -> bool:

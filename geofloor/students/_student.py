@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from geofloor._estimators import SharedParametersMixin, ShortReprMixin
 from geofloor._files.schema import refusing
+from geofloor._training.callbacks import CallbackSupportMixin, FitTasks
 from geofloor._training.checkpoints import steps_done
 from geofloor._training.devices import memory_advice
 from geofloor._training.processes import join_processes
@@ -51,6 +54,7 @@ class DistilledStudent(
     SharedParametersMixin,
     ExportMixin,
     PortablePickleMixin,
+    CallbackSupportMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     BaseEstimator,
@@ -171,7 +175,7 @@ class DistilledStudent(
     learning_rate_ : float
         Learning rate that `fit` used.
     n_steps_, batch_size_, warmup_steps_, eval_every_ : int
-        Settings that `fit` used.
+        Settings that `fit` used. If a callback stopped `fit`, `n_steps_` is the number of steps taken.
     sequence_length_ : int or None
         Tokens per sequence of the training text, so that a step has ``batch_size_ * sequence_length_`` tokens. None
         after `load` of a file that does not tell.
@@ -208,6 +212,11 @@ class DistilledStudent(
     steps lowered these floors by 22 to 55%.
 
     Dropout is off. On a CPU the same seeds, data and number of threads give the same bits.
+
+    *Callbacks.* With a scikit-learn that has `sklearn.callback`, callbacks given to `set_callbacks` see one task per
+    evaluation, with its row of `history_` as ``metadata``. If `on_fit_task_end` of one returns True, training stops
+    there, after the first step at the earliest. `floor_` is then the mean over the evaluations in the last tenth of the
+    planned steps, or the last evaluation if there are none yet. A checkpoint records the stop.
 
     *Several processes.* Under ``accelerate launch`` or ``torchrun`` (with ``geofloor[accelerate]``) each process
     computes its share of every batch and of every evaluation. Gradients are summed before they are clipped, so batches
@@ -624,16 +633,27 @@ class DistilledStudent(
 
     def _publish(self, run: Run, counts: np.ndarray, zero_width_loss: float) -> None:
         """Set the fitted attributes."""
+        self._publish_run(run, run.model.module)
+        self.floor_, self.floor_error_ = mean_and_error(run.final_kls(), counts)
+        self.zero_width_loss_ = zero_width_loss
+        self.remaining_fall_ = remaining_fall(run.history, run.step)
+        self.converged_ = has_converged(self, run.settings.tol)
+
+    def _publish_run(self, run: Run, model: torch.nn.Module) -> None:
+        """Set the fitted attributes that need no more than a run and its model."""
         settings = run.settings
-        self._set_model(run.model.module.requires_grad_(False))
+        self._set_model(model.requires_grad_(False))
         self.history_ = list(run.history)
         self.init_, self.n_steps_, self.batch_size_ = settings.init, run.step, settings.batch_size
         self.learning_rate_ = settings.learning_rate
         self.warmup_steps_, self.eval_every_ = settings.warmup_steps, settings.eval_every
-        self.floor_, self.floor_error_ = mean_and_error(run.final_kls(), counts)
-        self.zero_width_loss_ = zero_width_loss
-        self.remaining_fall_ = remaining_fall(run.history, run.step)
-        self.converged_ = has_converged(self, settings.tol)
+
+    def _attributes_at(self, run: Run) -> dict[str, Any]:
+        """Return the fitted attributes of this student at a point of training, with a copy of the model."""
+        shell = copy.copy(self)
+        shell._publish_run(run, copy.deepcopy(run.model.module))
+        own, missing = vars(self), object()
+        return {name: value for name, value in vars(shell).items() if own.get(name, missing) is not value}
 
     def _set_model(self, model: torch.nn.Module) -> None:
         self.model_: torch.nn.Module = model.eval()
@@ -717,15 +737,20 @@ def fit_together(students: Sequence[DistilledStudent], tokens: Any, eval_tokens:
     }
     each = [student._settings().resolve(**known) for student in students]
     resolved = each[0]
-    distillation = Distillation(teacher, each, text, specs, processes)
     advice = f"lower batch_size={resolved.batch_size} or raise gradient_accumulation={resolved.gradient_accumulation}"
-    with evaluating(module), memory_advice(advice):
-        runs = distillation.train()
-        zero_width_loss = distillation.zero_width_loss()
-    counts = text.count_positions()
-    for student, run in zip(students, runs, strict=True):
-        student._publish(run, counts, zero_width_loss)
-        student.sequence_length_ = text.train.length
+    with ExitStack() as stack:
+        tasks = [
+            stack.enter_context(FitTasks(student, tokens, processes, student._attributes_at)) for student in students
+        ]
+        distillation = Distillation(teacher, each, text, specs, processes, tasks)
+        with evaluating(module), memory_advice(advice):
+            runs = distillation.train()
+            zero_width_loss = distillation.zero_width_loss()
+        counts = text.count_positions()
+        for student, run in zip(students, runs, strict=True):
+            student._publish(run, counts, zero_width_loss)
+            student.sequence_length_ = text.train.length
+            run.tasks.end()
     if processes.is_main:
         longest = max(run.settings.n_steps for run in runs)
         # Shorter budgets are meant to be short.
