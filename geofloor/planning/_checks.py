@@ -13,6 +13,7 @@ OK, WARNING, FAILED = "ok", "warning", "failed"
 _FEWEST_SHARE = 0.1  # of the tokens asked for, below which nothing that was measured counts
 _FEWEST_HELD_OUT = 500, 4000  # positions: below the first a loss is no measurement, below the second it is a rough one
 _UNTRAINED = 0.98  # share of the loss at width 0 above which a student is no better than none
+_EXPLAINED = 0.5  # share of held-out variance below which a dictionary is not one of these activations
 
 
 class Check(NamedTuple):
@@ -118,6 +119,12 @@ def check_features(
     checks = [Check("features", FAILED, message) for message in warnings]
     if alpha < 1.0 - np.exp(-1.0):
         message = f"Sparsity alpha is {alpha:.3f}, below 0.632 where Eq. 1 holds. Train a sparser autoencoder."
+        checks.append(Check("features", FAILED, message))
+    if explained_variance is not None and explained_variance < _EXPLAINED:
+        message = (
+            f"The dictionary explains {explained_variance:.0%} of held-out variance, less than {_EXPLAINED:.0%}. Use "
+            "one that was trained on the output of this block."
+        )
         checks.append(Check("features", FAILED, message))
     if checks:
         return checks

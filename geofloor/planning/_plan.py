@@ -42,7 +42,7 @@ class NextRun(NamedTuple):
         )
 
 
-@dataclass
+@dataclass(repr=False)
 class Plan:
     """What `plan_distillation` measured of a teacher, and the answers that follow.
 
@@ -421,6 +421,11 @@ class Plan:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=UserWarning)
             return ForecastDisplay.from_forecaster(forecaster, at, target=self.settings.target_kl, scale=scale, ax=ax)
+
+    def __repr__(self) -> str:
+        target = self.settings.target_kl
+        goal = "no target" if target is None else f"target {target:g} nats per token"
+        return f"Plan of {self.teacher.name} (width {self.teacher.width}): {len(self.runs)} runs, {goal}"
 
     def __str__(self) -> str:
         from geofloor.planning._console import plan_text

@@ -120,6 +120,7 @@ def test_checks_of_a_dictionary():
     assert [each.status for each in check_features(0.9, 0.98, 150, 200, [])] == ["ok"]
     assert [each.status for each in check_features(0.9, 0.98, 250, 200, [])] == ["ok", "warning"]
     assert [each.status for each in check_features(0.9, 0.6, 150, 200, [])] == ["failed"]
+    assert [each.status for each in check_features(0.22, 0.98, 150, 200, [])] == ["failed"]
     assert [each.message for each in check_features(0.9, 0.98, 150, 200, ["Train longer."])] == ["Train longer."]
 
 
@@ -130,6 +131,7 @@ def test_settings_survive_json():
 
 def test_the_text_says_what_is_known():
     text = str(plan_of(target_kl=1.2))
+    assert repr(plan_of(target_kl=1.2)) == "Plan of teacher (width 200): 2 runs, target 1.2 nats per token"
     assert "teacher: llama, 12 blocks of width 200, 16 heads, 100 M parameters" in text
     assert "width 50, 300 steps: 1.6000 ± 0.0100" in text
     assert "90% interval" in text
