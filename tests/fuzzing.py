@@ -668,7 +668,8 @@ RESULTS = {
     "NonMonotoneCapacityWarning", "Shares", "Blocks", "PowerLawTail", "OutlierRowsWarning", "SweepError",
     "Allocation", "Division", "ChargedFeatures", "WidthAllocation",
     "ForecastErrors", "Decision", "StepsNeeded", "StudentLoss", "DictionaryReport",
-    "FloorBand", "Law", "ProbeComparison", "Document",
+    "FloorBand", "Law", "ProbeComparison", "Document", "NextRun",
+    "Plan", "plan_distillation",  # a call trains students: tests/planning tries their arguments
 }  # fmt: skip
 
 

@@ -72,16 +72,20 @@ class Plan:
 
     Examples
     --------
-    >>> from geofloor.datasets import load_local_corpus, load_teacher
+    >>> import numpy as np
     >>> from geofloor import plan_distillation
-    >>> texts = (document.text for document in load_local_corpus("test"))
-    >>> plan = plan_distillation(
-    ...     load_teacher().path, texts, target_kl=0.9, widths=[32, 64, 96], run_widths=[32, 96], budgets=[10],
-    ...     n_tokens=10_000, length=64, features=False,
+    >>> from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    >>> config = GPTNeoXConfig(
+    ...     vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+    ...     initializer_range=0.2,
     ... )
-    >>> list(plan.table.columns)[:6]
-    ['width', 'heads', 'parameters', 'forecast', 'low', 'high']
-    >>> plan.decide(8, 0.01).answer
+    >>> tokens = np.random.default_rng(0).integers(32, size=(400, 12))
+    >>> plan = plan_distillation(
+    ...     GPTNeoXForCausalLM(config), tokens, widths=[4, 8], run_widths=[], n_tokens=2_000, features=False
+    ... )
+    >>> list(plan.table.columns)
+    ['width', 'heads', 'parameters', 'impossible_below']
+    >>> plan.decide(4, 1e-6).answer
     'impossible'
     """
 

@@ -1,6 +1,7 @@
 """Plans from a teacher and text: each stage against a direct call, resumed, extended, withheld."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from small_models import word_tokenizer
 from small_students import N_VOCABULARY, new_teacher
 
 from geofloor import BottleneckPredictor, LossForecaster, Plan, plan_distillation
-from geofloor.planning import _distillation
+from geofloor.planning import _distillation, _stages
 from geofloor.planning._stages import own_head_dim
 from geofloor.students import distill_widths
 
@@ -20,6 +21,14 @@ SMALL |= {"device": "cpu", "init": "principal"}
 
 def token_ids(n=520):
     return np.random.default_rng(0).integers(N_VOCABULARY, size=(n, LENGTH))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_steps():
+    """Fit the bottleneck in a tenth of its steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_stages, "BottleneckPredictor", partial(BottleneckPredictor, n_steps=20))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,7 @@ def test_each_stage_is_the_estimators_own(teacher, finished):
     tokens = token_ids()
     measured, held_out, more = tokens[:150], tokens[150:200], tokens[200:520]
     bound = BottleneckPredictor(
-        teacher, widths=[4, 8, 12], n_positions=2048, batch_size=341, random_state=0, device="cpu"
+        teacher, widths=[4, 8, 12], n_positions=2048, n_steps=20, batch_size=341, random_state=0, device="cpu"
     ).fit(np.concatenate([held_out, measured]))
     np.testing.assert_array_equal(plan.bound.curve_, bound.curve_)
     students = distill_widths(
@@ -211,6 +220,7 @@ def test_students_keep_the_size_of_heads_where_the_family_lets_them():
     assert plan.table.heads.tolist() == [llama.config.num_attention_heads]
 
 
+@pytest.mark.slow
 def test_texts_and_a_tokenizer_give_the_same_as_token_ids(teacher):
     rows = np.random.default_rng(0).integers(1, N_VOCABULARY, size=(400, LENGTH - 1))
     tokenizer = word_tokenizer(N_VOCABULARY - 1)
