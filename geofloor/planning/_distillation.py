@@ -223,6 +223,7 @@ def make_plan(
     facts = describe_teacher(module, str(teacher) if is_name(teacher) else type(module).__name__, model.digest())
     settings = settings.for_width(facts.width)
     if getattr(texts, "ndim", None) == 2:
+        model.token_rows(texts, "texts", None)
         settings = replace(settings, length=int(texts.shape[1]))
     if settings.head_dim is None:
         settings = replace(settings, head_dim=own_head_dim(module))

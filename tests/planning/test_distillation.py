@@ -250,6 +250,8 @@ def test_texts_and_a_tokenizer_give_the_same_as_token_ids(teacher):
         ({"init": "best"}, "init='best'"),
         ({"features": True, "layer": 7}, "layer=7 is not there: the model has 2 blocks, 0 to 1"),
         ({"tokens": token_ids(3)}, r"texts give 3 sequence\(s\)"),
+        ({"tokens": token_ids() + N_VOCABULARY}, "texts"),
+        ({"tokens": token_ids() + 0.5}, "texts"),
     ],
 )
 def test_bad_settings_are_refused_before_any_work(teacher, monkeypatch, changes, message):
