@@ -12,7 +12,7 @@ from geofloor.forecasting._steps import StepsNeeded, steps_needed
 
 # Share by which a target must be below the bound to be impossible. The bound is the best found on a sample of
 # positions, so it can be too high. That its error is at most this share is assumed.
-_MARGIN = 0.05
+MARGIN = 0.05
 
 
 class Decision(NamedTuple):
@@ -113,7 +113,7 @@ def verdicts(
     answers = []
     for place, width in enumerate(widths):
         low, high = ends[place]
-        if least is not None and target < (1.0 - _MARGIN) * least[place]:
+        if least is not None and target < (1.0 - MARGIN) * least[place]:
             answers.append("impossible")
         elif high <= target and not _is_a_guess(forecaster, width, target, n_steps, level):
             answers.append("go at this budget")

@@ -33,8 +33,10 @@ def write_plan(plan: Plan, folder: Path, keys: Mapping[str, str] | None = None) 
     folder : Path
         The folder.
     keys : dict of str to str, default=None
-        Digests of what each stage was made from, to resume.
+        Digests of what each stage was made from, to resume; None keeps those of the plan.
     """
+    if keys is not None:
+        plan.__dict__["_keys"] = dict(keys)
     folder.mkdir(parents=True, exist_ok=True)
     if plan.bound is not None:
         plan.bound.save(folder / BOUND)
@@ -52,7 +54,7 @@ def write_plan(plan: Plan, folder: Path, keys: Mapping[str, str] | None = None) 
             "has_bound": plan.bound is not None,
             "runs": [each._asdict() for each in plan.runs],
             "features": None if plan.features is None else plan.features._asdict(),
-            "keys": dict(keys or {}),
+            "keys": plan.__dict__.get("_keys", {}),
         },
     )
 
@@ -95,6 +97,7 @@ def read_stored(folder: Path) -> tuple[Plan, dict[str, str]]:
         runs=[StudentRun(**each) for each in content["runs"]],
         features=None if content["features"] is None else Features(**content["features"]),
     )
+    plan.__dict__["_keys"] = content["keys"]
     if content["has_bound"]:
         plan.bound = BottleneckPredictor.load(folder / BOUND)
     costs = folder / COST

@@ -13,7 +13,7 @@ import pandas as pd
 
 from geofloor._validation import check_number, check_object, check_path, shown
 from geofloor.forecasting import LossForecaster
-from geofloor.forecasting._decision import Decision, verdicts
+from geofloor.forecasting._decision import MARGIN, Decision, verdicts
 from geofloor.language_models import BottleneckPredictor
 from geofloor.planning._checks import Check, check_features, check_runs, failed
 from geofloor.planning._cost import StageCost, cost_table
@@ -22,7 +22,6 @@ from geofloor.planning._stages import Features, StudentRun, TeacherFacts
 
 _LONGER = 2  # times the longest budget: as far as the trend over the steps is shown
 _CANDIDATES = 12  # widths that the next run is chosen among
-_IMPOSSIBLE = 0.95  # of the bound: a target below it is impossible, as in `LossForecaster.decide`
 
 
 class NextRun(NamedTuple):
@@ -212,7 +211,7 @@ class Plan:
                     decided[width, target] = forecaster.decide(width, target)
             return decided[width, target]
         least = None if self.bound is None or failed(self._checks(), "text") else self._least([width])[0]
-        answer = "impossible" if least is not None and target < _IMPOSSIBLE * least else "unknown"
+        answer = "impossible" if least is not None and target < (1.0 - MARGIN) * least else "unknown"
         return Decision(width, target, answer, np.nan, np.nan, np.nan, 0.9, -1, -1, least)
 
     def _least(self, widths: Iterable[int]) -> list[float]:
@@ -381,7 +380,7 @@ class Plan:
         for given_width, given_loss in runs.items():
             width = check_number("runs", given_width, 1, self.teacher.width, whole=True)
             loss = check_number(f"runs[{width}]", given_loss, 0, open_low=True)
-            if self.bound is not None and loss < _IMPOSSIBLE * self._least([width])[0]:
+            if self.bound is not None and loss < (1.0 - MARGIN) * self._least([width])[0]:
                 raise ValueError(
                     f"runs={shown(dict(runs))}: a student of width {width} can't lose {loss:g}, below "
                     f"{self._least([width])[0]:.3g}; measure its KL at temperature 2 on text of this plan, as "

@@ -94,6 +94,7 @@ def test_features_that_have_not_converged_are_told_and_withheld(finished):
 def test_the_same_call_takes_everything_from_the_folder(teacher, finished, monkeypatch):
     plan, folder = finished
     before = (folder / "plan.json").read_bytes()
+    Plan.load(folder).save(folder)  # which must not make the stages forget what they were made from
     for stage in ("measure_bottleneck", "train_students", "measure_features"):
         monkeypatch.setattr(_distillation, stage, None)
     again = plan_of(teacher, target_kl=0.6, features=True, layer=0, checkpoint_dir=folder)
