@@ -1,15 +1,17 @@
-"""Tell scikit-learn's callbacks how a fit proceeds, where scikit-learn has callbacks.
+"""Tell scikit-learn's callbacks and trackers how a fit proceeds.
 
-`sklearn.callback` is experimental. Without it, estimators have no `set_callbacks`, and `FitTasks` does nothing.
+`sklearn.callback` is experimental. Without it, estimators have no `set_callbacks`, and `FitTasks` tells trackers only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
 from geofloor._training.processes import ALONE, Processes
+from geofloor._training.reports import Reports
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -24,8 +26,37 @@ if not HAS_CALLBACKS:
         """Add nothing, because this scikit-learn has no callbacks."""
 
 
+def attributes_set(
+    estimator: Any, publish: Callable[[Any], object], *, without: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the attributes that a function sets on an estimator, and leave the estimator as it is.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Estimator that is being fitted.
+    publish : callable
+        Function that sets attributes on a shallow copy of it.
+    without : collection of str, default=()
+        Attributes to leave out.
+
+    Returns
+    -------
+    attributes : dict
+        New and changed attributes.
+    """
+    shell = copy.copy(estimator)
+    publish(shell)
+    own, missing = vars(estimator), object()
+    return {
+        name: value
+        for name, value in vars(shell).items()
+        if own.get(name, missing) is not value and name not in without
+    }
+
+
 class FitTasks:
-    """Tasks of one fit, as the estimator's callbacks see them. Without callbacks every method does nothing.
+    """Tasks of one fit, as callbacks and trackers see them. Without either, every method does nothing.
 
     Use it as a context, so that callbacks are torn down even if the fit fails. The fit is one task, and its parts are
     tasks inside it, one after the other. Of several processes the main one calls the callbacks, and all take part in
@@ -42,6 +73,10 @@ class FitTasks:
     attributes_at : callable or None, default=None
         Function of the state of training that returns the attributes of the estimator fitted so far. It is called if a
         callback asks for the estimator.
+    reports : Reports or None, default=None
+        Open reports to trackers, of the main process. They get the measurements of each part.
+    label : str, default=""
+        Label of this fit in `reports`.
     """
 
     def __init__(
@@ -50,14 +85,18 @@ class FitTasks:
         X: Any = None,
         processes: Processes = ALONE,
         attributes_at: Callable[[Any], dict[str, Any]] | None = None,
+        reports: Reports | None = None,
+        label: str = "",
     ) -> None:
         self._estimator, self._X, self._processes, self._attributes_at = estimator, X, processes, attributes_at
+        self._reports, self._label = reports, label
         self._root: Any = None
         self._part: Any = None
         self._name = ""
         self._is_open = False
-        has_callbacks = HAS_CALLBACKS and bool(getattr(estimator, "_skl_callbacks", None))
-        self.is_watched: bool = estimator is not None and processes.everyone(has_callbacks)[0]
+        self._has_callbacks = HAS_CALLBACKS and bool(getattr(estimator, "_skl_callbacks", None))
+        is_watched = self._has_callbacks or bool(reports)
+        self.is_watched: bool = estimator is not None and processes.everyone(is_watched)[0]
 
     def __enter__(self) -> FitTasks:
         return self
@@ -89,7 +128,7 @@ class FitTasks:
             self._processes.on_main(self._begin_part)
 
     def end_task(self, measured: Mapping[str, Any], state: Any = None) -> bool:
-        """End the open part.
+        """End the open part, if one is open.
 
         Parameters
         ----------
@@ -103,7 +142,7 @@ class FitTasks:
         stops : bool
             Whether a callback asks to end the fit.
         """
-        if not self.is_watched:
+        if not (self.is_watched and self._is_open):
             return False
         self._is_open = False
         return bool(self._processes.on_main(self._end_part, measured, state))
@@ -114,15 +153,23 @@ class FitTasks:
             self._processes.on_main(self._end)
 
     def _begin(self, n_tasks: int | None) -> None:
+        if not self._has_callbacks:
+            return
         self._root = True  # so that callbacks are torn down if the setup of one fails
         self._root = self._estimator._init_callback_context(max_subtasks=n_tasks)
         self._root.call_on_fit_task_begin(estimator=self._estimator, X=self._X)
 
     def _begin_part(self) -> None:
+        if self._root is None:
+            return
         self._part = self._root.subcontext(task_name=self._name)
         self._part.call_on_fit_task_begin(estimator=self._estimator, X=self._X)
 
     def _end_part(self, measured: Mapping[str, Any], state: Any) -> bool:
+        if self._reports:
+            self._reports.log(measured, self._label)
+        if self._root is None:
+            return False
         return bool(
             self._part.call_on_fit_task_end(
                 estimator=self._estimator,
@@ -133,4 +180,6 @@ class FitTasks:
         )
 
     def _end(self) -> None:
+        if self._root is None:
+            return
         self._root.call_on_fit_task_end(estimator=self._estimator, X=self._X, reconstruction_attributes={})

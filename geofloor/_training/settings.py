@@ -17,8 +17,8 @@ from geofloor._training.checkpoints import read_tensors
 from geofloor._training.seeds import draw_seed
 from geofloor._validation import check_array_of_numbers, check_number, plain_array, shown
 
-# Not in files: the paths and devices of one run.
-NOT_SAVED = frozenset({"teacher", "model_kwargs", "checkpoint_path", "device"})
+# Not in files: the paths, devices and trackers of one run.
+NOT_SAVED = frozenset({"teacher", "model_kwargs", "checkpoint_path", "device", "report_to"})
 
 
 def plain_seed(random_state: Any) -> int | None:

@@ -18,9 +18,11 @@ from sklearn.utils import Tags, check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from geofloor._files.schema import refusing
+from geofloor._training.callbacks import CallbackSupportMixin, FitTasks, attributes_set
 from geofloor._training.checkpoints import steps_done
 from geofloor._training.devices import resolve_device, to_device
 from geofloor._training.processes import ALONE, Processes, join_processes
+from geofloor._training.reports import Reports, check_report_to
 from geofloor._training.rows import ArrayRows, StreamRows, checked_batch, digest_sample, open_rows
 from geofloor._training.seeds import draw_seed, step_generator
 from geofloor._training.settings import NOT_SAVED, check_files, plain_parameters, saved_parameters
@@ -65,10 +67,10 @@ _MAX_HELD_OUT = 2048  # rows
 _LARGEST_WEIGHT = 2.0**24  # so that products of weights and activations stay far below the end of float32
 _WEIGHTS = ("encoder_", "encoder_bias_", "decoder_", "decoder_bias_", "threshold_", "code_scale_")
 # Parameters that do not change the result of a fit, and may differ when it resumes.
-_INCIDENTAL = frozenset({"device", "verbose", "checkpoint_path", "checkpoint_every", "random_state"})
+_INCIDENTAL = frozenset({"device", "verbose", "report_to", "checkpoint_path", "checkpoint_every", "random_state"})
 
 
-class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class SparseAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""Sparse autoencoder: an overcomplete dictionary with sparse, non-negative codes of activations.
 
     The defaults suit 5,000 to a billion rows at any scale. Each ``"auto"`` follows from the number of rows and inputs,
@@ -146,6 +148,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         CPU with bfloat16 in hardware. Weights, optimizer, thresholds, losses and `transform` stay in float32.
     verbose : int, default=0
         Whether to show a progress bar.
+    report_to : str, list of str or None, default=None
+        Trackers that get every twentieth row of `history_`, as in `DistilledStudent`.
 
     Attributes
     ----------
@@ -256,6 +260,10 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     below an eighth of the latents. Only the encoder's product is dense then, and the result is that of dense products
     up to rounding. The first fit compiles the kernels in seconds, and later processes find them cached.
 
+    With a scikit-learn that has `sklearn.callback`, callbacks given to `set_callbacks` see one task per 20 steps of
+    `fit`, with the last row of `history_` as ``metadata``. If `on_fit_task_end` of one returns True, training stops
+    there, without a decay of the learning rate. A checkpoint records the stop.
+
     On a CUDA device ``"topk"`` gathers the chosen directions in place of dense products if `l0` is at most a 128th of
     the latents (speed not measured). Its sums have no fixed order there.
 
@@ -312,6 +320,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         device: str = "auto",
         precision: str = "float32",
         verbose: int = 0,
+        report_to: str | Sequence[str] | None = None,
     ) -> None:
         self.n_latents = n_latents
         self.expansion = expansion
@@ -337,6 +346,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.device = device
         self.precision = precision
         self.verbose = verbose
+        self.report_to = report_to
 
     @classmethod
     def paper(cls, n_latents: int | None = None, **changes: Any) -> SparseAutoencoder:
@@ -511,11 +521,12 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         processes = join_processes(self.device)
         check_precision(self.precision, processes.device or resolve_device(self.device))
         processes.on_main(check_files, self)
-        for _ in self._fit_steps(self._open(X), processes):
+        processes.on_main(check_report_to, self.report_to)
+        for _ in self._fit_steps(self._open(X), processes, X):
             pass
         return self
 
-    def _fit_steps(self, rows: ArrayRows | StreamRows, processes: Processes) -> Generator[None]:
+    def _fit_steps(self, rows: ArrayRows | StreamRows, processes: Processes, X: Any = None) -> Generator[None]:
         """Train on rows that `_open` has checked; yield before the first step, and after each."""
         outliers = find_outliers(rows.sample) if processes.is_main else None
         if outliers is not None:
@@ -542,21 +553,26 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         state.processes = processes
         batches = rows.batches(settings.batch_size, settings.n_epochs, state.step, state.seed)
         yield
-        yield from train_steps(
-            state,
-            settings,
-            batches,
-            checkpoint_every=self.checkpoint_every,
-            write_checkpoint=None if checkpoint is None else partial(processes.on_main, checkpoint.write),
-            verbose=self.verbose if processes.is_main else 0,
-        )
-        state.processes = ALONE  # for partial_fit
-        self._publish(state, settings)
-        if checkpoint is not None:
-            # Last, so that a full disk leaves the fitted attributes.
-            processes.on_main(checkpoint.write, state)
-        explained, found = processes.on_main(self._judge, state, settings, rows, held_out)
-        self.explained_variance_: float | None = explained
+        reports = Reports(self.report_to if processes.is_main else None, type(self).__name__, parameters)
+        attributes_at = partial(self._attributes_at, settings=settings)
+        with reports, FitTasks(self, X, processes, attributes_at, reports) as tasks:
+            yield from train_steps(
+                state,
+                settings,
+                batches,
+                checkpoint_every=self.checkpoint_every,
+                write_checkpoint=None if checkpoint is None else partial(processes.on_main, checkpoint.write),
+                tasks=tasks,
+                verbose=self.verbose if processes.is_main else 0,
+            )
+            state.processes = ALONE  # for partial_fit
+            self._publish(state, settings)
+            if checkpoint is not None:
+                # After the fitted attributes, so that a full disk leaves them.
+                processes.on_main(checkpoint.write, state)
+            explained, found = processes.on_main(self._judge, state, settings, rows, held_out)
+            self.explained_variance_: float | None = explained
+            tasks.end()
         if found and processes.is_main:
             warn_caller(f"The sparse autoencoder is not to be trusted: {'; '.join(found)}.", ConvergenceWarning)
 
@@ -899,6 +915,10 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if isinstance(state.get("_state"), TrainingState):
             state["_state"] = pack_state(state["_state"])
         return state
+
+    def _attributes_at(self, state: TrainingState, settings: Settings) -> dict[str, Any]:
+        """Return the fitted attributes at a point of training, without its state."""
+        return attributes_set(self, lambda shell: shell._publish(state, settings), without=("_state",))
 
     def _parameters(self, device: torch.device) -> Parameters:
         """Copy the weights, on the scale of the data, to a device."""

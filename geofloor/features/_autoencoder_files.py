@@ -53,6 +53,8 @@ _STATE_TENSORS: dict[str, tuple[torch.dtype, Shape]] = {
 # Tensor of activations with thresholds, in both files.
 _THRESHOLD: dict[str, tuple[torch.dtype, Shape]] = {"threshold": (torch.float32, ("n_latents",))}
 _CODE_SCALE: dict[str, tuple[torch.dtype, Shape]] = {"code_scale": (torch.float32, ("n_latents",))}
+# Tensor of a fit that a callback has stopped.
+_STOPPED: dict[str, tuple[torch.dtype, Shape]] = {"stopped": (torch.bool, ())}
 # State of the optimizer for the steps of thresholds.
 _THRESHOLD_STEPS: dict[str, tuple[torch.dtype, Shape]] = {
     f"optimizer.{len(_SHAPES)}.{name}": (torch.float32, () if name == "step" else ("n_latents",))
@@ -174,7 +176,7 @@ class CheckpointFile:
             return None
         tensors, values = found
         with refusing(self.path):
-            sizes = check_tensors(tensors, _state_tensors(settings))
+            sizes = check_tensors(tensors, _state_tensors(settings) | (_STOPPED if "stopped" in tensors else {}))
             _check_directions(tensors["parameters.decoder_weight"])
             _check_signs(tensors)
             check_optimizer_tensors(tensors, values["step"])
@@ -197,6 +199,8 @@ def pack_state(state: TrainingState) -> tuple[dict[str, torch.Tensor], dict[str,
         tensors["threshold"] = state.threshold
     if state.l1_coefficient is not None:
         tensors["l1_coefficient"] = state.l1_coefficient
+    if state.is_stopped:
+        tensors["stopped"] = torch.tensor(True)
     values = {"scale": state.scale, "seed": state.seed, "step": state.step, "n_tokens": state.n_tokens}
     return {name: tensor.cpu() for name, tensor in tensors.items()}, {**values, "history": state.history}
 
@@ -211,6 +215,7 @@ def unpack_state(
     load_optimizer_tensors(state.optimizer, tensors)
     state.idle_tokens = tensors["idle_tokens"].to(device)
     state.step, state.n_tokens, state.history = values["step"], values["n_tokens"], list(values["history"])
+    state.is_stopped = bool(tensors.get("stopped", False))
     return state
 
 

@@ -13,6 +13,7 @@ from sklearn.utils.validation import validate_data
 
 from geofloor._training.devices import resolve_device
 from geofloor._training.processes import join_processes
+from geofloor._training.reports import check_report_to
 from geofloor._training.rows import ArrayRows, StreamRows, open_rows
 from geofloor._training.settings import check_files
 from geofloor._training.shared import SharedRows, SharedStream, StreamReader, pick
@@ -129,6 +130,11 @@ def _check(given: _ByKey) -> None:
         check_parameters(sae)
         check_precision(sae.precision, resolve_device(sae.device))
         check_files(sae)
+        names = check_report_to(sae.report_to)
+        if len(seen) > 1 and set(names) - {"tensorboard"}:
+            raise ValueError(
+                f"report_to={shown(sae.report_to)} follows one fit at a time; use 'tensorboard', or fit one by one."
+            )
         if sae.checkpoint_path is not None:
             path = Path(sae.checkpoint_path).resolve()
             if path in paths:

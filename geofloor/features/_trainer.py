@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from geofloor._training.callbacks import FitTasks
 from geofloor._training.devices import keep_freed_memory, memory_advice, to_device
 from geofloor._training.processes import ALONE, Processes
 from geofloor._training.progress import progress_bar
@@ -44,7 +45,7 @@ from geofloor.features._sparsity import (
 _Update = Callable[[torch.Tensor, torch.Tensor | None], tuple[StepResult, torch.Tensor | float]]
 
 _LARGEST_WEIGHT = 2.0**63  # float32 can square numbers below it
-_READ_EVERY = 20  # steps between readings of the loss, because each reading waits for the device
+_READ_EVERY = 20  # steps between readings of the loss, because each reading waits for the device; a task of callbacks
 
 
 @dataclass
@@ -76,6 +77,8 @@ class TrainingState:
         Measurements of each step, read from the device.
     unread : list of tuple
         Step, rows trained on, measurements and number of reset latents of the steps since the last reading.
+    is_stopped : bool
+        Whether a callback has stopped the fit before its last step.
     processes : Processes
         Processes that divide each batch. Each has the whole batch and the same state.
     """
@@ -91,6 +94,7 @@ class TrainingState:
     n_tokens: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     unread: list[tuple[int, int, torch.Tensor, int]] = field(default_factory=list)
+    is_stopped: bool = False
     processes: Processes = ALONE
 
     @property
@@ -149,6 +153,7 @@ def train_steps(
     *,
     checkpoint_every: int | None = None,
     write_checkpoint: Callable[[TrainingState], None] | None = None,
+    tasks: FitTasks | None = None,
     verbose: int = 0,
 ) -> Iterator[None]:
     """Take a step on each batch, in place, and yield after each, so that several fits can take turns.
@@ -165,6 +170,8 @@ def train_steps(
         Steps between checkpoints; None if `write_checkpoint` is None.
     write_checkpoint : callable or None, default=None
         Function of the state that writes a checkpoint; its history is complete then.
+    tasks : FitTasks or None, default=None
+        Fit as its callbacks see it, with a task per reading of the loss; a callback may stop it.
     verbose : int, default=0
         Whether to show a progress bar.
 
@@ -183,8 +190,11 @@ def train_steps(
     keep_freed_memory(state.device)
     bar = progress_bar("sparse autoencoder", total=settings.n_steps, initial=state.step, verbose=verbose)
     advice = memory_advice(f"lower batch_size={settings.batch_size} or the latents, {settings.n_latents}")
+    tasks = FitTasks() if tasks is None else tasks
+    tasks.begin(_count_readings_left(state, settings), "steps")
     with bar, advice, _open_step(state, settings, bar) as update:
-        for batch in batches:
+        for batch in () if state.is_stopped else batches:
+            tasks.begin_task()
             take_step(state, settings, batch, update)
             bar.update()
             if write_checkpoint is not None and checkpoint_every is not None and state.step % checkpoint_every == 0:
@@ -193,8 +203,11 @@ def train_steps(
             if state.step % _READ_EVERY == 0:
                 row = read_measurements(state, settings)
                 bar.set_postfix(loss=f"{row['loss']:.4g}", l0=f"{row['l0']:.1f}", dead=f"{row['dead']:.0%}")
+                state.is_stopped = tasks.end_task(row, state) and state.step != settings.n_steps
             yield
-    read_measurements(state, settings)
+            if state.is_stopped:
+                break
+    tasks.end_task(read_measurements(state, settings), state)
     # The loss of a step is of the weights before it, so that nothing else sees the last step.
     largest = max(float(parameter.abs().max()) for parameter in state.parameters)
     if not largest < _LARGEST_WEIGHT:
@@ -202,6 +215,13 @@ def train_steps(
             f"The largest weight became {largest:g} at step {state.step}; lower "
             f"learning_rate={settings.learning_rate:g}."
         )
+
+
+def _count_readings_left(state: TrainingState, settings: Settings) -> int | None:
+    """Count the readings of the loss that are left; None for a stream of unknown length."""
+    if settings.n_steps is None:
+        return None
+    return 0 if state.is_stopped else -(-settings.n_steps // _READ_EVERY) - state.step // _READ_EVERY
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from geofloor._estimators import SharedParametersMixin, ShortReprMixin
 from geofloor._files.schema import number
 from geofloor._files.tables import array, frame
+from geofloor._training.callbacks import CallbackSupportMixin, FitTasks
 from geofloor._training.devices import memory_advice, to_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.seeds import read_random_state
@@ -36,6 +37,7 @@ from geofloor.language_models._token_rows import TokenRows
 from geofloor.theory._widths import WidthPredictorMixin, read_targets, read_widths
 
 _TESTED = 4  # positions in the sequences that test a fit, per position drawn from them
+_LOSSES = "low", "high", "standard_error", "high_standard_error", "start"
 _RISE = 0.02  # share by which a wider width may end higher without a warning
 
 
@@ -45,6 +47,7 @@ class BottleneckPredictor(
     SaveWithoutModelsMixin,
     PortablePickleMixin,
     WidthPredictorMixin,
+    CallbackSupportMixin,
     BaseEstimator,
 ):
     r"""Predict the least loss of any student of a width, by the softmax bottleneck.
@@ -150,6 +153,9 @@ class BottleneckPredictor(
     adds the sampling error: it moves the logarithm of each bound outwards, by a normal quantile times the relative
     standard error. If ``low`` is below R, the interval holds R with a probability of at least `level`. The standard
     errors treat positions as independent; where many come from each sequence, they are too small.
+
+    With a scikit-learn that has `sklearn.callback`, callbacks given to `set_callbacks` see one task per width, with its
+    row of `curve_` as ``metadata``. They can't stop the fit, because predictions need all widths.
 
     The bound holds for students with one linear unembedding of d columns, as nearly all have. It concerns the last
     matrix alone: students also have to compute in d dimensions, and end well above the bound.
@@ -285,17 +291,23 @@ class BottleneckPredictor(
                 "them; check the teacher, or give more text."
             )
         self.rank_ = start.rank
-        found, grid = [], self._grid(start.rank)
+        found: list[dict[str, float]] = []
+        grid = self._grid(start.rank)
         with (
             memory_advice(advice),
+            FitTasks(self, tokens) as tasks,
             progress_bar("bottleneck", total=len(grid), unit="width", verbose=self.verbose) as bar,
         ):
-            for width in grid:
-                found.append((width, *self._losses(start, fitted, others, width, generator)))
+            tasks.begin(len(grid), "width")
+            for width in grid.tolist():
+                tasks.begin_task()
+                losses = self._losses(start, fitted, others, width, generator)
+                found.append({"width": width, **dict(zip(_LOSSES, losses, strict=True))})
                 bar.update()
-        columns = ["width", "low", "high", "standard_error", "high_standard_error", "start"]
-        self.curve_ = _monotone(pd.DataFrame(found, columns=columns))
-        self._draw_curve()
+                tasks.end_task(found[-1])
+            self.curve_ = _monotone(pd.DataFrame(found))
+            self._draw_curve()
+            tasks.end()
         return self
 
     def _draw_curve(self) -> None:

@@ -16,10 +16,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from geofloor._estimators import SharedParametersMixin, ShortReprMixin
 from geofloor._files.schema import refusing
-from geofloor._training.callbacks import CallbackSupportMixin, FitTasks
+from geofloor._training.callbacks import CallbackSupportMixin, FitTasks, attributes_set
 from geofloor._training.checkpoints import steps_done
 from geofloor._training.devices import memory_advice
 from geofloor._training.processes import join_processes
+from geofloor._training.reports import Reports, check_report_to
 from geofloor._training.settings import NOT_SAVED, check_files, plain_parameters, saved_parameters
 from geofloor._validation import check_choice, check_number, check_path
 from geofloor.language_models import ActivationExtractor
@@ -44,8 +45,8 @@ from geofloor.students._text import split_text
 
 # Parameters that do not change the result of training, so they may differ when it resumes.
 _NOT_RECORDED = frozenset(
-    {"teacher", "model_kwargs", "device", "verbose", "checkpoint_path", "checkpoint_every", "random_state"}
-    | {"layer", "pooling", "tol"}
+    {"teacher", "model_kwargs", "device", "verbose", "report_to", "checkpoint_path", "checkpoint_every"}
+    | {"random_state", "layer", "pooling", "tol"}
 )
 
 
@@ -147,6 +148,10 @@ class DistilledStudent(
         own.
     verbose : int, default=0
         Whether to show a progress bar.
+    report_to : str, list of str or None, default=None
+        Trackers that get the row of `history_` at each evaluation, such as ``"tensorboard"``, ``"wandb"`` or
+        ``"trackio"``: those of `transformers.TrainingArguments`, with their environment variables. TensorBoard's files
+        go to ``runs``. They need the tracker's own package and ``geofloor[accelerate]``.
 
     Attributes
     ----------
@@ -287,6 +292,7 @@ class DistilledStudent(
         random_state: int | np.random.RandomState | None = None,
         device: str = "auto",
         verbose: int = 0,
+        report_to: str | Sequence[str] | None = None,
     ) -> None:
         self.teacher = teacher
         self.width = width
@@ -319,6 +325,7 @@ class DistilledStudent(
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
+        self.report_to = report_to
 
     @classmethod
     def paper(cls, teacher: Any, width: int, **changes: Any) -> DistilledStudent:
@@ -650,10 +657,7 @@ class DistilledStudent(
 
     def _attributes_at(self, run: Run) -> dict[str, Any]:
         """Return the fitted attributes of this student at a point of training, with a copy of the model."""
-        shell = copy.copy(self)
-        shell._publish_run(run, copy.deepcopy(run.model.module))
-        own, missing = vars(self), object()
-        return {name: value for name, value in vars(shell).items() if own.get(name, missing) is not value}
+        return attributes_set(self, lambda shell: shell._publish_run(run, copy.deepcopy(run.model.module)))
 
     def _set_model(self, model: torch.nn.Module) -> None:
         self.model_: torch.nn.Module = model.eval()
@@ -716,6 +720,7 @@ def fit_together(students: Sequence[DistilledStudent], tokens: Any, eval_tokens:
     processes = join_processes(first.device)
     for student in students:
         processes.on_main(check_files, student)
+    processes.on_main(check_report_to, first.report_to)
     if first._is_given_by_name():
         check_model_kwargs(first.model_kwargs, by_name=True)
         for spec in specs:
@@ -739,8 +744,12 @@ def fit_together(students: Sequence[DistilledStudent], tokens: Any, eval_tokens:
     resolved = each[0]
     advice = f"lower batch_size={resolved.batch_size} or raise gradient_accumulation={resolved.gradient_accumulation}"
     with ExitStack() as stack:
+        settings_shown = plain_parameters(first, without=NOT_SAVED)
+        reports = Reports(first.report_to if processes.is_main else None, type(first).__name__, settings_shown)
+        stack.enter_context(reports)
         tasks = [
-            stack.enter_context(FitTasks(student, tokens, processes, student._attributes_at)) for student in students
+            stack.enter_context(FitTasks(student, tokens, processes, student._attributes_at, reports, label))
+            for student, label in zip(students, _labels(students, each), strict=True)
         ]
         distillation = Distillation(teacher, each, text, specs, processes, tasks)
         with evaluating(module), memory_advice(advice):
@@ -757,3 +766,16 @@ def fit_together(students: Sequence[DistilledStudent], tokens: Any, eval_tokens:
         warn_of_training([student for student in students if student.n_steps_ == longest])
     # Last, so that the students are fitted even if the disk is full.
     distillation.save_checkpoints(runs)
+
+
+def _labels(students: Sequence[DistilledStudent], settings: Sequence[Any]) -> list[str]:
+    """Name each of several students by what tells it from the others; a single one has no name."""
+    if len(students) == 1:
+        return [""]
+    parts: dict[str, list[Any]] = {
+        "width": [student.width for student in students],
+        "seed": [student.random_state for student in students],
+        "steps": [each.n_steps for each in settings],
+    }
+    differing = {name: values for name, values in parts.items() if len(set(map(str, values))) > 1}
+    return ["_".join(f"{name}_{values[place]}" for name, values in differing.items()) for place in range(len(students))]

@@ -301,7 +301,7 @@ def _spread(
 
 
 class Trained(NamedTuple):
-    """The best parameters of each model after a round, and the course of training."""
+    """The best parameters of each model after a round, and the course of training so far."""
 
     parameters: torch.Tensor  # (M, 1 + d, n)
     selection_loss: np.ndarray  # (M,) loss of `parameters` on the selection samples
@@ -322,12 +322,13 @@ def train(
     n_selection_samples: int = 8192,
     history_steps: Sequence[int] = (),
     on_step: Callable[[], object] | None = None,
+    on_round: Callable[[Trained], bool] | None = None,
 ) -> Trained:
     """Train every model of a stack until its loss has stopped falling.
 
     After each round of `n_steps` the models are evaluated on selection samples. A model leaves the stack if
     the round has lowered its best loss by no more than the share `tol`, or by no more than a millionth of
-    the loss of answering 0.
+    the loss of answering 0. All training ends if `on_round` returns True after a round.
 
     Raises
     ------
@@ -378,6 +379,7 @@ def train(
         # A model goes on from its last parameters: they differ from its best by noise alone.
         stack.parameters[rows] = active.parameters
         running = running[~converged[running]]
-        if not len(running):
+        stops = on_round is not None and on_round(Trained(best, lowest, steps, converged, history))
+        if stops or not len(running):
             break
     return Trained(best, lowest, steps, converged, history)

@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from geofloor._training.callbacks import CallbackSupportMixin, FitTasks, attributes_set
 from geofloor._training.devices import one_thread, resolve_device
 from geofloor._training.progress import progress_bar
 from geofloor._training.seeds import draw_seed
@@ -28,8 +29,10 @@ from geofloor._validation import (
 from geofloor.toy._engine import (
     ArrayStream,
     DistributionStream,
+    Evaluation,
     SampleStream,
     Stack,
+    Trained,
     evaluate,
     initial_parameters,
     stacked,
@@ -43,7 +46,7 @@ KEPT_NORM = 0.5  # the least ||W_i||^2 of a kept feature, between Elhage et al.'
 Importance = str | float | ArrayLike | Callable[[int], ArrayLike]
 
 
-class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class ToyModel(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""Toy model of superposition: a ReLU autoencoder with fewer hidden dimensions than features.
 
     It encodes samples linearly and decodes them with the transposed weight and a ReLU (Elhage et al.,
@@ -132,6 +135,10 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     Every round starts Adam anew and ends with a step size of zero, as in stochastic gradient descent
     with warm restarts [3]_. The model keeps the parameters after the round with the lowest loss.
+
+    With a scikit-learn that has `sklearn.callback`, callbacks given to `set_callbacks` see one task per round, with
+    ``round``, ``step`` and ``loss`` of the best model as ``metadata``. Training ends, without a warning, after a round
+    at which `on_fit_task_end` of one returns True.
 
     References
     ----------
@@ -239,45 +246,73 @@ class ToyModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             teacher=None if teacher is None else self._teacher(teacher, stream, n_init, device),
         )
         steps = np.unique(np.geomspace(1, settings["n_steps"], 32).astype(int)).tolist()
+        factor = stream.scale**2 * unit
+        is_stopped = False
+
+        def publish(model: ToyModel, trained: Trained) -> None:
+            evaluations = evaluate(stack._replace(parameters=trained.parameters), [stream], n_eval_samples)
+            model._publish(trained, evaluations[0], evaluations[1] or evaluations[0], stream.scale, factor)
+
+        def end_step() -> None:
+            tasks.begin_task()
+            bar.update()
+
+        def end_round(trained: Trained) -> bool:
+            nonlocal is_stopped
+            best = int(np.argmin(trained.selection_loss))
+            n_steps = int(trained.n_steps.max())
+            measured = {
+                "round": n_steps // settings["n_steps"],
+                "step": n_steps,
+                "loss": float(trained.selection_loss[best] * factor),
+            }
+            is_stopped = tasks.end_task(measured, trained)
+            return is_stopped
+
+        watched = FitTasks(
+            self, X, attributes_at=lambda trained: attributes_set(self, lambda shell: publish(shell, trained))
+        )
+        n_steps = settings["n_steps"] * settings["max_rounds"]
         with (
             one_thread(),
-            progress_bar("toy model", total=settings["n_steps"] * settings["max_rounds"], verbose=self.verbose) as bar,
+            watched as tasks,
+            progress_bar("toy model", total=n_steps, verbose=self.verbose) as bar,
         ):
+            tasks.begin(settings["max_rounds"], "round")
             trained = train(
-                stack,
-                [stream],
-                **settings,
-                history_steps=[0, *steps],
-                on_step=bar.update,
+                stack, [stream], **settings, history_steps=[0, *steps], on_step=end_step, on_round=end_round
             )
-            evaluations = evaluate(stack._replace(parameters=trained.parameters), [stream], n_eval_samples)
-        evaluation, on_data = evaluations[0], evaluations[1] or evaluations[0]
-
-        best = int(np.argmin(trained.selection_loss))
-        factor = stream.scale**2 * unit
-        weights = trained.parameters[best].cpu().numpy()
-        self.components_ = weights[1:].copy()
-        self.intercept_ = (weights[0] * stream.scale).astype(np.float32)
-        self.floors_ = evaluation.loss * factor
-        self.floor_ = float(self.floors_[best])
-        self.standard_error_ = float(evaluation.standard_error[best] * factor)
-        self.data_floor_ = float(on_data.loss[best] * factor)
-        self.feature_losses_ = self.importances_ * evaluation.feature_errors[best] * stream.scale**2
-        self.n_steps_, self.converged_ = int(trained.n_steps[best]), bool(trained.converged[best])
-        self.history_ = [
-            {"step": step, "loss": float(losses[best] * factor)}
-            for step, losses in trained.history
-            if np.isfinite(losses[best])
-        ]
-        self._n_features_out = width
-        self._measure_geometry()
-        if not self.converged_:
+            publish(self, trained)
+            tasks.end()
+        if not (self.converged_ or is_stopped):
             warn_caller(
                 f"The loss was still falling by more than tol={float(self.tol):g} per round after {self.n_steps_} "
                 "steps; raise max_rounds or n_steps.",
                 ConvergenceWarning,
             )
         return self
+
+    def _publish(
+        self, trained: Trained, evaluation: Evaluation, on_data: Evaluation, scale: float, factor: float
+    ) -> None:
+        """Set the fitted attributes to those of the best model; losses in training are multiplied by `factor`."""
+        best = int(np.argmin(trained.selection_loss))
+        weights = trained.parameters[best].cpu().numpy()
+        self.components_ = weights[1:].copy()
+        self.intercept_ = (weights[0] * scale).astype(np.float32)
+        self.floors_ = evaluation.loss * factor
+        self.floor_ = float(self.floors_[best])
+        self.standard_error_ = float(evaluation.standard_error[best] * factor)
+        self.data_floor_ = float(on_data.loss[best] * factor)
+        self.feature_losses_ = self.importances_ * evaluation.feature_errors[best] * scale**2
+        self.n_steps_, self.converged_ = int(trained.n_steps[best]), bool(trained.converged[best])
+        self.history_ = [
+            {"step": step, "loss": float(losses[best] * factor)}
+            for step, losses in trained.history
+            if np.isfinite(losses[best])
+        ]
+        self._n_features_out = len(self.components_)
+        self._measure_geometry()
 
     def _stream(self, X: Any, seed: int) -> SampleStream:
         if isinstance(X, SparseFeatures):
