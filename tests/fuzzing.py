@@ -31,6 +31,8 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 import geofloor
 from geofloor import datasets, displays, features, forecasting, language_models, probing, students, theory, toy
 from geofloor.features._precision import has_bf16
+from geofloor.planning._settings import PlanSettings
+from geofloor.planning._stages import StudentRun, TeacherFacts
 
 FOLDER = tempfile.TemporaryDirectory(prefix="geofloor-fuzz-")  # goes when Python ends
 N_TOKENS = 24
@@ -112,6 +114,13 @@ def fitted(name: str) -> Any:
             "student": lambda: geofloor.DistilledStudent(teacher(), 4, **STUDENT).fit(TOKENS),
             "bottleneck": lambda: bottleneck().fit(TOKENS),
             "ablation": lambda: geofloor.AblationPredictor(teacher(), 0, n_points=3, device="cpu").fit(TOKENS),
+            "plan": lambda: geofloor.Plan(
+                PlanSettings(widths=(2, 4), budgets=(300,), target_kl=0.05),
+                TeacherFacts("teacher", "gpt_neox", 8, 1, 1, N_TOKENS, 1000, ""),
+                [],
+                bound=fitted("bottleneck"),
+                runs=[StudentRun(2, 300, 0.06, 0.001, "principal"), StudentRun(4, 300, 0.04, 0.001, "principal")],
+            ),
             "probe": lambda: geofloor.ConceptProbe(random_state=0).fit(ROWS, LABELS),
             "toy": lambda: geofloor.ToyModel(2, **TOY).fit(SPARSE),
             "sweep": lambda: toy.toy_sweep(**SWEEP),
@@ -220,6 +229,19 @@ def pushed(repo_id: Any, **given: Any) -> str:
         "huggingface_hub.HfApi", create_repo=lambda *_, **__: made, upload_folder=lambda *_, **__: made
     ):
         return fitted("student").push_to_hub(repo_id, **given)
+
+
+def planned(teacher: Any, texts: Any, **given: Any) -> Any:
+    """Plan up to the estimate of the cost, which takes seconds and is left out."""
+    with patch("geofloor.planning._distillation.estimate_cost", lambda *_, **__: []):
+        return geofloor.plan_distillation(teacher, texts, **given | {"dry_run": True}).sizes
+
+
+@cache
+def kept_plan() -> str:
+    path = new_path()
+    fitted("plan").save(path)
+    return path
 
 
 def of_law(law: Any) -> Any:
@@ -608,6 +630,19 @@ def cases() -> dict[str, Case]:
             widths=WIDTHS,
             losses=LOSSES,
         ),
+        "plan_distillation": Case(
+            planned,
+            {"teacher": teacher(), "texts": RNG.integers(N_TOKENS, size=(200, 8)), "n_tokens": 400, "device": "cpu"},
+            parameters_of(geofloor.plan_distillation),
+        ),
+        "Plan": Case(lambda: repr(fitted("plan")), {}, ()),
+        "Plan.decide": of_method("plan", "decide", width=4, target=0.05),
+        "Plan.next_run": of_method("plan", "next_run", width=3),
+        "Plan.add_runs": of_method("plan", "add_runs", lambda made: made.table.forecast, runs={6: 0.02}, n_steps=300),
+        "Plan.plot": of_method("plan", "plot", lambda made: None, scale="log"),
+        "Plan.report": of_method("plan", "report", path=new_path(".html")),
+        "Plan.save": of_method("plan", "save", folder=new_path()),
+        "Plan.load": of_function(geofloor.Plan.load, lambda made: made.table.forecast, folder=kept_plan()),
         "CapacityCalibrator": of_class(forecasting.CapacityCalibrator, fit["CapacityCalibrator"], predictor=floors),
         "Exponential": of_class(forecasting.Exponential, of_law),
         "PowerOfWidth": of_class(forecasting.PowerOfWidth, of_law),
@@ -669,7 +704,6 @@ RESULTS = {
     "Allocation", "Division", "ChargedFeatures", "WidthAllocation",
     "ForecastErrors", "Decision", "StepsNeeded", "StudentLoss", "DictionaryReport",
     "FloorBand", "Law", "ProbeComparison", "Document", "NextRun",
-    "Plan", "plan_distillation",  # a call trains students: tests/planning tries their arguments
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geofloor._training.devices import resolve_device
-from geofloor._validation import check_object
+from geofloor._validation import check_object, check_path
 from geofloor.features import FeatureStatistics, SparseAutoencoder, load_autoencoder
 from geofloor.language_models import AblationPredictor, ActivationExtractor, BottleneckPredictor
 from geofloor.planning._settings import PlanSettings
@@ -320,7 +320,7 @@ def read_autoencoder(autoencoder: Any, device: str) -> Any:
         If it can't be read.
     """
     if isinstance(autoencoder, str | os.PathLike):
-        path = Path(autoencoder)
+        path = check_path("autoencoder", autoencoder)
         if path.is_file():
             try:
                 return SparseAutoencoder.load(path, device=str(resolve_device(device)))
