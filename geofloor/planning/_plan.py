@@ -446,7 +446,7 @@ class Plan:
         Parameters
         ----------
         path : str or path
-            The file, written atomically.
+            The file, written atomically. With plotly (``geofloor[interactive]``) its figure is interactive.
 
         Raises
         ------
