@@ -308,6 +308,7 @@ class Trained(NamedTuple):
     n_steps: np.ndarray  # (M,) steps taken
     converged: np.ndarray  # (M,) whether the loss had stopped falling
     history: list[tuple[int, np.ndarray]]  # (step, loss of each model) on the selection samples
+    is_stopped: bool = False  # by `on_round`
 
 
 def train(
@@ -379,7 +380,9 @@ def train(
         # A model goes on from its last parameters: they differ from its best by noise alone.
         stack.parameters[rows] = active.parameters
         running = running[~converged[running]]
-        stops = on_round is not None and on_round(Trained(best, lowest, steps, converged, history))
-        if stops or not len(running):
+        trained = Trained(best, lowest, steps, converged, history)
+        if on_round is not None and on_round(trained):
+            return trained._replace(is_stopped=True)
+        if not len(running):
             break
-    return Trained(best, lowest, steps, converged, history)
+    return trained

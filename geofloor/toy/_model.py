@@ -229,25 +229,14 @@ class ToyModel(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         device = resolve_device(self.device)
         seed = draw_seed(self.random_state)
         stream = self._stream(X, seed)
-        n_features = stream.n_features
-        width, n_init = check_width("width", self.width, n_features), settings.pop("n_init")
+        width, n_init = check_width("width", self.width, stream.n_features), settings.pop("n_init")
         n_eval_samples = settings.pop("n_eval_samples")
-        self.importances_ = resolve_importances(self.importance, n_features)
-        unit = self.importances_.max()  # relative weights in training, so that Adam's epsilon is small beside them
-        shape = (1 + width, n_features)
-        starts = [
-            initial_parameters(n_features, width, np.random.default_rng((seed, start))) for start in range(n_init)
-        ]
-        stack = Stack(
-            parameters=stacked(starts, shape, device),
-            importances=stacked([self.importances_ / unit] * n_init, shape[1:], device),
-            source=torch.zeros(n_init, dtype=torch.long, device=device),
-            empty_probability=torch.full((n_init,), stream.empty_probability, device=device),
-            teacher=None if teacher is None else self._teacher(teacher, stream, n_init, device),
-        )
+        self.importances_ = resolve_importances(self.importance, stream.n_features)
+        rngs = [np.random.default_rng((seed, start)) for start in range(n_init)]
+        starts = [initial_parameters(stream.n_features, width, rng) for rng in rngs]
+        stack = self._stack(starts, stream, teacher, device)
         steps = np.unique(np.geomspace(1, settings["n_steps"], 32).astype(int)).tolist()
-        factor = stream.scale**2 * unit
-        is_stopped = False
+        factor = stream.scale**2 * self.importances_.max()
 
         def publish(model: ToyModel, trained: Trained) -> None:
             evaluations = evaluate(stack._replace(parameters=trained.parameters), [stream], n_eval_samples)
@@ -258,25 +247,17 @@ class ToyModel(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transforme
             bar.update()
 
         def end_round(trained: Trained) -> bool:
-            nonlocal is_stopped
-            best = int(np.argmin(trained.selection_loss))
-            n_steps = int(trained.n_steps.max())
-            measured = {
-                "round": n_steps // settings["n_steps"],
-                "step": n_steps,
-                "loss": float(trained.selection_loss[best] * factor),
-            }
-            is_stopped = tasks.end_task(measured, trained)
-            return is_stopped
+            step = trained.history[-1][0]
+            loss = float(trained.selection_loss.min() * factor)
+            return tasks.end_task({"round": step // settings["n_steps"], "step": step, "loss": loss}, trained)
 
-        watched = FitTasks(
-            self, X, attributes_at=lambda trained: attributes_set(self, lambda shell: publish(shell, trained))
-        )
-        n_steps = settings["n_steps"] * settings["max_rounds"]
+        def attributes_at(trained: Trained) -> dict[str, Any]:
+            return attributes_set(self, lambda shell: publish(shell, trained))
+
         with (
             one_thread(),
-            watched as tasks,
-            progress_bar("toy model", total=n_steps, verbose=self.verbose) as bar,
+            FitTasks(self, X, attributes_at=attributes_at) as tasks,
+            progress_bar("toy model", total=settings["n_steps"] * settings["max_rounds"], verbose=self.verbose) as bar,
         ):
             tasks.begin(settings["max_rounds"], "round")
             trained = train(
@@ -284,13 +265,28 @@ class ToyModel(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transforme
             )
             publish(self, trained)
             tasks.end()
-        if not (self.converged_ or is_stopped):
+        if not (self.converged_ or trained.is_stopped):
             warn_caller(
                 f"The loss was still falling by more than tol={float(self.tol):g} per round after {self.n_steps_} "
                 "steps; raise max_rounds or n_steps.",
                 ConvergenceWarning,
             )
         return self
+
+    def _stack(
+        self, starts: list[np.ndarray], stream: SampleStream, teacher: ToyModel | None, device: torch.device
+    ) -> Stack:
+        """Stack the starting points, (1 + width, n_features) each, with what they are trained on."""
+        n_init, shape = len(starts), starts[0].shape
+        # Relative weights in training, so that Adam's epsilon is small beside them.
+        relative = self.importances_ / self.importances_.max()
+        return Stack(
+            parameters=stacked(starts, shape, device),
+            importances=stacked([relative] * n_init, shape[1:], device),
+            source=torch.zeros(n_init, dtype=torch.long, device=device),
+            empty_probability=torch.full((n_init,), stream.empty_probability, device=device),
+            teacher=None if teacher is None else self._teacher(teacher, stream, n_init, device),
+        )
 
     def _publish(
         self, trained: Trained, evaluation: Evaluation, on_data: Evaluation, scale: float, factor: float
