@@ -80,8 +80,8 @@ class AccuracyDisplay:
         Parameters
         ----------
         summary : DataFrame
-            One row per point, with the columns n_features, alpha, teacher_width, width and those named below. Points
-            with a measured floor of zero are left out, because they have no relative error.
+            One row per point, with the columns n_features, alpha, width and those named below, and teacher_width if
+            there are teachers. Points with a measured floor of zero are left out, because they have no relative error.
         predicted : str, default="Eq. 2"
             Column of predicted floors.
         measured : str, default="floor"

@@ -77,7 +77,8 @@ class CollapseDisplay(OneAxesMixin):
         Parameters
         ----------
         summary : DataFrame
-            One row per point, with the columns n_features, alpha, teacher_width, width and those named below.
+            One row per point, with the columns n_features, alpha, width and those named below, and teacher_width if
+            there are teachers.
         total : str, default="total"
             Column with the floor of width 0: the sum over features of importance times second moment, or times
             variance if the decoder has a bias.

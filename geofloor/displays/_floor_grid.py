@@ -42,7 +42,6 @@ from geofloor.displays._tables import (
     column_names,
     configurations,
     sorted_values,
-    with_teacher_width,
 )
 from geofloor.theory import critical_width
 from geofloor.theory._capacity import CapacityMethod
@@ -169,8 +168,7 @@ class FloorGridDisplay:
             unknown.
         """
         check_capacity(capacity)
-        points = with_teacher_width(summary)
-        points = check_points(points, [*POINT, measured, *_predicted(predicted, points)], spread)
+        points = check_points(summary, [*POINT, measured, *_predicted(predicted, summary)], spread)
         critical = {
             (n_features, alpha): critical_width(n_features, alpha, capacity)
             for (n_features, alpha), _ in configurations(points)
@@ -293,7 +291,7 @@ class FloorGridDisplay:
 
     def _checked(self) -> tuple[pd.DataFrame, dict[Any, float]]:
         """Return the points and the critical widths by configuration."""
-        table = with_teacher_width(self.points)
+        table = self.points
         needed = [*POINT, self.measured, *_predicted(self.predicted, table)]
         points = check_points(table, needed, self.spread, argument="points")
         critical = check_object(

@@ -94,8 +94,8 @@ class PredictionDisplay:
         Parameters
         ----------
         summary : DataFrame
-            One row per point, with the columns n_features, alpha, teacher_width, width and those named below. All rows
-            are used: select beforehand.
+            One row per point, with the columns n_features, alpha, width and those named below, and teacher_width if
+            there are teachers. All rows are used: select beforehand.
         predicted : str or sequence of str, default=("Eq. 2", "naive")
             Columns of predicted floors.
         measured : str, default="floor"

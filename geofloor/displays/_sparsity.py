@@ -31,6 +31,8 @@ from geofloor.displays._tables import POINT, check_points, configurations, sorte
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
+_TEACHER_WIDTH = 5  # the paper's
+
 
 class SparsityDisplay:
     """Floors over student width at each sparsity, one panel per number of features (Figure 9 of the paper).
@@ -99,7 +101,7 @@ class SparsityDisplay:
         cls,
         summary: pd.DataFrame,
         *,
-        teacher_width: int = 5,
+        teacher_width: int | None = None,
         predicted: str = "Eq. 2",
         measured: str = "floor",
         spread: str | None = "floor_std",
@@ -112,9 +114,10 @@ class SparsityDisplay:
         Parameters
         ----------
         summary : DataFrame
-            One row per point, with the columns n_features, alpha, teacher_width, width and those named below.
-        teacher_width : int, default=5
-            Width of the teacher.
+            One row per point, with the columns n_features, alpha, width and those named below, and teacher_width if
+            there are teachers.
+        teacher_width : int or None, default=None
+            Width of the teacher. None takes 5, the paper's, if there are teachers.
         predicted : str, default="Eq. 2"
             Column of predicted floors.
         measured : str, default="floor"
@@ -139,8 +142,11 @@ class SparsityDisplay:
             If `teacher_width` is not in the summary, `scale` is unknown, or the summary is empty, lacks a column, has
             a point twice or a value that is not finite.
         """
-        teacher_width = check_number("teacher_width", teacher_width, 1, whole=True)
+        if teacher_width is not None:
+            teacher_width = check_number("teacher_width", teacher_width, 1, whole=True)
         points = check_points(summary, [*POINT, measured, predicted], spread)
+        if teacher_width is None:
+            teacher_width = _TEACHER_WIDTH if points["teacher_width"].any() else 0
         chosen = points[points["teacher_width"] == teacher_width]
         if chosen.empty:
             widths = sorted_values(points, "teacher_width")

@@ -58,7 +58,8 @@ def check_points(
 ) -> pd.DataFrame:
     """Check a table of points: it needs rows, finite values in the needed columns, and distinct points.
 
-    The column `spread` may hold NaN, because a single seed has no spread.
+    Tables of sweeps without teachers have no ``teacher_width``; it is added, as 0. The column `spread` may hold NaN,
+    because a single seed has no spread.
 
     Raises
     ------
@@ -68,6 +69,8 @@ def check_points(
         If it fails one of these conditions.
     """
     columns = [*needed, *([] if spread is None else [spread])]
+    if isinstance(table, pd.DataFrame) and "teacher_width" in unique and "teacher_width" not in table.columns:
+        table = table.assign(teacher_width=0)
     table = plain_table(table, argument, columns, columns)
     if table.empty:
         raise ValueError(f"{argument} has no rows; give one for each point.")
@@ -81,13 +84,6 @@ def check_points(
     if repeated.any():
         point = ", ".join(f"{name}={table.loc[repeated, name].iloc[0]:g}" for name in unique)
         raise ValueError(f"{argument} has several rows for {point}; give one each, such as the mean over seeds.")
-    return table
-
-
-def with_teacher_width(table: Any) -> Any:
-    """Add a teacher width of 0, for none, to a table of a sweep without teachers."""
-    if isinstance(table, pd.DataFrame) and "width" in table.columns and "teacher_width" not in table.columns:
-        return table.assign(teacher_width=0)
     return table
 
 

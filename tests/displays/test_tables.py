@@ -31,7 +31,7 @@ def test_a_missing_value_in_a_column_is_counted():
         displays.FloorGridDisplay.from_summary(POINTS.astype({"floor": str}))
 
 
-@pytest.mark.parametrize(
+of_summaries = pytest.mark.parametrize(
     "draw",
     [
         FloorGridDisplay.from_summary,
@@ -43,6 +43,16 @@ def test_a_missing_value_in_a_column_is_counted():
     ],
     ids=lambda draw: draw.__self__.__name__,
 )
+
+
+@of_summaries
+def test_a_sweep_without_teachers_is_drawn_as_one_of_no_teacher(summary, draw):
+    plain = summary[summary["teacher_width"] == 5].drop(columns="teacher_width")
+    drawn, expected = draw(plain), draw(plain.assign(teacher_width=0))
+    pd.testing.assert_frame_equal(drawn.frame(), expected.frame())
+
+
+@of_summaries
 def test_summaries_that_cannot_be_drawn_are_refused(summary, draw):
     with pytest.raises(ValueError, match=r"lacks the columns \['alpha', 'floor'\]; needed are \['n_features', 'alpha'"):
         draw(summary.drop(columns=["floor", "alpha"]))
