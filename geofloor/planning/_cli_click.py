@@ -50,7 +50,7 @@ class Numbers(click.ParamType):
         try:
             return tuple(int(each) for each in value.strip().strip(",").split(","))
         except ValueError:
-            self.fail(f"{value!r} must be whole numbers, divided by commas, such as 128,256.", param, ctx)
+            self.fail(f"{value!r} must be whole numbers, divided by commas, such as 100,200.", param, ctx)
 
 
 class Run(click.ParamType):

@@ -111,7 +111,7 @@ def plan_distillation(
         More arguments for ``from_pretrained`` of a teacher given by name.
     checkpoint_dir : str, path or None, default=None
         Folder for results and checkpoints. The same call resumes from it, to the same plan. Other widths or more steps
-        extend it: what they need and is there is kept.
+        extend it: what they need and is there is kept. The folder of another teacher or text is refused.
     dry_run : bool, default=False
         Whether to stop after the estimate of the cost.
     device : str, default="auto"
@@ -375,6 +375,7 @@ class _Making:
         trained = [settings.batch_size, settings.init, settings.head_dim]
         own = None if self.autoencoder is None else _autoencoder_digest(self.autoencoder)
         return {
+            "plan": digest(held_out, measured),  # without it nothing in the folder can be used
             "bottleneck": digest(held_out, measured, settings.widths, settings.run_widths),
             "students": digest(held_out, *trained),  # more steps need more text, and extend what is there
             "trained": digest(held_out, self.text.digest("trained"), *trained),
@@ -387,6 +388,11 @@ class _Making:
         if self.folder is None or not (self.folder / PLAN).is_file():
             return
         earlier, keys = read_stored(self.folder)
+        if keys.get("plan", self.keys["plan"]) != self.keys["plan"]:
+            raise ValueError(
+                f"checkpoint_dir='{self.folder}' holds a plan of another teacher or text, or of other n_tokens, length "
+                "or random_state; give another folder, or remove that one."
+            )
         self.earlier_costs = earlier.costs
         same = {name for name, key in keys.items() if self.keys.get(name) == key}
         if "bottleneck" in same:
@@ -431,7 +437,8 @@ class _Making:
                 "students": bool(self.plan.runs),
                 "features": self.plan.features is not None,
             }
-            write_plan(self.plan, self.folder, {name: self.keys[name] for name, is_done in done.items() if is_done})
+            keys = {name: self.keys[name] for name, is_done in {"plan": True, **done}.items() if is_done}
+            write_plan(self.plan, self.folder, keys)
 
     def _say(self, lines: Sequence[str]) -> None:
         if self.verbose and lines:

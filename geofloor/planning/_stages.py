@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geofloor._training.devices import resolve_device
-from geofloor._validation import check_object, check_path
+from geofloor._validation import check_object, check_path, shown
 from geofloor.features import FeatureStatistics, SparseAutoencoder, load_autoencoder
 from geofloor.language_models import AblationPredictor, ActivationExtractor, BottleneckPredictor
 from geofloor.planning._settings import PlanSettings
@@ -325,6 +325,9 @@ def read_autoencoder(autoencoder: Any, device: str) -> Any:
             try:
                 return SparseAutoencoder.load(path, device=str(resolve_device(device)))
             except ValueError:
-                return load_autoencoder(path, device=device)
-        return load_autoencoder(autoencoder, device=device)
+                pass
+        try:
+            return load_autoencoder(autoencoder, device=device)
+        except ValueError as error:
+            raise ValueError(f"autoencoder={shown(autoencoder)} can't be used: {error}") from error
     return check_object("autoencoder", autoencoder, SparseAutoencoder, "give one, its file, or a published dictionary")

@@ -117,7 +117,7 @@ def test_the_shell_completes_commands():
         (["plan", "--tokens", "-5"], "--tokens=-5 must be a whole number of at least 1."),
         (["plan", "--widths", "0"], "--widths=0 must be"),
         (["plan", "--steps", "0,5"], "--steps=0 must be"),
-        (["plan", "--steps", "few"], "such as 128,256"),
+        (["plan", "--steps", "few"], "such as 100,200"),
         (["plan", "--target-kl", "0"], "--target-kl=0.0 must be"),
         (["plan", "--add-run", "448:0.2"], "such as 448=0.21"),
         (["plan", "--model-kwargs", "[1]"], "must be an object in JSON"),

@@ -122,6 +122,17 @@ def test_more_steps_and_widths_extend_a_plan(teacher, tmp_path, monkeypatch):
     assert third.table.width.tolist() == [2, 8]
 
 
+@pytest.mark.parametrize("changes", [{"tokens": token_ids()[::-1]}, {"n_tokens": 190 * 23}, {"random_state": 1}])
+def test_the_folder_of_another_plan_is_left_as_it_is(teacher, finished, changes):
+    _, folder = finished
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(
+        ValueError, match=r"checkpoint_dir='.*' holds a plan of another teacher or text, .* give another"
+    ):
+        plan_of(teacher, checkpoint_dir=folder, **changes)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 def test_a_plan_comes_back_from_its_files(finished, tmp_path):
     plan, folder = finished
     plan.save(tmp_path / "copy")
