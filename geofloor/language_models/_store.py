@@ -116,6 +116,8 @@ class ActivationStore:
                 raise FileNotFoundError(f"The shard '{file}' is missing; extract the activations again.")
             if file.stat().st_size != size:
                 raise _refused_shard(file, f"has {file.stat().st_size} bytes in place of {size}")
+            if size < shard["rows"] * self.shape[1] * self.dtype.itemsize:
+                raise _refused_shard(file, f"is too small for rows of {self.shape[1]} numbers")
         self._map = functools.lru_cache(_OPEN_SHARDS)(self._load)
 
     @classmethod
