@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from geofloor._validation import check_iterable, shown
+from geofloor._validation import check_object, shown
 
 _NEEDS = "run `pip install geofloor[accelerate]`, or set report_to=None"
 
@@ -37,7 +37,8 @@ def check_report_to(report_to: Any) -> list[str]:
     """
     if report_to is None or (isinstance(report_to, str) and report_to == "none"):
         return []
-    names = [report_to] if isinstance(report_to, str) else check_iterable("report_to", report_to, "give a list")
+    check_object("report_to", report_to, (str, list, tuple), "give a name, a list of names, or None")
+    names = [report_to] if isinstance(report_to, str) else list(report_to)
     from transformers.integrations.integration_utils import (
         INTEGRATION_TO_CALLBACK,
         get_available_reporting_integrations,
@@ -54,7 +55,7 @@ def check_report_to(report_to: Any) -> list[str]:
             raise ImportError(f"report_to={shown(report_to)} needs {name}, which is not installed; install it.")
     if names and not is_accelerate_available():
         raise ImportError(f"report_to={shown(report_to)} needs accelerate; {_NEEDS}.")
-    return list(names)
+    return names
 
 
 def _tensorboard(name: str) -> Any:

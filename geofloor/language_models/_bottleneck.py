@@ -362,7 +362,9 @@ class BottleneckPredictor(
         states = torch.cat([each.rows for each in kept])
         states = states[to_device(generator.permutation(len(states)), device)]
         if len(states) < 2:
-            raise ValueError(f"tokens give {len(states)} position(s) to fit; give more text, or raise n_positions.")
+            raise ValueError(
+                f"tokens give {len(states)} position(s) to fit; give more text, or raise n_positions and n_fitted."
+            )
         weight, bias = (None if each is None else each.detach() for each in kept[0][1:])
         return LazyLogits(states, weight, bias)
 

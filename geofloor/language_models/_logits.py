@@ -114,6 +114,8 @@ class LanguageModel:
     ) -> TokenRows:
         """Return token ids, checked for this model. Tokens that are `excluded` are no undeclared padding."""
         suspects = self.ending_ids.difference(excluded)
+        if self.n_vocabulary < self._n_logits:
+            options["source"] = f"raise n_vocabulary={self.n_vocabulary}"
         return TokenRows(tokens, name, self.n_tokens, self.max_length, pad_token_id, suspects=suspects, **options)
 
     def inner_matrices(self) -> list[torch.nn.Parameter]:

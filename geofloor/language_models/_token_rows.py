@@ -128,6 +128,8 @@ class TokenRows:
         Tokens that may be padding if `pad_token_id` is None. A warning is given if many rows begin or end with them.
     remedy : str
         Remedy in that warning.
+    source : str
+        Remedy for token ids outside the vocabulary.
     """
 
     def __init__(
@@ -140,11 +142,12 @@ class TokenRows:
         *,
         suspects: Set[int] = frozenset(),
         remedy: str = "set pad_token_id={token}",
+        source: str = "use the tokenizer that the teacher was trained with",
     ) -> None:
         if pad_token_id is not None:
             pad_token_id = check_number("pad_token_id", pad_token_id, whole=True)
         self._array = _token_array(tokens, name)
-        self._name, self._n_vocabulary, self._pad = name, n_vocabulary, pad_token_id
+        self._name, self._n_vocabulary, self._pad, self._source = name, n_vocabulary, pad_token_id, source
         length = self._array.shape[1]
         if max_length is not None and length > max_length:
             raise ValueError(
@@ -178,7 +181,7 @@ class TokenRows:
         if lowest < 0 or highest >= self._n_vocabulary:
             raise ValueError(
                 f"{self._name} holds the token id {lowest if lowest < 0 else highest}, outside the teacher's "
-                f"vocabulary of 0 to {self._n_vocabulary - 1}; use the tokenizer that the teacher was trained with"
+                f"vocabulary of 0 to {self._n_vocabulary - 1}; {self._source}"
                 f"{'' if self._pad is not None else ', or set pad_token_id if this is padding'}."
             )
         if mask is not None:

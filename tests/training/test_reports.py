@@ -70,7 +70,7 @@ def test_each_fit_has_a_run_of_its_own(folder):
     [
         ("tensorbord", ValueError, "report_to='tensorbord' is no tracker that transformers knows; .*tensorboard"),
         (["tensorboard", 3], ValueError, "report_to=.*3.* is no tracker"),
-        (3, TypeError, "report_to=3 is a int; give a list"),
+        (3, TypeError, "report_to=3 is a int; give a name, a list of names, or None"),
         ("comet_ml", ImportError, "report_to='comet_ml' needs comet_ml, which is not installed"),
     ],
 )
