@@ -30,6 +30,8 @@ def check_report_to(report_to: Any) -> list[str]:
 
     Raises
     ------
+    TypeError
+        If it is neither a name nor a list.
     ValueError
         If transformers does not know a tracker.
     ImportError
