@@ -283,13 +283,21 @@ def forecast(
     """Forecast the loss of students of any width from runs that you have.
 
     RUNS is a table with the columns width, loss (in nats per token) and, if it is known, n_steps: a file .csv, .tsv,
-    .jsonl (JSON lines) or .parquet. Runs of several n_steps must each have ended their learning-rate schedule.
+    .jsonl (JSON lines) or .parquet. Runs of several n_steps must each have ended their learning-rate schedule. Losses
+    that rise with width are refused.
     """
     if target is None and (check or width is not None):
         raise Mistake(f"{'--check' if check else '--width'} needs a target; give --target.")
     from geofloor.forecasting import LossForecaster
     from geofloor.forecasting._limits import teacher_end
-    from geofloor.planning._cli_runs import choose_decision, forecast_lines, read_runs, runs_line, table_widths
+    from geofloor.planning._cli_runs import (
+        choose_decision,
+        forecast_lines,
+        read_runs,
+        refusing_rise,
+        runs_line,
+        table_widths,
+    )
 
     runs = read_runs(path)
     if bound is not None:
@@ -299,7 +307,8 @@ def forecast(
             known["bound"] = BottleneckPredictor.load(bound)
         except (OSError, ValueError) as error:
             raise Mistake(f"--bound: {error}") from error
-    forecaster = LossForecaster(**known).fit(runs.widths, runs.losses, n_steps=runs.n_steps)
+    with refusing_rise(path):
+        forecaster = LossForecaster(**known).fit(runs.widths, runs.losses, n_steps=runs.n_steps)
     end, _ = teacher_end(forecaster, forecaster.law_)
     rows = tuple(sorted({*(widths or table_widths(runs, end)), *(() if width is None else (width,))}))
     decision = None if target is None else choose_decision(forecaster, rows, width, target)

@@ -63,6 +63,17 @@ def read_runs(path: Path) -> Runs:
     return Runs(widths, losses, n_steps)
 
 
+@contextmanager
+def refusing_rise(path: Path) -> Iterator[None]:
+    """Make a mistake of losses that rise with width: the forecast from them is not to be trusted."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "The loss rises with width")
+            yield
+    except UserWarning as error:
+        raise Mistake(f"'{path}': {error}") from error
+
+
 def _read_table(path: Path) -> pd.DataFrame:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:

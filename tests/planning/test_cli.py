@@ -139,6 +139,7 @@ def test_the_shell_completes_commands():
             "check --teacher-width, and that the column",
         ),
         (["forecast", "runs.csv", "--bound", "runs.csv"], "--bound: 'runs.csv'"),
+        (["forecast", "rising.csv"], "'rising.csv': The loss rises with width: 0.3 at width 32, 0.9 at width 64."),
     ],
 )
 def test_a_mistake_is_one_line_before_any_work(folder, monkeypatch, calls, words, message):
@@ -148,6 +149,7 @@ def test_a_mistake_is_one_line_before_any_work(folder, monkeypatch, calls, words
     (folder / "null.txt").write_bytes(b"a\0b")
     (folder / "body.jsonl").write_text('{"body": "a"}\n')
     (folder / "broken.jsonl").write_text('{"text": ')
+    (folder / "rising.csv").write_text("width,loss\n32,0.3\n64,0.9\n")
     assert message in error_of(run(*words), 2)
     assert not calls
 
@@ -361,9 +363,10 @@ def test_a_bad_file_of_runs_says_where(tmp_path, content, message):
 
 
 def test_warnings_are_one_line(folder, tmp_path):
-    (tmp_path / "runs.csv").write_text("width,loss\n32,0.3\n64,0.9\n")
+    (tmp_path / "runs.csv").write_text("width,loss\n32,0.9\n32,3.6\n64,0.3\n")
     result = run("forecast", tmp_path / "runs.csv", "--widths", "48")
     assert result.exit_code == 0
+    assert "about T² = 4" in result.stderr
     assert result.stderr.startswith("geofloor: warning: ")
     assert result.stderr.count("\n") == 1
 
