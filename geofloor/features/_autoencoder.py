@@ -622,6 +622,7 @@ class SparseAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, T
             )
             check_groups_fit(settings)
             state = self._last_state(settings)
+            state.is_stopped = False  # a stop ends `fit`
         train(state, settings, (X[i : i + settings.batch_size] for i in range(0, len(X), settings.batch_size)))
         return self._publish(state, settings)
 

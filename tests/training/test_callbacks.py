@@ -140,6 +140,8 @@ def test_a_stopped_autoencoder_stays_stopped(tmp_path, monkeypatch):
     resumed = clone(made).set_callbacks(Recorder()).fit(ACTIVATIONS)
     assert resumed.history_ == stopped.history_
     np.testing.assert_array_equal(resumed.decoder_, stopped.decoder_)
+    monkeypatch.undo()
+    assert stopped.partial_fit(ACTIVATIONS[:100]).n_steps_ == 45
 
 
 @pytest.mark.filterwarnings("error")
