@@ -129,6 +129,11 @@ _folder = click.option(
     default=Path("plan"),
     help="Folder for results; the same command resumes from it.",
 )
+_reports = click.option(
+    "--report-to",
+    metavar="NAME",
+    help="Tracker for the losses of trainings: tensorboard, wandb, trackio or another of transformers.",
+)
 _traceback = click.option(
     "--traceback", is_flag=True, envvar="GEOFLOOR_TRACEBACK", help="Show where an error was raised."
 )
@@ -169,6 +174,7 @@ def main() -> None:
     help="Loss of a student trained elsewhere as these are, for the most steps. Give it each time.",
 )
 @_folder
+@_reports
 @_running
 @click.option("--dry-run", is_flag=True, help="Print the checks and the cost, and stop.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask before long work.")
@@ -237,6 +243,7 @@ def bound(*, path: Path | None, **options: Any) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for results, such as that of a plan; the same command resumes from it.  [default: none]",
 )
+@_reports
 @_running
 def features(**options: Any) -> None:
     """Print the features of a teacher, and what students of each width would drop."""
@@ -372,6 +379,7 @@ def _make(
     traceback: bool,
     autoencoder: str | None = None,
     checkpoint_dir: Path | None = None,
+    report_to: str | None = None,
     no_features: bool = False,
     budgets: Sequence[int] | None = None,
     proceed: Callable[[Plan], bool] = lambda made: True,
@@ -409,6 +417,7 @@ def _make(
             stages=stages,
             device=device,
             verbose=2 if bars else 1,
+            report_to=report_to,
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from geofloor._files.atomic import check_writable
+from geofloor._training.reports import check_report_to
 from geofloor._validation import check_flag, check_number, check_path, shown
 from geofloor.language_models._blocks import find_blocks
 from geofloor.language_models._loading import is_name, load_language_model
@@ -62,6 +63,7 @@ def plan_distillation(
     device: str = "auto",
     random_state: int = 0,
     verbose: int = 0,
+    report_to: str | Sequence[str] | None = None,
 ) -> Plan:
     r"""Plan a distillation: how low students of each width get, and which width reaches a target.
 
@@ -120,6 +122,8 @@ def plan_distillation(
         Seed of everything.
     verbose : int, default=0
         Above 0, results are printed as stages end; above 1, progress bars are shown as well.
+    report_to : str, list of str or None, default=None
+        Trackers for the losses of students and dictionary, as in `DistilledStudent`.
 
     Returns
     -------
@@ -188,6 +192,7 @@ def plan_distillation(
         proceed=lambda plan: not dry_run,
         device=device,
         verbose=verbose,
+        report_to=report_to,
     )
 
 
@@ -204,6 +209,7 @@ def make_plan(
     stages: Sequence[str] = ("bottleneck", "students", "features"),
     device: str = "auto",
     verbose: int = 0,
+    report_to: Any = None,
 ) -> Plan:
     """Make a plan with checked settings.
 
@@ -216,6 +222,7 @@ def make_plan(
     """
     if folder is not None:
         check_writable("checkpoint_dir", folder / PLAN)
+    check_report_to(report_to)
     _, module = load_language_model(teacher, model_kwargs, device)
     model = LanguageModel(module, "the teacher")
     if not hasattr(module, "config"):
@@ -240,7 +247,8 @@ def make_plan(
                     f"{facts.width} dimensions; give a dictionary of this teacher."
                 )
     text = read_text(texts, teacher, settings, tokenizer=tokenizer, model_kwargs=model_kwargs)
-    return _Making(module, facts, settings, text, layer, autoencoder, folder, device, verbose).make(proceed, stages)
+    making = _Making(module, facts, settings, text, layer, autoencoder, folder, device, verbose, report_to)
+    return making.make(proceed, stages)
 
 
 class _Making:
@@ -257,9 +265,11 @@ class _Making:
         folder: Path | None,
         device: str,
         verbose: int,
+        report_to: Any,
     ) -> None:
         self.module, self.settings, self.text, self.layer = module, settings, text, layer
-        self.autoencoder, self.folder, self.device, self.verbose = autoencoder, folder, device, verbose
+        self.autoencoder, self.folder, self.device = autoencoder, folder, device
+        self.verbose, self.report_to = verbose, report_to
         self.bars = max(verbose - 1, 0)
         length = text.measured.shape[1]
         n_measured = len(text.measured) + len(text.held_out)
@@ -334,7 +344,14 @@ class _Making:
         if missing:
             folder = None if self.folder is None else self.folder / f"students-{self.keys['trained'][:12]}"
             self.plan.runs += train_students(
-                self.module, self.text, settings, missing, folder=folder, device=self.device, verbose=self.bars
+                self.module,
+                self.text,
+                settings,
+                missing,
+                folder=folder,
+                device=self.device,
+                verbose=self.bars,
+                report_to=self.report_to,
             )
             self.plan.runs.sort(key=lambda run: (run.width, run.n_steps or 0))
         return bool(missing)
@@ -359,6 +376,7 @@ class _Making:
             device=self.device,
             verbose=self.bars,
             done=lambda line: self._say([f"  features: {line}"]),
+            report_to=self.report_to,
         )
         return True
 

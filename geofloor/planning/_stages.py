@@ -177,6 +177,7 @@ def train_students(
     folder: Path | None,
     device: str,
     verbose: int,
+    report_to: Any = None,
 ) -> list[StudentRun]:
     """Train the students of some pairs of width and steps.
 
@@ -186,6 +187,8 @@ def train_students(
         Pairs of width and steps.
     folder : Path or None
         Folder for checkpoints.
+    report_to : str, list of str or None, default=None
+        Trackers, as in `DistilledStudent`.
     """
     budgets_of: dict[int, tuple[int, ...]] = {}
     for width, n_steps in missing:
@@ -207,6 +210,7 @@ def train_students(
                 random_state=settings.random_state,
                 device=device,
                 verbose=verbose,
+                report_to=report_to,
                 **heads_of(settings),
             )
         runs += [StudentRun(each.width, each.n_steps_, each.floor_, each.floor_error_, each.init_) for each in students]
@@ -238,6 +242,7 @@ def measure_features(
     device: str,
     verbose: int,
     done: Callable[[str], None],
+    report_to: Any = None,
 ) -> Features:
     """Measure the features of the teacher, and what students of each width drop.
 
@@ -251,6 +256,8 @@ def measure_features(
         Folder for activations and checkpoints. The dictionary and its statistics go to the folder above it.
     done : callable
         Called with a line after each part.
+    report_to : str, list of str or None, default=None
+        Trackers, as in `SparseAutoencoder`.
     """
     length = text.measured.shape[1]
     at_once = max(_FORWARD // length, 1)
@@ -270,6 +277,7 @@ def measure_features(
                 random_state=settings.random_state,
                 device=device,
                 verbose=verbose,
+                report_to=report_to,
             ).fit(train)
             if folder is not None:
                 sae.save(folder.parent / "autoencoder.safetensors")

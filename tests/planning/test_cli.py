@@ -68,8 +68,9 @@ def command(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(command):
-    result = run(*command, "--target-kl", "0.1")
+def finished(command, folder):
+    environment = {"TENSORBOARD_LOGGING_DIR": str(folder / "runs")}
+    result = run(*command, "--target-kl", "0.1", "--report-to", "tensorboard", env=environment)
     assert result.exit_code == 0, result.output
     return result
 
@@ -157,6 +158,7 @@ def test_a_mistake_is_one_line_before_any_work(folder, monkeypatch, calls, words
 def test_a_mistake_found_by_the_work_is_named_by_its_option(folder):
     words = ["features", folder / "model", "--text", folder / "a.txt", "--length", "16", "--tokens", "64"]
     assert "--layer=99 is not there" in error_of(run(*words, "--layer", "99"), 2)
+    assert "--report-to='tensorbord' is no tracker" in error_of(run(*words, "--report-to", "tensorbord"), 2)
     (folder / "broken").mkdir()
     (folder / "broken" / "config.json").write_text("{}")
     words = ["bound", folder / "broken", "--text", folder / "a.txt"]
@@ -252,6 +254,10 @@ def test_plan_prints_its_answer_and_writes_its_report(finished, folder):
     assert finished.stdout.endswith(f"Written: {folder / 'plan' / 'report.html'}, {folder / 'plan' / 'forecast.png'}\n")
     assert finished.stderr == ""
     assert plan.settings.target_kl == 0.1
+
+
+def test_a_tracker_gets_the_students_of_a_plan(finished, folder):
+    assert [made.name.split("-")[0] for made in (folder / "runs").iterdir()] == ["DistilledStudent"]
 
 
 def test_the_same_command_resumes_and_takes_more_runs(finished, folder, command, monkeypatch):

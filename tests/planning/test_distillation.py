@@ -44,8 +44,13 @@ def plan_of(teacher, tokens=None, **changes):
 @pytest.fixture(scope="module")
 def finished(teacher, tmp_path_factory):
     """A plan with all stages, in a folder."""
-    folder = tmp_path_factory.mktemp("plan")
-    return plan_of(teacher, target_kl=0.6, features=True, layer=0, checkpoint_dir=folder), folder
+    folder, runs = tmp_path_factory.mktemp("plan"), tmp_path_factory.mktemp("runs")
+    settings = {"target_kl": 0.6, "features": True, "layer": 0, "checkpoint_dir": folder}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORBOARD_LOGGING_DIR", str(runs))
+        plan = plan_of(teacher, **settings, report_to="tensorboard")
+    assert {run.name.split("-")[0] for run in runs.iterdir()} == {"DistilledStudent", "SparseAutoencoder"}
+    return plan, folder
 
 
 def read(folder):
