@@ -34,7 +34,7 @@ THIRD_PARTY = {
     "torch": {"_training", "features", "language_models", "students", "planning", "toy", "datasets"},
     "safetensors": {"_files", "_training", "features"},
     "accelerate": {"_training"},
-    "transformers": {"language_models", "students", "planning", "datasets"},
+    "transformers": {"_training", "language_models", "students", "planning", "datasets"},
     "datasets": {"language_models", "students", "planning"},
     "tokenizers": {"datasets"},
     "matplotlib": {"displays", "planning"},

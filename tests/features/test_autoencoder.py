@@ -223,6 +223,7 @@ def fit_apart(report, checkpoint, result):
         SparseAutoencoder(64, checkpoint_path=checkpoint, **settings).fit(batches()).save(result)
 
 
+@pytest.mark.slow
 def test_sigkill_at_several_points_loses_nothing(server, tmp_path):
     def start(name, **kill):
         call_apart(server, fit_apart, tmp_path / name, tmp_path / f"{name}.safetensors", **kill)
