@@ -70,7 +70,9 @@ def _tensorboard(name: str) -> Any:
 
 
 class Reports:
-    """Reports of one fit to trackers, open as a context; without trackers every method does nothing.
+    """Reports of one fit to trackers, closed as a context; without trackers every method does nothing.
+
+    A run begins with the first measurements, so that a fit that only reads its checkpoint leaves none.
 
     Parameters
     ----------
@@ -93,8 +95,9 @@ class Reports:
         return bool(self._names)
 
     def __enter__(self) -> Reports:
-        if not self._names:
-            return self
+        return self
+
+    def _begin(self) -> None:
         from transformers import TrainerControl, TrainerState, TrainingArguments
         from transformers.integrations import get_reporting_integration_callbacks
 
@@ -111,7 +114,6 @@ class Reports:
             self._trackers.append(_tensorboard(self._name))
         for tracker in self._trackers:
             tracker.on_train_begin(*self._given, model=None)
-        return self
 
     def __exit__(self, *error: object) -> None:
         for tracker in self._trackers:
@@ -130,9 +132,11 @@ class Reports:
         label : str, default=""
             Addition to each name, to tell models apart that train together.
         """
+        if self._names and not self._trackers:
+            self._begin()
         numbers = {name: value for name, value in measured.items() if name != "step" and value is not None}
         # The trackers of transformers put all but eval_ under train/.
         logs = {f"{name.removeprefix('train_')}{label and '/'}{label}": value for name, value in numbers.items()}
-        self._state.global_step = measured["step"]
         for tracker in self._trackers:
+            self._state.global_step = measured["step"]
             tracker.on_log(*self._given, logs=logs)

@@ -57,6 +57,14 @@ def test_students_of_one_pass_share_a_run_and_have_curves_of_their_own(folder):
     assert curves(run) == expected
 
 
+def test_a_fit_that_only_reads_its_checkpoint_leaves_no_run(folder, tmp_path):
+    settings = {"n_steps": 4, "eval_every": 2, "batch_size": 4, "warmup_steps": 1, "random_state": 0}
+    student = DistilledStudent(new_teacher(), 4, checkpoint_path=tmp_path / "checkpoint", **settings).fit(TOKENS)
+    again = DistilledStudent(**student.get_params() | {"report_to": "tensorboard"}).fit(TOKENS)
+    assert again.floor_ == student.floor_
+    assert not folder.exists()
+
+
 def test_each_fit_has_a_run_of_its_own(folder):
     sae = SparseAutoencoder(16, l0=2, batch_size=200, n_epochs=1, random_state=0, report_to="tensorboard")
     fit_autoencoders([sae, SparseAutoencoder(**sae.get_params() | {"random_state": 1})], ACTIVATIONS)
