@@ -28,13 +28,11 @@ from geofloor._training.seeds import draw_seed, step_generator
 from geofloor._training.settings import NOT_SAVED, check_files, plain_parameters, saved_parameters
 from geofloor._validation import (
     check_choice,
-    check_flag,
-    check_number,
     check_numeric,
     is_stream,
-    shown,
     warn_caller,
 )
+from geofloor.features._array_weights import read_arrays
 from geofloor.features._autoencoder_doubts import Outcome, find_doubts, find_outliers, noise_like
 from geofloor.features._autoencoder_files import (
     CHECKPOINT,
@@ -47,14 +45,13 @@ from geofloor.features._autoencoder_files import (
 )
 from geofloor.features._autoencoder_settings import (
     ACTIVATIONS,
-    THRESHOLDED,
     Settings,
     check_groups_fit,
     check_parameters,
     resolve_settings,
 )
 from geofloor.features._encoding import Rule, encode_by
-from geofloor.features._folding import FoldedDictionary, RawDictionary, fold
+from geofloor.features._folding import FoldedDictionary, fold
 from geofloor.features._precision import check_precision
 from geofloor.features._saelens import write_saelens
 from geofloor.features._sparse_codes import encode_sparse
@@ -64,7 +61,6 @@ from geofloor.features._trainer import TrainingState, start_training, train, tra
 
 _CODES_AT_A_TIME = 2**24
 _MAX_HELD_OUT = 2048  # rows
-_LARGEST_WEIGHT = 2.0**24  # so that products of weights and activations stay far below the end of float32
 _WEIGHTS = ("encoder_", "encoder_bias_", "decoder_", "decoder_bias_", "threshold_", "code_scale_")
 # Parameters that do not change the result of a fit, and may differ when it resumes.
 _INCIDENTAL = frozenset({"device", "verbose", "report_to", "checkpoint_path", "checkpoint_every", "random_state"})
@@ -443,22 +439,8 @@ class SparseAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, T
         >>> sae.transform([[1.0, 3.0, 2.0]]).toarray()
         array([[0., 6., 0.]], dtype=float32)
         """
-        check_choice("activation", activation, ACTIVATIONS)
-        takes = {"topk": ("l0",)} | dict.fromkeys(THRESHOLDED, ("threshold",))
-        for name, value in {"l0": l0, "threshold": threshold}.items():
-            if (value is not None) != (name in takes.get(activation, ())):
-                problem = "is missing" if value is None else "has no effect"
-                raise ValueError(f"{name} {problem} with activation={activation!r}; {name}={shown(value)}.")
-        bias, offset = _vector("b_enc", b_enc), _vector("b_dec", b_dec)
-        raw = RawDictionary(
-            encoder=_rows("W_enc", W_enc, len(bias), len(offset)),
-            encoder_bias=bias,
-            decoder=_rows("W_dec", W_dec, len(bias), len(offset)),
-            decoder_bias=offset,
-            activation=activation,
-            k=None if l0 is None else check_number("l0", l0, 1, len(bias), whole=True),
-            threshold=None if threshold is None else _vector("threshold", threshold, len(bias)),
-            is_centered=check_flag("centered", centered),
+        raw = read_arrays(
+            W_enc, b_enc, W_dec, b_dec, activation=activation, l0=l0, threshold=threshold, centered=centered
         )
         return cls._from_folded(fold(raw), activation, raw.k, None, device=device)
 
@@ -965,36 +947,6 @@ class SparseAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, T
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
-
-
-def _vector(name: str, value: Any, size: int | None = None) -> np.ndarray:
-    """Check numbers in one dimension, or a single one if the size is given, and return them in float64."""
-    array = np.asarray(check_numeric(value, name), dtype=np.float64)
-    if size is not None and array.shape in ((), (1,)):
-        array = np.full(size, array.reshape(()))
-    if array.ndim != 1 or not array.size or array.size != (size or array.size):
-        raise ValueError(f"{name} has shape {array.shape}; give numbers in one dimension, one per latent or input.")
-    return _moderate(name, array)
-
-
-def _rows(name: str, value: Any, n_latents: int, n_inputs: int) -> np.ndarray:
-    """Check a weight in either orientation, and return it in float64 with one latent per row."""
-    array = np.asarray(check_numeric(value, name), dtype=np.float64)
-    if array.shape == (n_inputs, n_latents) and n_inputs != n_latents:
-        array = array.T
-    if array.shape != (n_latents, n_inputs):
-        raise ValueError(
-            f"{name} has shape {array.shape}, but b_enc has {n_latents} numbers and b_dec {n_inputs}; give shape "
-            f"{(n_latents, n_inputs)}."
-        )
-    return _moderate(name, array)
-
-
-def _moderate(name: str, array: np.ndarray) -> np.ndarray:
-    """Refuse numbers that are not finite, or whose products in a dictionary can overflow in float32."""
-    if not float(np.abs(array).max()) < _LARGEST_WEIGHT:
-        raise ValueError(f"{name} has a number that is not finite or not below {_LARGEST_WEIGHT:g}; scale the weights.")
-    return array
 
 
 def _is_on_disk(X: Any) -> bool:
