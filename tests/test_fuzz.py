@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from geofloor.forecasting import Law
 
 BOUNDED = settings(
-    derandomize=True, database=None, deadline=None, max_examples=25, suppress_health_check=list(HealthCheck)
+    derandomize=True, database=None, deadline=None, max_examples=15, suppress_health_check=list(HealthCheck)
 )
 # By scikit-learn or, for displays, in the case of the constructor.
 INHERITED = {"get_params", "set_params", "plot", "frame"}

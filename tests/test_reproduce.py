@@ -270,6 +270,7 @@ def run_apart(folder, *arguments):
         runpy.run_path(str(JOB / "__main__.py"))["main"]([*SMALL, *arguments])
 
 
+@pytest.mark.slow
 def test_killed_in_two_steps_and_resumed_to_the_same_bytes(job, folder, finished, server, capsys):
     killed = folder / "killed"
     killed.mkdir()

@@ -171,6 +171,7 @@ def fit_apart(report, path):
             sae.save(f"{path}-{i}.safetensors")
 
 
+@pytest.mark.slow
 def test_sigkill_loses_nothing(server, tmp_path):
     call_apart(server, fit_apart, tmp_path / "never stopped")
     call_apart(server, fit_apart, tmp_path / "killed", kill_at=(40).__eq__)

@@ -85,6 +85,7 @@ def distill_apart(report, teacher, folder):
         each.save(folder / f"{each.width}.safetensors")
 
 
+@pytest.mark.slow
 def test_sigkill_loses_nothing(server, teacher_path, tmp_path):
     folder = tmp_path / "killed"
     for last in (8, 44):
